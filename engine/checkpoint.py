@@ -1,0 +1,203 @@
+"""Checkpoints that a kill at any instant cannot spoil.
+
+checkpoints/epoch_0010/{model.pdparams, optimizer.pdopt, ema.pdparams, state.json, manifest.json}
+checkpoints/latest       one line: the name of the newest
+
+A checkpoint is written into a temporary folder, synced, and renamed; only then does `latest` name it,
+and only then do old ones go. The manifest has every file's size and SHA-256, so that damage is seen
+before anything is loaded. `epoch_0010` has ten whole epochs behind it, `epoch_0010_batch_00200` has
+200 batches of the eleventh, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Callable, Iterator, Optional
+
+import numpy as np
+
+from engine.errors import Diverged, UserError
+from engine.weights import Arrays, parse_arrays, write_arrays
+
+MODEL, OPTIMIZER, EMA, STATE, MANIFEST = (
+    'model.pdparams',
+    'optimizer.pdopt',
+    'ema.pdparams',
+    'state.json',
+    'manifest.json',
+)
+
+
+@dataclass
+class Snapshot:
+    """All that a run needs to go on; `state` is what JSON can hold."""
+
+    model: Arrays
+    optimizer: Arrays
+    ema: Optional[Arrays]
+    state: dict[str, Any]
+    path: Optional[Path] = field(default=None, compare=False)
+
+
+class Checkpoints:
+    """The checkpoints of one run, the newest `keep` of them."""
+
+    def __init__(self, folder: Path, *, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+
+    def save(self, name: str, snapshot: Snapshot) -> Path:
+        """Write the checkpoint `name`. On any failure the ones before are as they were.
+
+        Raises Diverged for weights that are not finite, UserError when the disk refuses.
+        """
+        _require_finite(snapshot.model)
+        target, temporary = self.folder / name, self.folder / f'.{name}.writing'
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob('.*'):  # of a save that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            temporary.mkdir()
+            _write(temporary, snapshot)
+            if target.exists():
+                os.replace(target, self.folder / f'.{name}.replaced')
+            os.replace(temporary, target)
+            _sync_folder(self.folder)
+            write_atomically(self.folder / 'latest', lambda file: file.write(f'{name}\n'.encode()))
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            intact = next(self._newest_first(), None)
+            last = f'; the last checkpoint is intact: {intact}' if intact else ''
+            raise UserError(f'cannot save {target}: {error.strerror or error}{last}') from None
+        for old in list(self._newest_first())[self.keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+        return target
+
+    def newest(self, warn: Callable[[str], None]) -> Optional[Snapshot]:
+        """The newest checkpoint that verifies; `warn` hears of each that was skipped and why."""
+        for path in self._newest_first():
+            try:
+                return load(path)
+            except UserError as error:
+                warn(f'skipped a checkpoint: {error}')
+        return None
+
+    def _newest_first(self) -> Iterator[Path]:
+        found = [path for path in self.folder.glob('epoch_*') if path.is_dir()]
+        yield from sorted(found, key=lambda path: (_saved_at(path), path.name), reverse=True)
+
+
+def load(path: Path) -> Snapshot:
+    """Read and verify one checkpoint folder. UserError says what is wrong with it."""
+    manifest = _read_manifest(path)
+    content = {name: _verified(path / name, expected) for name, expected in manifest.items()}
+    try:
+        arrays = {
+            name: parse_arrays(content[name], path / name)
+            for name in (MODEL, OPTIMIZER, EMA)
+            if name in content
+        }
+        return Snapshot(
+            model=arrays[MODEL],
+            optimizer=arrays[OPTIMIZER],
+            ema=arrays.get(EMA),
+            state=json.loads(content[STATE]),
+            path=path,
+        )
+    except KeyError as error:
+        raise UserError(f'{path / MANIFEST} does not list {error.args[0]}') from None
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Replace a file by what `write` writes, or leave it as it was."""
+    temporary = path.with_name(f'.{path.name}.writing')
+    try:
+        with temporary.open('wb') as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _write(folder: Path, snapshot: Snapshot) -> None:
+    writers: dict[str, Callable[[BinaryIO], Any]] = {
+        MODEL: lambda file: write_arrays(file, snapshot.model),
+        OPTIMIZER: lambda file: write_arrays(file, snapshot.optimizer),
+        STATE: lambda file: file.write(json.dumps(snapshot.state, indent=1).encode()),
+    }
+    if snapshot.ema is not None:
+        ema = snapshot.ema
+        writers[EMA] = lambda file: write_arrays(file, ema)
+    files = {}
+    for name, write in writers.items():
+        buffer = io.BytesIO()
+        write(buffer)
+        content = buffer.getbuffer()
+        files[name] = {'bytes': content.nbytes, 'sha256': hashlib.sha256(content).hexdigest()}
+        _write_synced(folder / name, content)
+    manifest = {'saved_at': time.time(), 'files': files}
+    _write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    _sync_folder(folder)
+
+
+def _write_synced(path: Path, content: bytes | memoryview) -> None:
+    with path.open('wb') as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in the folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        files = json.loads((path / MANIFEST).read_bytes())['files']
+        assert isinstance(files, dict)
+        return files
+    except OSError as error:
+        raise UserError(f'{path / MANIFEST}: {error.strerror}') from None
+    except (ValueError, KeyError, TypeError, AssertionError):
+        raise UserError(f'{path / MANIFEST} is damaged') from None
+
+
+def _verified(path: Path, expected: Any) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f'{path}: {error.strerror}') from None
+    if len(content) != expected['bytes']:
+        raise UserError(f'{path} has {len(content):,} bytes instead of {expected["bytes"]:,}')
+    if hashlib.sha256(content).hexdigest() != expected['sha256']:
+        raise UserError(f'{path} was changed: its SHA-256 is not the one in {MANIFEST}')
+    return content
+
+
+def _saved_at(path: Path) -> float:
+    """Names alone don't order checkpoints: a run may have been resumed from an earlier one."""
+    try:
+        return float(json.loads((path / MANIFEST).read_bytes())['saved_at'])
+    except (OSError, ValueError, KeyError, TypeError):
+        return path.stat().st_mtime
+
+
+def _require_finite(arrays: Arrays) -> None:
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise Diverged(f'{name} is no longer finite; it was not saved')

@@ -1,0 +1,265 @@
+"""CIFAR-10 and CIFAR-100 in every layout that they come in, found by looking.
+
+python  cifar-10-python.tar.gz, cifar-10-batches-py/        pickled dicts
+binary  cifar-10-binary.tar.gz, cifar-10-batches-bin/       label byte(s) + 3072 pixels a record
+split   train/ + eval/, or cifar-10-batches-bin/ + cifar-10-verify-bin/     as MindSpore has it
+
+and CIFAR-100's equivalents. Where nothing is found, the python archive is downloaded.
+"""
+
+from __future__ import annotations
+
+import gzip
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Optional
+
+import numpy as np
+
+from engine import safe_pickle
+from engine.download import download
+from engine.errors import UserError
+
+PIXELS = 3 * 32 * 32
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One way to write the files: python pickles or binary records."""
+
+    archive: str
+    folder: str
+    train: tuple[str, ...]
+    test: str
+    names: str
+
+
+@dataclass(frozen=True)
+class Variant:
+    title: str
+    classes: int
+    sizes: tuple[int, int]
+    python: Encoding
+    binary: Encoding
+    label_key: bytes
+    names_key: bytes
+    label_bytes: int
+    md5: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+VARIANTS = {
+    'cifar10': Variant(
+        title='CIFAR-10',
+        classes=10,
+        sizes=(50_000, 10_000),
+        python=Encoding(
+            archive='cifar-10-python.tar.gz',
+            folder='cifar-10-batches-py',
+            train=tuple(f'data_batch_{i}' for i in range(1, 6)),
+            test='test_batch',
+            names='batches.meta',
+        ),
+        binary=Encoding(
+            archive='cifar-10-binary.tar.gz',
+            folder='cifar-10-batches-bin',
+            train=tuple(f'data_batch_{i}.bin' for i in range(1, 6)),
+            test='test_batch.bin',
+            names='batches.meta.txt',
+        ),
+        label_key=b'labels',
+        names_key=b'label_names',
+        label_bytes=1,
+        md5='c58f30108f718f92721af3b95e74349a',
+        mean=(125.3, 123.0, 113.9),  # of the paper's code
+        std=(63.0, 62.1, 66.7),
+    ),
+    'cifar100': Variant(
+        title='CIFAR-100',
+        classes=100,
+        sizes=(50_000, 10_000),
+        python=Encoding(
+            archive='cifar-100-python.tar.gz',
+            folder='cifar-100-python',
+            train=('train',),
+            test='test',
+            names='meta',
+        ),
+        binary=Encoding(
+            archive='cifar-100-binary.tar.gz',
+            folder='cifar-100-binary',
+            train=('train.bin',),
+            test='test.bin',
+            names='fine_label_names.txt',
+        ),
+        label_key=b'fine_labels',
+        names_key=b'fine_label_names',
+        label_bytes=2,  # coarse, then fine
+        md5='eb9058c3a382ffc7106e4002c42a8d85',
+        mean=(129.3, 124.1, 112.4),  # of the training images
+        std=(68.2, 65.4, 70.4),
+    ),
+}
+
+MIRRORS = ('https://dataset.bj.bcebos.com/cifar/', 'https://www.cs.toronto.edu/~kriz/')
+TRAIN_FOLDERS = ('', 'train')
+TEST_FOLDERS = ('', 'eval', 'test', 'val', 'cifar-10-verify-bin', '../cifar-10-verify-bin')
+
+Arrays = tuple[np.ndarray, np.ndarray]
+Read = Callable[[str], Optional[bytes]]  # file name -> its content, None where there is no such file
+
+
+def load_cifar(name: str, root: Path, *, fetch: bool) -> tuple[Arrays, Arrays, list[str], str]:
+    """((train images, labels), (test images, labels), class names, where they were found).
+
+    Images are uint8 [N, 3, 32, 32], labels int64 [N]. `fetch` allows a download into `root`.
+    Raises UserError naming the file that is missing, damaged or mislabelled.
+    """
+    variant = VARIANTS[name]
+    found = _find(variant, root) or _find(variant, Path('~/.cache/paddle/dataset/cifar').expanduser())
+    if found is None and fetch:
+        _fetch(variant, root)
+        found = _find(variant, root)
+    if found is None:
+        raise UserError(_nowhere(variant, root))
+    encoding, train_at, test_at, where = found
+    train = [_parse(variant, encoding, train_at, file, where) for file in encoding.train]
+    test = _parse(variant, encoding, test_at, encoding.test, where)
+    images, labels = (np.concatenate(part) for part in zip(*train))
+    return (images, labels), test, _class_names(variant, encoding, train_at, where), where
+
+
+# ------------------------------------------------------------------ finding
+
+
+def _find(variant: Variant, root: Path) -> Optional[tuple[Encoding, Read, Read, str]]:
+    """The first place that holds any training file: how it is written, and how to read it."""
+    for encoding in (variant.python, variant.binary):
+        for base in (root, root / encoding.folder):
+            train = _first_with(base, TRAIN_FOLDERS, encoding.train)
+            test = _first_with(base, (*TEST_FOLDERS, *TRAIN_FOLDERS), (encoding.test,))
+            if train is not None:
+                at = _folder_reader(train)
+                return encoding, at, _folder_reader(test) if test else at, str(train)
+        archive = root if root.name == encoding.archive else root / encoding.archive
+        if archive.is_file():
+            at = _archive_reader(archive, encoding.folder)
+            return encoding, at, at, str(archive)
+    return None
+
+
+def _first_with(base: Path, folders: tuple[str, ...], files: tuple[str, ...]) -> Optional[Path]:
+    for folder in folders:
+        if any((base / folder / file).is_file() for file in files):
+            return base / folder
+    return None
+
+
+def _folder_reader(folder: Path) -> Read:
+    def read(file: str) -> Optional[bytes]:
+        try:
+            return (folder / file).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise UserError(f'cannot read {folder / file}: {error.strerror}') from None
+
+    return read
+
+
+def _archive_reader(archive: Path, folder: str) -> Read:
+    """Reads every member once: seeking back in a gzip stream would unpack it again and again."""
+    content: dict[str, bytes] = {}
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                file = tar.extractfile(member) if member.isfile() else None
+                if file is not None:
+                    content[member.name.lstrip('./')] = file.read()
+    except (tarfile.TarError, EOFError, OSError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(
+            f'{archive} is damaged or incomplete ({error}); delete it and run again to download it'
+        ) from None
+    return lambda file: content.get(f'{folder}/{file}')
+
+
+# ------------------------------------------------------------------ reading
+
+
+def _parse(variant: Variant, encoding: Encoding, read: Read, file: str, where: str) -> Arrays:
+    name = f'{where}: {file}'
+    data = read(file)
+    if data is None:
+        raise UserError(f'{name} is missing; {variant.title} has {", ".join(encoding.train)} and '
+                        f'{encoding.test}')
+    parse = _parse_python if encoding is variant.python else _parse_binary
+    pixels, labels = parse(variant, data, name)
+    wrong = np.flatnonzero((labels < 0) | (labels >= variant.classes))
+    if wrong.size:
+        raise UserError(
+            f'{name}: image {wrong[0]} has label {labels[wrong[0]]}; {variant.title} has labels 0 '
+            f'to {variant.classes - 1}. Is it the file of another data set?'
+        )
+    return pixels.reshape(-1, 3, 32, 32), labels
+
+
+def _parse_python(variant: Variant, data: bytes, name: str) -> Arrays:
+    batch = safe_pickle.loads(data, name, encoding='bytes')
+    try:
+        pixels, labels = batch[b'data'], np.asarray(batch[variant.label_key], dtype=np.int64)
+    except (TypeError, KeyError, ValueError):
+        wanted = variant.label_key.decode()
+        raise UserError(f'{name} is no {variant.title} batch: it lacks data or {wanted}') from None
+    if getattr(pixels, 'dtype', None) != np.uint8 or pixels.shape != (len(labels), PIXELS):
+        shape = getattr(pixels, 'shape', None)
+        raise UserError(f'{name} has pixels {shape} for {len(labels)} labels, not N x {PIXELS} bytes')
+    if not len(labels):
+        raise UserError(f'{name} holds no image')
+    return pixels, labels
+
+
+def _parse_binary(variant: Variant, data: bytes, name: str) -> Arrays:
+    record = variant.label_bytes + PIXELS
+    if not data or len(data) % record:
+        raise UserError(
+            f'{name} has {len(data):,} bytes, no multiple of a record of {record}: it is truncated '
+            'or of another data set'
+        )
+    records = np.frombuffer(data, np.uint8).reshape(-1, record)
+    return records[:, variant.label_bytes :], records[:, variant.label_bytes - 1].astype(np.int64)
+
+
+def _class_names(variant: Variant, encoding: Encoding, read: Read, where: str) -> list[str]:
+    data = read(encoding.names)
+    if data is None:
+        return [str(i) for i in range(variant.classes)]
+    if encoding is variant.binary:
+        names = data.decode(errors='replace').split()
+    else:
+        meta = safe_pickle.loads(data, f'{where}: {encoding.names}', encoding='bytes')
+        names = [n.decode() if isinstance(n, bytes) else n for n in meta.get(variant.names_key, [])]
+    if len(names) != variant.classes:
+        raise UserError(f'{where}: {encoding.names} names {len(names)} classes, not {variant.classes}')
+    return names
+
+
+# ------------------------------------------------------------------ downloading
+
+
+def _fetch(variant: Variant, root: Path) -> None:
+    archive = variant.python.archive
+    urls = [mirror + archive for mirror in MIRRORS]
+    try:
+        download(urls, root / archive, md5=variant.md5)
+    except OSError as error:
+        raise UserError(f'{_nowhere(variant, root)} (download failed: {error})') from None
+
+
+def _nowhere(variant: Variant, root: Path) -> str:
+    return (
+        f'{variant.title} is not in {root}: put {variant.python.archive} there, or set -o data.root=DIR '
+        'to where it is; to try without it: python3 train.py -c configs/quickstart.yaml'
+    )

@@ -1,0 +1,63 @@
+"""What the commands share on the command line: -c, -o, --help, and the exit codes.
+
+Nothing here imports paddle, so that --help and a wrong key answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import Callable
+
+from engine import config as configs
+from engine.errors import Diverged, Stopped, UserError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DEFAULT_CONFIG = REPOSITORY / 'configs' / 'wrn28_10_cifar10.yaml'
+
+EXIT_USER, EXIT_DIVERGED, EXIT_STOPPED = 2, 3, 75
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Parser with -c and -o; its --help ends with every config key, default and meaning."""
+    result = argparse.ArgumentParser(
+        description=description,
+        epilog=configs.describe_keys(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    result.add_argument(
+        '-c',
+        '--config',
+        type=Path,
+        metavar='FILE',
+        help='recipe (default: configs/wrn28_10_cifar10.yaml)',
+    )
+    result.add_argument(
+        '-o',
+        '--override',
+        action='extend',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='change config keys, e.g. -o optimizer.lr=0.05 -o train.epochs=2',
+    )
+    return result
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command and leave with its exit code; only our own bugs show a traceback."""
+    try:
+        main()
+    except (UserError, Diverged, Stopped) as error:
+        print(f'{Path(sys.argv[0]).name}: {error}', file=sys.stderr)
+        codes = {UserError: EXIT_USER, Diverged: EXIT_DIVERGED, Stopped: EXIT_STOPPED}
+        sys.exit(codes[type(error)])
+    except KeyboardInterrupt:
+        print('interrupted; nothing was saved by this command', file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:  # `train.py | head`: the reader has gone, which is no error of ours
+        sys.stderr.close()
+        sys.exit(128 + signal.SIGPIPE)

@@ -1,0 +1,71 @@
+"""Downloads that can be interrupted: progress, resuming, MD5, several mirrors."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Sequence
+
+from tqdm import tqdm
+
+CHUNK = 1 << 20
+
+
+def download(urls: Sequence[str], target: Path, *, md5: str, timeout_s: float = 20.0) -> None:
+    """Fetch the first of `urls` that delivers a file of that MD5 into `target`.
+
+    The bytes go to `target` + '.part', which a later call continues, and are renamed when they
+    verify. Raises OSError with the last mirror's problem when none delivers.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f'{target.name}.part')
+    problem: Exception = OSError('no address to download from')
+    for url in urls:
+        try:
+            _fetch(url, part, timeout_s)
+            _verify(part, md5)
+        except (OSError, http.client.HTTPException) as error:
+            problem = error
+            continue
+        os.replace(part, target)
+        return
+    raise OSError(f'{urls[-1]}: {problem}') from problem
+
+
+def _fetch(url: str, part: Path, timeout_s: float) -> None:
+    done = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={'Range': f'bytes={done}-'} if done else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=timeout_s)  # noqa: S310 (https above)
+    except urllib.error.HTTPError as error:
+        if done and error.code == 416:  # nothing is left to fetch: the MD5 decides
+            return
+        raise
+    with response:
+        if response.status != 206:  # the server starts from the beginning
+            done = 0
+        length = response.headers.get('Content-Length')
+        total = done + int(length) if length else None
+        bar = tqdm(
+            total=total, initial=done, unit='B', unit_scale=True, desc=part.stem, mininterval=1.0
+        )
+        with bar, part.open('ab' if done else 'wb') as file:
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                bar.update(len(chunk))
+    if total is not None and part.stat().st_size < total:
+        raise OSError(f'the connection broke after {part.stat().st_size:,} of {total:,} bytes')
+
+
+def _verify(part: Path, md5: str) -> None:
+    digest = hashlib.md5(usedforsecurity=False)
+    with part.open('rb') as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    if digest.hexdigest() != md5:
+        part.unlink()  # nothing of it can be trusted, so the next try starts anew
+        raise OSError(f'MD5 is {digest.hexdigest()}, not {md5}')

@@ -1,0 +1,203 @@
+"""What a run tells: console and train.log, metrics.jsonl, VisualDL, curves.png.
+
+A terminal gets a progress bar; a pipe and train.log get plain lines. The beginnings of the lines
+(`Epoch 0: ... set learning rate to`, `iter:0  loss:`, `acc:... total:... ratio:...`) are grepped by
+other people's scripts and stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Optional, TextIO
+
+import numpy as np
+from tqdm import tqdm
+
+from engine import plots
+from engine.checkpoint import write_atomically
+from engine.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from engine.loop import Trainer
+
+CURVES_EVERY_S = 30.0
+HOPELESS_S = 2 * 86400.0
+
+
+class Log:
+    """Usable at once; what is said before `attach` names the folder is kept and written then."""
+
+    def __init__(self) -> None:
+        self._early: list[str] = []
+        self._file: Optional[TextIO] = None
+        self._bar: Optional[tqdm[Any]] = None
+        self._records: list[dict[str, Any]] = []
+        self._shown = (0, 0.0)
+        self._drawn = -CURVES_EVERY_S
+        self._step_ends: list[float] = []
+
+    def attach(self, folder: RunFolder, *, epochs_done: int) -> None:
+        """Begin or continue the files of a run; lines of epochs that will run again are dropped."""
+        from visualdl import LogWriter
+
+        self._folder = folder
+        self._file = folder.log_file.open('a', buffering=1, encoding='utf-8')
+        for text in self._early:
+            self._file.write(f'{text}\n')
+        self._records = [r for r in _read_records(folder) if r['epoch'] < epochs_done]
+        text = ''.join(f'{json.dumps(record)}\n' for record in self._records)
+        write_atomically(folder.metrics_file, lambda file: file.write(text.encode()))
+        self._vdl = LogWriter(logdir=str(folder.vdl_folder))
+
+    def line(self, text: str) -> None:
+        """One line for everybody."""
+        if self._bar is not None:
+            self._bar.clear()
+        print(text, flush=True)
+        self._record_line(text)
+
+    def epoch_starts(self, trainer: Trainer, *, schedule: str) -> None:
+        progress = trainer.progress
+        lr = trainer.lr_at(trainer.step)
+        self.line(f'Epoch {progress.epoch}: {schedule} set learning rate to {lr:.6g}.')
+        self._shown = (progress.sums.images, progress.sums.seconds)
+        if sys.stdout.isatty():
+            self._bar = tqdm(
+                total=len(trainer.batches),
+                initial=progress.batch,
+                desc=f'epoch {progress.epoch + 1}/{trainer.config.train.epochs}',
+                bar_format='{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt}{postfix}',
+                file=sys.stdout,
+                leave=False,
+            )
+
+    def advance(self, trainer: Trainer, iteration: int, *, show: bool) -> None:
+        """A step is done; `show` says that its results have just been collected."""
+        if self._bar is not None:
+            self._bar.update()
+        self._estimate(trainer)
+        if not show:
+            return
+        sums = trainer.progress.sums
+        images, seconds = sums.images - self._shown[0], sums.seconds - self._shown[1]
+        self._shown = (sums.images, sums.seconds)
+        speed = images / seconds
+        left = (trainer.steps - trainer.step) * trainer.batches.size(0) / speed
+        lr = trainer.lr_at(trainer.step - 1)
+        rest = (
+            f'images/s:{speed:.1f}  wait:{100 * sums.waited / sums.seconds:.1f}%  '
+            f'left:{duration(left)}'
+        )
+        text = f'iter:{iteration}  loss:{trainer.last_loss:.4f}  lr:{lr:.6g}  {rest}'
+        if self._bar is None:
+            print(text, flush=True)
+        else:
+            self._bar.set_postfix_str(f'loss:{trainer.last_loss:.4f}  {rest}')
+        self._record_line(text)
+        for tag, value in (
+            ('train/loss', trainer.last_loss),
+            ('train/learning_rate', lr),
+            ('train/images_per_second', speed),
+        ):
+            self._vdl.add_scalar(tag, value, trainer.step - 1)
+
+    def _estimate(self, trainer: Trainer) -> None:
+        """After the second step: say so if this would take days, and what would not."""
+        self._step_ends.append(time.monotonic())
+        if len(self._step_ends) != 2:
+            return
+        left = (trainer.steps - trainer.step) * (self._step_ends[1] - self._step_ends[0])
+        if left > HOPELESS_S:
+            self.line(
+                f'This run takes about {duration(left)} on this machine. Shorter ones: '
+                'configs/quickstart.yaml (a minute on two cores), '
+                'configs/wrn16_2_cifar10_short.yaml (hours). Going on; Ctrl-C stops and saves.'
+            )
+
+    def training_ends(self) -> None:
+        """No bar from here on (evaluation, or the end)."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def epoch_ends(self, record: dict[str, Any], *, last: bool) -> None:
+        self._records.append(record)
+        with self._folder.metrics_file.open('a', encoding='utf-8') as file:
+            file.write(f'{json.dumps(record)}\n')
+        for name in ('train_loss', 'train_accuracy', 'eval_loss', 'eval_accuracy', 'eval_top5'):
+            if name in record:
+                self._vdl.add_scalar(f'epoch/{name}', record[name], record['epoch'])
+        if last or time.monotonic() - self._drawn > CURVES_EVERY_S:
+            plots.curves(self._records, self._folder.curves_file)
+            self._drawn = time.monotonic()
+
+    def first_batch(self, picture: np.ndarray) -> None:
+        """uint8 [H, W, 3]: what the network sees, augmented."""
+        self._vdl.add_image('first_augmented_batch', picture, 0)
+
+    @property
+    def last_record(self) -> dict[str, Any]:
+        return self._records[-1]
+
+    def close(self) -> None:
+        self.training_ends()
+        if self._file is not None:
+            self._file.close()
+            self._vdl.close()
+
+    def _record_line(self, text: str) -> None:
+        if self._file is None:
+            self._early.append(text)
+        else:
+            self._file.write(f'{text}\n')
+
+
+class Silence(Log):
+    """The log of every process but the first."""
+
+    def attach(self, folder: RunFolder, *, epochs_done: int) -> None:
+        pass
+
+    def line(self, text: str) -> None:
+        pass
+
+    def epoch_starts(self, trainer: Trainer, *, schedule: str) -> None:
+        pass
+
+    def advance(self, trainer: Trainer, iteration: int, *, show: bool) -> None:
+        pass
+
+    def epoch_ends(self, record: dict[str, Any], *, last: bool) -> None:
+        self._records = [record]
+
+    def first_batch(self, picture: np.ndarray) -> None:
+        pass
+
+
+def duration(seconds: float) -> str:
+    """58s, 12m30s, 2h05m, 3d 4h, 9 weeks."""
+    whole = round(seconds)
+    if whole < 60:
+        return f'{whole}s'
+    if whole < 3600:
+        return f'{whole // 60}m{whole % 60:02d}s'
+    if whole < 86400:
+        return f'{whole // 3600}h{whole % 3600 // 60:02d}m'
+    if whole < 28 * 86400:
+        return f'{whole // 86400}d {whole % 86400 // 3600}h'
+    return f'{round(whole / 604800)} weeks'
+
+
+def _read_records(folder: RunFolder) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, less one that a kill left half written."""
+    if not folder.metrics_file.exists():
+        return []
+    records = []
+    for text in folder.metrics_file.read_text(encoding='utf-8').splitlines():
+        try:
+            records.append(json.loads(text))
+        except ValueError:
+            continue
+    return records

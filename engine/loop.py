@@ -1,0 +1,338 @@
+"""Training and evaluation: the two loops, and the state that a run carries through them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any, Callable, Iterable, Iterator, Optional
+
+import numpy as np
+import paddle
+from paddle import nn
+from paddle.nn import functional as F
+
+from engine import runtime
+from engine.checkpoint import Snapshot
+from engine.config import Config, to_dict
+from engine.data import Batch, Batches
+from engine.errors import Diverged, UserError
+from engine.log import Log
+from engine.optim import (
+    AveragedWeights,
+    cross_entropy,
+    load_optimizer_arrays,
+    make_optimizer,
+    make_schedule,
+    optimizer_arrays,
+)
+from engine.weights import Arrays, fit_weights, state_arrays
+
+
+@dataclass
+class Sums:
+    """What an epoch has added up so far (saved with a checkpoint inside an epoch)."""
+
+    loss: float = 0.0
+    correct: int = 0
+    images: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0  # seconds of these in which the loop waited for data
+
+
+@dataclass
+class Progress:
+    """Where a run is: whole epochs, batches of the next one, and the best evaluation so far."""
+
+    epoch: int = 0
+    batch: int = 0
+    sums: Sums = field(default_factory=Sums)
+    best: float = 0.0
+    best_epoch: Optional[int] = None
+
+    @property
+    def name(self) -> str:
+        inside = f'_batch_{self.batch:05d}' if self.batch else ''
+        return f'epoch_{self.epoch:04d}{inside}'
+
+
+@dataclass
+class _Pending:
+    """Steps whose results are still on the device, so that a step never waits for it."""
+
+    first_step: int
+    losses: list[paddle.Tensor] = field(default_factory=list)
+    correct: list[paddle.Tensor] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Per-image results, in the order of the set; every figure is derived from them."""
+
+    labels: np.ndarray  # int [N]
+    predictions: np.ndarray  # int [N], the likeliest class
+    in_top5: np.ndarray  # bool [N]
+    losses: np.ndarray  # float [N], cross entropy in nats
+    probabilities: np.ndarray  # float [N], of the predicted class
+    seconds: float
+
+    @property
+    def correct(self) -> int:
+        return int((self.predictions == self.labels).sum())
+
+    @property
+    def top1(self) -> float:
+        return self.correct / len(self.labels)
+
+    @property
+    def top5(self) -> float:
+        return float(self.in_top5.mean())
+
+    @property
+    def loss(self) -> float:
+        return float(self.losses.mean())
+
+    @property
+    def summary(self) -> str:
+        """The line that scripts grep for."""
+        return f'acc:{self.correct} total:{len(self.labels)} ratio:{self.top1:.6g}'
+
+
+class Trainer:
+    """A model in training: optimizer, schedule, averaged weights, and progress."""
+
+    def __init__(
+        self, model: nn.Layer, config: Config, *, batches: Batches, classes: list[str], log: Log
+    ) -> None:
+        self.model, self.config, self.batches, self.log = model, config, batches, log
+        self._forward = runtime.distribute(model)
+        self.classes = classes
+        self.progress = Progress()
+        self.optimizer = make_optimizer(model, config.optimizer)
+        self.lr_at = make_schedule(
+            config.schedule,
+            lr=config.optimizer.lr,
+            epochs=config.train.epochs,
+            steps_per_epoch=len(batches),
+        )
+        self.last_loss = 0.0
+        self._pending, self._clock = _Pending(0), time.perf_counter()
+        self.ema = AveragedWeights(model, decay=config.train.ema) if config.train.ema else None
+        self.steps = min(
+            config.train.epochs * len(batches), config.train.max_steps or 10**18
+        )
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.steps
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.progress.epoch * len(self.batches) + self.progress.batch
+
+    def train_one_epoch(self, *, after_step: Callable[[bool], None]) -> None:
+        """Train the rest of the epoch; `after_step` may raise, and the state is consistent then.
+
+        It hears whether the step's results have just been collected, which all processes do at once.
+        Raises Diverged, naming step and learning rate, when the loss is no longer finite.
+        """
+        progress, log_every = self.progress, self.config.train.log_every
+        self.model.train()
+        self.batches.set_epoch(progress.epoch, skip=progress.batch)
+        self._pending = _Pending(self.step)
+        self._clock = time.perf_counter()
+        for images, labels in self._timed(self.batches):
+            if self.finished:
+                break
+            self._train_step(images, labels)
+            progress.batch += 1
+            iteration = progress.batch - 1
+            collected = iteration % log_every == 0
+            if collected:
+                self.collect()
+            self.log.advance(self, iteration, show=collected)
+            after_step(collected)
+        self.collect()
+
+    def _train_step(self, images: np.ndarray, labels: np.ndarray) -> None:
+        runtime.seed_step(self.config.seed, self.step)
+        self.optimizer.set_lr(self.lr_at(self.step))
+        target = paddle.to_tensor(labels)
+        logits = self._forward(paddle.to_tensor(images))
+        loss = cross_entropy(logits, target, self.config.train.label_smoothing)
+        # Gradients are averaged over the processes; this makes it the mean over the images.
+        share = len(labels) * runtime.WORLD / self.batches.size(self.progress.batch)
+        (loss if share == 1 else loss * share).backward()
+        self.optimizer.step()
+        self.optimizer.clear_grad()
+        if self.ema is not None:
+            self.ema.update(self.step)
+        self._pending.losses.append(loss.detach())
+        self._pending.correct.append((logits.argmax(-1) == target).sum())
+        self._pending.images.append(len(labels))
+
+    def collect(self) -> None:
+        """Fetch the pending results, check them, and add them to the epoch's sums."""
+        pending, sums = self._pending, self.progress.sums
+        if not pending.losses:
+            return
+        losses = paddle.stack(pending.losses).numpy().reshape(-1).astype(np.float64)
+        correct = paddle.stack(pending.correct).numpy().reshape(-1)
+        images = np.array(pending.images)
+        summed, correct, images = runtime.sum_over_ranks(np.stack([losses * images, correct, images]))
+        losses = summed / images
+        self._require_finite(losses, pending.first_step)
+        self.last_loss = float(losses[-1])
+        for loss in summed:  # one by one: the sum must not depend on how often it is collected
+            sums.loss += float(loss)
+        sums.correct += int(correct.sum())
+        sums.images += int(images.sum())
+        now = time.perf_counter()
+        sums.seconds += now - self._clock
+        self._clock, self._pending = now, _Pending(self.step)
+
+    def _require_finite(self, losses: np.ndarray, first_step: int) -> None:
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if bad.size:
+            step = first_step + int(bad[0])
+            raise Diverged(
+                f'the loss became {losses[bad[0]]} at step {step} (learning rate '
+                f'{self.lr_at(step):.6g}); the checkpoints before it are intact. A lower '
+                'optimizer.lr, schedule.warmup_epochs or optimizer.clip_norm usually helps'
+            )
+
+    def _timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, with the time that each was waited for."""
+        iterator = iter(batches)
+        while True:
+            start = time.perf_counter()
+            batch = next(iterator, None)
+            self.progress.sums.waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+    def end_epoch(self, evaluation: Optional[Evaluation]) -> dict[str, Any]:
+        """Move on to the next epoch; returns the record of the one that ended."""
+        progress, sums = self.progress, self.progress.sums
+        record: dict[str, Any] = {
+            'epoch': progress.epoch,
+            'step': self.step,
+            'lr': self.lr_at(self.step - 1),
+            'train_loss': sums.loss / sums.images,
+            'train_accuracy': sums.correct / sums.images,
+            'seconds': sums.seconds,
+            'images_per_second': sums.images / sums.seconds,
+            'data_wait': sums.waited / sums.seconds,
+        }
+        if evaluation is not None:
+            record.update(
+                eval_loss=evaluation.loss,
+                eval_accuracy=evaluation.top1,
+                eval_top5=evaluation.top5,
+            )
+            if progress.best_epoch is None or evaluation.top1 > progress.best:
+                progress.best, progress.best_epoch = evaluation.top1, progress.epoch
+        record.update(best_accuracy=progress.best, best_epoch=progress.best_epoch)
+        progress.epoch, progress.batch, progress.sums = progress.epoch + 1, 0, Sums()
+        return record
+
+    @contextlib.contextmanager
+    def evaluated_weights(self) -> Iterator[nn.Layer]:
+        """The model with the weights that count: the averaged ones when there are any."""
+        self._synchronise()
+        with self.ema.in_place() if self.ema is not None else contextlib.nullcontext():
+            yield self.model
+
+    def weights(self) -> Arrays:
+        """The weights that count, for best.pdparams."""
+        return self.ema.arrays() if self.ema is not None else state_arrays(self.model)
+
+    def _synchronise(self) -> None:
+        """Batch norms see another part of each batch in each process: average what they recorded."""
+        own = self.model.state_dict()
+        statistics = [name for name, tensor in own.items() if tensor.stop_gradient]
+        for state in (own, self.ema.average) if self.ema is not None else (own,):
+            runtime.average_over_ranks(state[name] for name in statistics)
+
+    def snapshot(self) -> Snapshot:
+        """Everything that the run needs to go on; all processes call it at the same step."""
+        self.collect()
+        self._synchronise()
+        state = {
+            'epoch': self.progress.epoch,
+            'progress': asdict(self.progress),
+            'step': self.step,
+            'steps_per_epoch': len(self.batches),
+            'classes': self.classes,
+            'config': to_dict(self.config),
+            'versions': runtime.versions(),
+        }
+        return Snapshot(
+            model=state_arrays(self.model),
+            optimizer=optimizer_arrays(self.optimizer, self.model),
+            ema=self.ema.arrays() if self.ema is not None else None,
+            state=state,
+        )
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go on where the snapshot was taken. UserError if it is of another model or data set."""
+        where, state = str(snapshot.path), snapshot.state
+        if state['classes'] != self.classes:
+            raise UserError(f'{where} was trained on other classes: {_first_few(state["classes"])}')
+        fit_weights(self.model, snapshot.model, where)
+        progress = Progress(**{**state['progress'], 'sums': Sums(**state['progress']['sums'])})
+        if progress.batch and state['steps_per_epoch'] != len(self.batches):
+            raise UserError(
+                f'{where} lies inside an epoch of {state["steps_per_epoch"]} batches, now there are '
+                f'{len(self.batches)}; keep data.batch_size, or resume from the end of an epoch'
+            )
+        load_optimizer_arrays(self.optimizer, self.model, snapshot.optimizer)
+        if self.ema is not None:
+            self.ema.load_arrays(snapshot.ema if snapshot.ema is not None else snapshot.model)
+        self.progress = progress
+
+
+def evaluate(
+    model: nn.Layer, batches: Batches, *, after_batch: Callable[[], None] = lambda: None
+) -> Evaluation:
+    """Measure the model on every image once, the processes sharing the work."""
+    model.eval()
+    parts, start = [np.zeros((5, 0))], time.perf_counter()
+    with paddle.no_grad():
+        for images, labels in batches:
+            if len(labels):  # none is left for this process where images are fewer than processes
+                logits = model(paddle.to_tensor(images)).astype('float32')
+                parts.append(_judge(F.log_softmax(logits).numpy(), labels))
+            after_batch()
+    table = np.zeros((5, len(batches.images)))
+    table[:, np.concatenate(batches.rows())] = np.concatenate(parts, axis=1)
+    labels, predictions, in_top5, losses, probabilities = runtime.sum_over_ranks(table)
+    return Evaluation(
+        labels=labels.astype(np.int64),
+        predictions=predictions.astype(np.int64),
+        in_top5=in_top5.astype(bool),
+        losses=losses,
+        probabilities=probabilities,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _judge(log_p: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """float64 [5, N]: the columns of an Evaluation, from log probabilities [N, C]."""
+    rows = np.arange(len(labels))
+    predictions = log_p.argmax(1)
+    in_top5 = (np.argsort(-log_p, axis=1)[:, :5] == labels[:, None]).any(1)
+    losses, probabilities = -log_p[rows, labels], np.exp(log_p[rows, predictions])
+    return np.stack([labels, predictions, in_top5, losses, probabilities])
+
+
+def is_due(epoch: int, *, every: int, start: int = 0, last: int) -> bool:
+    """Whether something that happens every so many epochs happens after this one."""
+    return epoch == last or (epoch >= start and (epoch - start + 1) % every == 0)
+
+
+def _first_few(names: list[str]) -> str:
+    return ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')

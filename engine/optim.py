@@ -1,0 +1,199 @@
+"""Learning rate, optimizer, and averaged weights.
+
+The learning rate is a pure function of the step, so that a resumed run needs no scheduler's state.
+Each form equals the paddle.optimizer.lr class of its name (tests/test_optim.py compares them).
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import math
+from typing import Callable, Iterator
+
+import paddle
+from paddle import nn
+from paddle.nn import functional as F
+
+from engine import config as configs
+from engine.weights import Arrays
+
+LrAt = Callable[[int], float]
+
+# What the console calls them: paddle's class names.
+PADDLE_NAMES = {
+    'piecewise': 'PiecewiseDecay',
+    'step': 'StepDecay',
+    'cosine': 'CosineAnnealingDecay',
+    'exponential': 'ExponentialDecay',
+    'one_cycle': 'OneCycleLR',
+    'constant': 'LRScheduler',
+}
+
+
+def make_schedule(
+    schedule: configs.Schedule, *, lr: float, epochs: int, steps_per_epoch: int
+) -> LrAt:
+    """step (0, 1, ...) -> learning rate.
+
+    The boundaries of piecewise count epochs of the whole training; every other form starts when the
+    warm-up ends and fits into the steps that remain.
+    """
+    warmup = round(schedule.warmup_epochs * steps_per_epoch)
+    steps = epochs * steps_per_epoch - warmup
+    after = _FORMS[schedule.name](schedule, lr, steps, steps_per_epoch, warmup)
+    first, rise = schedule.warmup_start_lr, after(0) - schedule.warmup_start_lr
+
+    def lr_at(step: int) -> float:
+        return first + rise * step / warmup if step < warmup else after(step - warmup)
+
+    return lr_at
+
+
+def _piecewise(s: configs.Schedule, lr: float, steps: int, per_epoch: int, warmup: int) -> LrAt:
+    boundaries = [round(epoch * per_epoch) - warmup for epoch in s.boundaries]
+    values = [lr * value / s.values[0] for value in s.values]
+    values = values or [lr * s.gamma**i for i in range(len(boundaries) + 1)]
+    return lambda step: values[bisect.bisect_right(boundaries, step)]
+
+
+def _step(s: configs.Schedule, lr: float, steps: int, per_epoch: int, warmup: int) -> LrAt:
+    size = max(1, round(s.step_size * per_epoch))
+    return lambda step: lr * s.gamma ** (step // size)
+
+
+def _cosine(s: configs.Schedule, lr: float, steps: int, per_epoch: int, warmup: int) -> LrAt:
+    return lambda step: s.end_lr + (lr - s.end_lr) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def _exponential(s: configs.Schedule, lr: float, steps: int, per_epoch: int, warmup: int) -> LrAt:
+    return lambda step: lr * s.gamma ** (step // per_epoch)
+
+
+def _one_cycle(s: configs.Schedule, lr: float, steps: int, per_epoch: int, warmup: int) -> LrAt:
+    """Smith & Topin 2018 (arXiv:1708.07120), in two phases, as OneCycleLR has it."""
+    first = lr / s.divide_factor
+    top, last = s.phase_pct * steps - 1, steps - 1
+
+    def between(start: float, end: float, share: float) -> float:
+        if s.anneal_strategy == 'linear':
+            return start + (end - start) * share
+        return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+
+    def lr_at(step: int) -> float:
+        if step <= top:
+            return between(first, lr, step / top) if top > 0 else lr
+        return between(lr, s.end_lr, (step - top) / (last - top)) if last > top else s.end_lr
+
+    return lr_at
+
+
+def _constant(s: configs.Schedule, lr: float, steps: int, per_epoch: int, warmup: int) -> LrAt:
+    return lambda step: lr
+
+
+_FORMS = {
+    'piecewise': _piecewise,
+    'step': _step,
+    'cosine': _cosine,
+    'exponential': _exponential,
+    'one_cycle': _one_cycle,
+    'constant': _constant,
+}
+
+
+def make_optimizer(model: nn.Layer, config: configs.Optimizer) -> paddle.optimizer.Momentum:
+    """SGD with momentum over the trainable parameters; its rate is set before each step."""
+    trainable = [p for p in model.parameters() if not p.stop_gradient]
+    groups = [{'params': trainable}]
+    if not config.decay_bn_and_bias:
+        groups = [
+            {'params': [p for p in trainable if p.ndim > 1]},
+            {'params': [p for p in trainable if p.ndim <= 1], 'weight_decay': 0.0},
+        ]
+    clip = nn.ClipGradByGlobalNorm(config.clip_norm) if config.clip_norm is not None else None
+    return paddle.optimizer.Momentum(
+        learning_rate=config.lr,
+        momentum=config.momentum,
+        use_nesterov=config.nesterov,
+        weight_decay=config.weight_decay,
+        parameters=groups if len(groups) > 1 else trainable,
+        grad_clip=clip,
+    )
+
+
+def optimizer_arrays(optimizer: paddle.optimizer.Momentum, model: nn.Layer) -> Arrays:
+    """Optimizer state under structured names (conv1.weight/velocity_0): Paddle's automatic ones
+    change as soon as another model has been built first."""
+    state = optimizer.state_dict()
+    return {
+        f'{name}/{slot}': value.numpy().copy()
+        for name, parameter, slot, value in _slots(model, state)
+    }
+
+
+def load_optimizer_arrays(
+    optimizer: paddle.optimizer.Momentum, model: nn.Layer, arrays: Arrays
+) -> None:
+    own = {name: parameter.name for name, parameter in model.named_parameters()}
+    split = {name: name.rsplit('/', 1) for name in arrays}
+    optimizer.set_state_dict(
+        {f'{own[name]}_{slot}': arrays[full] for full, (name, slot) in split.items()}
+    )
+
+
+def _slots(model: nn.Layer, state: dict) -> Iterator[tuple]:  # type: ignore[type-arg]
+    for name, parameter in model.named_parameters():
+        prefix = f'{parameter.name}_'
+        for key, value in state.items():
+            if key.startswith(prefix) and isinstance(value, paddle.Tensor):
+                yield name, parameter, key[len(prefix) :], value
+
+
+class AveragedWeights:
+    """Exponential moving average of weights and running statistics.
+
+    The decay rises as (1 + t) / (10 + t) up to `decay`, so that the first steps don't linger.
+    """
+
+    def __init__(self, model: nn.Layer, *, decay: float) -> None:
+        self.decay = decay
+        self._model = model
+        self.average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    @paddle.no_grad()
+    def update(self, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, tensor in self._model.state_dict().items():
+            average = self.average[name]
+            average.scale_(decay)
+            average.add_(tensor.detach() * (1 - decay))
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within, the model has the averaged weights."""
+        own = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
+        self._model.set_state_dict(self.average)
+        try:
+            yield
+        finally:
+            self._model.set_state_dict(own)
+
+    def arrays(self) -> Arrays:
+        return {name: tensor.numpy().copy() for name, tensor in self.average.items()}
+
+    def load_arrays(self, arrays: Arrays) -> None:
+        for name, average in self.average.items():
+            average.set_value(arrays[name])
+
+
+def cross_entropy(
+    logits: paddle.Tensor, labels: paddle.Tensor, smoothing: float = 0.0
+) -> paddle.Tensor:
+    """Mean cross entropy with label smoothing (Szegedy et al. 2016); logits [N, C], labels [N]."""
+    loss = F.cross_entropy(logits, labels)
+    if smoothing:
+        uniform = -F.log_softmax(logits).mean()
+        loss = (1 - smoothing) * loss + smoothing * uniform
+    return loss
+

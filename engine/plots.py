@@ -1,0 +1,94 @@
+"""Pictures: training curves, confusion matrix, grids of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from engine.checkpoint import write_atomically
+
+
+def curves(records: Sequence[dict[str, Any]], path: Path) -> None:
+    """Loss, accuracy and learning rate over the epochs of metrics.jsonl."""
+    figure = Figure(figsize=(11, 3.4), layout='constrained')
+    loss, accuracy, rate = figure.subplots(1, 3)
+    epochs = [record['epoch'] for record in records]
+    evaluated = [record for record in records if 'eval_loss' in record]
+    at = [record['epoch'] for record in evaluated]
+    style = {'marker': 'o', 'markersize': 3} if len(records) < 40 else {}
+
+    loss.plot(epochs, [r['train_loss'] for r in records], label='training', **style)
+    loss.plot(at, [r['eval_loss'] for r in evaluated], label='test', **style)
+    loss.set(title='loss', xlabel='epoch')
+    accuracy.plot(epochs, [100 * r['train_accuracy'] for r in records], label='training', **style)
+    accuracy.plot(at, [100 * r['eval_accuracy'] for r in evaluated], label='test', **style)
+    accuracy.set(title='accuracy (%)', xlabel='epoch')
+    if evaluated:
+        last = evaluated[-1]
+        accuracy.annotate(
+            f'{100 * last["eval_accuracy"]:.2f} %',
+            (last['epoch'], 100 * last['eval_accuracy']),
+            textcoords='offset points',
+            xytext=(-4, -14),
+            ha='right',
+        )
+    rate.plot(epochs, [r['lr'] for r in records], color='tab:gray', **style)
+    rate.set(title='learning rate at the epoch\'s end', xlabel='epoch')
+    for axes in (loss, accuracy, rate):
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    loss.legend()
+    accuracy.legend(loc='lower right', bbox_to_anchor=(1, 0.08))
+    _save(figure, path)
+
+
+def confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
+    """Rows are true classes, columns predictions; numbers are written where they can be read."""
+    count = len(classes)
+    side = min(14.0, 2.5 + 0.5 * count)
+    figure = Figure(figsize=(side, side), layout='constrained')
+    axes = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
+    size = 9 if count <= 20 else max(3, 500 / count * 0.6)
+    axes.set_xticks(range(count), classes, rotation=90, fontsize=size)
+    axes.set_yticks(range(count), classes, fontsize=size)
+    axes.set(xlabel='predicted', ylabel='true')
+    if count <= 20:
+        for row, column in zip(*np.nonzero(matrix)):
+            color = 'white' if shares[row, column] > 0.5 else 'black'
+            axes.text(
+                column, row, str(matrix[row, column]), ha='center', va='center', color=color, fontsize=8
+            )
+    _save(figure, path)
+
+
+def picture_grid(pixels: np.ndarray, titles: Sequence[str], path: Path, *, columns: int = 8) -> None:
+    """uint8 [N, 3, H, W] with a caption each."""
+    rows = -(-len(pixels) // columns)
+    figure = Figure(figsize=(1.5 * columns, 1.9 * rows), layout='constrained')
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis('off')
+    for axes, image, title in zip(figure.axes, pixels, titles):
+        axes.imshow(image.transpose(1, 2, 0))
+        axes.set_title(title, fontsize=8)
+    _save(figure, path)
+
+
+def mosaic(batch: np.ndarray, mean: np.ndarray, std: np.ndarray, *, columns: int = 8) -> np.ndarray:
+    """The first images of a normalised batch [N, 3, H, W] as one uint8 picture [H', W', 3]."""
+    shown = batch[: columns * columns] * std.reshape(-1, 1, 1) + mean.reshape(-1, 1, 1)
+    pixels = np.clip(np.rint(shown), 0, 255).astype(np.uint8)
+    _, channels, height, width = pixels.shape
+    rows = -(-len(pixels) // columns)
+    canvas = np.zeros((rows * columns, channels, height, width), np.uint8)
+    canvas[: len(pixels)] = pixels
+    grid = canvas.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
+    return grid.reshape(rows * height, columns * width, channels)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    write_atomically(path, lambda file: figure.savefig(file, format='png', dpi=110))

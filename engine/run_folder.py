@@ -1,0 +1,71 @@
+"""The folder of a run: what lies where, who may write there, and finding it from a path.
+
+output/<config name>/{config.yaml, train.log, metrics.jsonl, curves.png, best.pdparams, vdl/,
+checkpoints/, eval/}
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from pathlib import Path
+from typing import BinaryIO, Optional, Sequence
+
+from engine.checkpoint import MANIFEST, Checkpoints, write_atomically
+from engine.config import Config, load_config, to_yaml
+from engine.errors import UserError
+
+
+class RunFolder:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / 'config.yaml'
+        self.log_file = path / 'train.log'
+        self.metrics_file = path / 'metrics.jsonl'
+        self.curves_file = path / 'curves.png'
+        self.best_file = path / 'best.pdparams'
+        self.vdl_folder = path / 'vdl'
+        self._lock: Optional[BinaryIO] = None
+
+    def checkpoints(self, *, keep: int = 2) -> Checkpoints:
+        return Checkpoints(self.path / 'checkpoints', keep=keep)
+
+    def require_new(self) -> None:
+        """UserError if anything is there already: a run is never overwritten."""
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f'output.dir: {self.path} is a file')
+        if self.path.is_dir() and any(self.path.iterdir()):
+            what = 'holds a run already' if self.config_file.exists() else 'is not empty'
+            raise UserError(
+                f'{self.path} {what}: continue it with --resume, or choose another folder with '
+                '-o output.dir=DIR'
+            )
+
+    def open(self, config: Config) -> None:
+        """Create the folder, lock it for this process, and write config.yaml."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / '.lock').open('wb')
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            write_atomically(self.config_file, lambda file: file.write(to_yaml(config).encode()))
+        except BlockingIOError:
+            raise UserError(f'another process is training in {self.path}') from None
+        except OSError as error:
+            raise UserError(f'cannot write in output.dir {self.path}: {error.strerror}') from None
+
+
+def load_run_config(run: Path, overrides: Sequence[str]) -> Config:
+    """The resolved config of a run, wherever its folder is now, with overrides on top."""
+    return load_config(run / 'config.yaml', [f'output.dir={json.dumps(str(run))}', *overrides])
+
+
+def find_run(path: Path) -> Optional[Path]:
+    """The run that `path` is, or lies in: its folder, a checkpoint's, or a weight file."""
+    for folder in (path, *path.parents[:3]):
+        if (folder / 'config.yaml').is_file():
+            return folder
+    return None
+
+
+def is_checkpoint(path: Path) -> bool:
+    return (path / MANIFEST).is_file()

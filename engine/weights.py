@@ -1,0 +1,111 @@
+"""Weight files <-> models.
+
+A weight file is a flat map of state-dict names to arrays: `.pdparams` (Paddle's pickle, read without
+running code) or `.safetensors`.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Mapping, Union
+
+import numpy as np
+
+from engine import safe_pickle
+from engine.errors import UserError
+
+if TYPE_CHECKING:
+    from paddle import nn
+
+Arrays = dict[str, np.ndarray]
+
+_PADDLE_NAMES = 'StructuredToParameterName@@'  # what paddle.save adds to a state dict
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a file's entries: names that were loaded, left out, or kept as initialised."""
+
+    mapped: list[str]
+    dropped: list[str]
+    initial: list[str]
+
+
+def write_arrays(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a .pdparams or .pdopt that paddle.load reads, too."""
+    pickle.dump(dict(arrays), file, protocol=4)
+
+
+def read_arrays(path: Union[str, Path]) -> Arrays:
+    """The arrays of a weight file. UserError if it is missing, damaged, or would run code."""
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f'cannot read the weights {path}: {error.strerror}') from None
+    return parse_arrays(data, path)
+
+
+def parse_arrays(data: bytes, path: Path) -> Arrays:
+    """As `read_arrays`, of bytes that came from `path`."""
+    if path.suffix == '.safetensors':
+        content = _parse_safetensors(data, path)
+    else:
+        content = safe_pickle.loads(data, str(path))
+    if not isinstance(content, dict):
+        raise UserError(f'{path} holds a {type(content).__name__}, not a state dict')
+    content.pop(_PADDLE_NAMES, None)
+    foreign = [str(name) for name, value in content.items() if not isinstance(value, np.ndarray)]
+    if foreign or not content:
+        what = f'{foreign[0]} is no array' if foreign else 'it is empty'
+        raise UserError(f'{path} is not a state dict: {what}')
+    return content
+
+
+def load_weights(model: nn.Layer, path: Union[str, Path]) -> Report:
+    """Load a weight file into a model whose names and shapes it matches.
+
+    Raises UserError that names the keys and shapes that don't fit; the model is then unchanged.
+    """
+    return fit_weights(model, read_arrays(path), str(path))
+
+
+def fit_weights(model: nn.Layer, arrays: Mapping[str, np.ndarray], where: str) -> Report:
+    """As `load_weights`, from arrays that came from `where`."""
+    own = model.state_dict()
+    missing = [name for name in own if name not in arrays]
+    unknown = [name for name in arrays if name not in own]
+    other = [
+        f'{name} is {list(arrays[name].shape)} there and {list(own[name].shape)} in the model'
+        for name in own
+        if name in arrays and list(arrays[name].shape) != list(own[name].shape)
+    ]
+    problems = [*other[:3], *_some('missing there', missing), *_some('unknown here', unknown)]
+    if problems:
+        raise UserError(f'{where} does not fit the model: {"; ".join(problems)}')
+    model.set_state_dict(dict(arrays))
+    return Report(mapped=list(own), dropped=[], initial=[])
+
+
+def state_arrays(model: nn.Layer) -> Arrays:
+    """A copy of the model's weights and running statistics."""
+    return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def _some(what: str, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+    return [f'{what}: {", ".join(names[:3])}{more}']
+
+
+def _parse_safetensors(data: bytes, path: Path) -> Arrays:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        return load(data)
+    except SafetensorError as error:
+        raise UserError(f'{path} is damaged or not a safetensors file ({error})') from None

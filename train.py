@@ -1,0 +1,186 @@
+"""Train a network: python3 train.py [-c configs/....yaml] [-o key=value ...] [--resume [PATH]]"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+from engine import cli, runtime
+from engine.checkpoint import Snapshot, load, write_atomically
+from engine.config import Config, differences, load_config, to_dict
+from engine.errors import Stopped, UserError
+from engine.run_folder import RunFolder, find_run, is_checkpoint, load_run_config
+
+
+def main() -> None:
+    args = parse_arguments()
+    config = settle_config(args)
+    run = RunFolder(Path(config.output.dir))
+    if args.resume is None and runtime.RANK == 0:
+        run.require_new()
+    cpu = runtime.prepare_cpu()
+    device = runtime.start_paddle(config.device)
+    train(config, run, args.resume, [cpu, device])
+
+
+def parse_arguments():  # type: ignore[no-untyped-def]
+    parser = cli.parser('Train a network.')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='',
+        metavar='PATH',
+        help='go on with the run in output.dir, or with the run or checkpoint at PATH',
+    )
+    return parser.parse_args()
+
+
+def settle_config(args) -> Config:  # type: ignore[no-untyped-def]
+    """The config to train with: of the run that --resume names, unless -c names another."""
+    run = find_run(Path(args.resume)) if args.resume else None
+    if run is not None and args.config is None:
+        return load_run_config(run, args.override)
+    return load_config(args.config or cli.DEFAULT_CONFIG, args.override)
+
+
+def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[str]) -> None:
+    """Set everything up, train, and say what to do next."""
+    from engine import data
+    from engine.log import Log, Silence
+    from engine.loop import Trainer
+
+    log = Log() if runtime.RANK == 0 else Silence()
+    for text in machine:
+        log.line(text)
+    runtime.seed_everything(config.seed)
+    dataset = data.load_data(config.data)
+    batches, tests = data.train_batches(dataset, config), data.test_batches(dataset, config)
+    model = build_model(config, dataset, log)
+    trainer = Trainer(model, config, batches=batches, classes=dataset.classes, log=log)
+    resume_run(trainer, run, resume, log)
+    if runtime.RANK == 0:
+        run.open(config)
+    log.attach(run, epochs_done=trainer.progress.epoch)
+    show_first_batch(batches, log)
+    if not trainer.finished:
+        fit(trainer, tests, run, log)
+    say_what_next(trainer, run, log)
+    log.close()
+
+
+def build_model(config: Config, dataset, log):  # type: ignore[no-untyped-def]
+    from engine import data, models
+    from engine.weights import load_weights
+
+    classes = data.class_count(dataset, config.model.num_classes)
+    model = models.build(config.model.name, num_classes=classes, dropout=config.model.dropout)
+    log.line(
+        f'data: {config.data.name}, {len(dataset.train):,} training and {len(dataset.test):,} test '
+        f'images of {len(dataset.classes)} classes, from {dataset.origin}'
+    )
+    log.line(f'model: {config.model.name}, {models.parameter_count(model):,} parameters')
+    if config.model.pretrained:
+        report = load_weights(model, config.model.pretrained)
+        log.line(f'pretrained: {len(report.mapped)} arrays from {config.model.pretrained}')
+    return model
+
+
+def resume_run(trainer, run: RunFolder, resume: Optional[str], log) -> None:  # type: ignore[no-untyped-def]
+    """Put the trainer where the last good checkpoint left off, if one is asked for and there."""
+    if resume is None:
+        return
+    snapshot = find_snapshot(run, resume, log)
+    if snapshot is None:
+        if not run.config_file.exists():
+            run.require_new()
+        log.line(f'resume: no checkpoint in {run.path}; starting from the beginning')
+        return
+    for line in differences(snapshot.state['config'], to_dict(trainer.config)):
+        log.line(f'resume: the config has changed: {line}')
+    trainer.restore(snapshot)
+    log.line(f'resume: going on from {snapshot.path}, step {trainer.step}')
+
+
+def find_snapshot(run: RunFolder, resume: str, log) -> Optional[Snapshot]:  # type: ignore[no-untyped-def]
+    if not resume:
+        return run.checkpoints().newest(log.line)
+    path = Path(resume)
+    if is_checkpoint(path):
+        return load(path)
+    found = RunFolder(path).checkpoints().newest(log.line)
+    if found is None:
+        raise UserError(f'--resume {path}: neither a checkpoint nor a run folder with a sound one')
+    return found
+
+
+def show_first_batch(batches, log) -> None:  # type: ignore[no-untyped-def]
+    from engine import plots
+
+    images, _ = next(iter(batches))
+    log.first_batch(plots.mosaic(images, batches.mean, batches.std))
+
+
+def fit(trainer, tests, run: RunFolder, log) -> None:  # type: ignore[no-untyped-def]
+    """The epochs that remain. A signal saves and raises Stopped."""
+    from engine.loop import evaluate, is_due
+    from engine.optim import PADDLE_NAMES
+    from engine.signals import StopSignals
+    from engine.weights import write_arrays
+
+    config, progress = trainer.config, trainer.progress
+    checkpoints = run.checkpoints(keep=config.train.keep)
+    last = (trainer.steps - 1) // len(trainer.batches)
+
+    def save() -> None:
+        snapshot = trainer.snapshot()
+        if runtime.RANK == 0:
+            checkpoints.save(progress.name, snapshot)
+
+    def after_step(collected: bool) -> None:
+        every = config.train.save_every_steps
+        if every and trainer.step % every == 0 and progress.batch < len(trainer.batches):
+            save()
+        if collected or runtime.WORLD == 1:  # asking the other processes costs a wait
+            stop.check()
+
+    with StopSignals() as stop:
+        try:
+            for epoch in range(progress.epoch, last + 1):
+                log.epoch_starts(trainer, schedule=PADDLE_NAMES[config.schedule.name])
+                trainer.train_one_epoch(after_step=after_step)
+                log.training_ends()
+                evaluation = None
+                if is_due(epoch, every=config.eval.every, start=config.eval.start, last=last):
+                    with trainer.evaluated_weights() as model:
+                        evaluation = evaluate(model, tests, after_batch=stop.check)
+                    log.line(evaluation.summary)
+                whole = progress.batch == len(trainer.batches)
+                if not whole:  # train.max_steps ends inside the epoch: more steps would go on here
+                    save()
+                record = trainer.end_epoch(evaluation)
+                if record['best_epoch'] == epoch and runtime.RANK == 0:
+                    weights = trainer.weights()
+                    write_atomically(run.best_file, lambda file: write_arrays(file, weights))
+                log.epoch_ends(record, last=epoch == last)
+                if whole and is_due(epoch, every=config.train.save_every, last=last):
+                    save()
+        except Stopped as signal:
+            save()
+            log.close()
+            raise Stopped(f'{signal}: saved in {run.path}; the same command with --resume goes on')
+
+
+def say_what_next(trainer, run: RunFolder, log) -> None:  # type: ignore[no-untyped-def]
+    """The result, and where it lies."""
+    record, progress = log.last_record, trainer.progress
+    log.line(
+        f'finished after epoch {record["epoch"]}: accuracy {100 * record["eval_accuracy"]:.2f} % '
+        f'(best: {100 * progress.best:.2f} % after epoch {progress.best_epoch})'
+    )
+    log.line(f'  curves:            {run.curves_file}')
+    log.line(f'  what it mistakes:  python3 eval.py -w {run.path}')
+    log.line(f'  live, in VisualDL: visualdl --logdir {run.vdl_folder}')
+
+
+if __name__ == '__main__':
+    cli.run(main)

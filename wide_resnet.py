@@ -1,0 +1,116 @@
+"""Wide Residual Networks (Zagoruyko & Komodakis, BMVC 2016, https://arxiv.org/abs/1605.07146).
+
+WRN-d-k for 32x32 images: Table 1 of the paper, the block of its Figure 1(d) and section 2.4
+(dropout between the two convolutions). The file needs nothing but paddle, so it can be copied alone.
+
+    model = WideResNet(depth=28, widen_factor=10, num_classes=10, dropout=0.3)
+    logits = model(images)                    # float32 [N, 3, H, W] -> [N, 10]
+
+State-dict names are those of xternalz/WideResNet-pytorch and of Paddle Contrib's wide_resnet.
+"""
+
+from __future__ import annotations
+
+import math
+
+from paddle import Tensor, nn
+from paddle.nn import functional as F
+from paddle.nn.initializer import Constant, Normal, Uniform
+
+
+def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2D:
+    """Convolution without bias (a batch norm follows), He-normal over the fan-out."""
+    std = math.sqrt(2.0 / (kernel * kernel * out_channels))
+    return nn.Conv2D(
+        in_channels,
+        out_channels,
+        kernel,
+        stride=stride,
+        padding=kernel // 2,
+        weight_attr=Normal(0.0, std),
+        bias_attr=False,
+    )
+
+
+class WideBlock(nn.Layer):
+    """BN-ReLU-conv3x3-BN-ReLU-dropout-conv3x3 and a shortcut (Figure 1(d)).
+
+    Where the width changes, the shortcut is a 1x1 convolution of the *activated* input; elsewhere it
+    is the raw input. The stride sits on the first 3x3 convolution.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int = 1, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2D(in_channels)
+        self.conv1 = _conv(in_channels, out_channels, 3, stride)
+        self.bn2 = nn.BatchNorm2D(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = _conv(out_channels, out_channels, 3)
+        changes_width = in_channels != out_channels
+        self.convShortcut = _conv(in_channels, out_channels, 1, stride) if changes_width else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(x))
+        shortcut = x if self.convShortcut is None else self.convShortcut(out)
+        out = self.conv1(out)
+        out = self.conv2(self.dropout(F.relu(self.bn2(out))))
+        return out + shortcut
+
+
+class WideGroup(nn.Layer):
+    """`blocks` blocks of equal width; the first one may change width and stride."""
+
+    def __init__(
+        self, blocks: int, in_channels: int, out_channels: int, *, stride: int, dropout: float
+    ) -> None:
+        super().__init__()
+        first = WideBlock(in_channels, out_channels, stride=stride, dropout=dropout)
+        rest = [WideBlock(out_channels, out_channels, dropout=dropout) for _ in range(blocks - 1)]
+        self.layer = nn.Sequential(first, *rest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class WideResNet(nn.Layer):
+    """WRN-depth-widen_factor of Table 1, with global average pooling.
+
+    Args:
+        depth: number of convolutions, 6n + 4 (10, 16, 22, 28, 40, ...); the three projections of the
+            shortcuts are not counted, as in the paper.
+        widen_factor: k; the three groups are 16k, 32k and 64k channels wide.
+        num_classes: outputs of the last layer.
+        dropout: probability of dropping an activation between a block's two convolutions.
+
+    Input float32 [N, 3, H, W] with H and W of 32 or more; output logits [N, num_classes].
+    Raises ValueError for a depth, width, class count or probability that makes no network.
+    """
+
+    def __init__(
+        self, *, depth: int, widen_factor: int, num_classes: int = 10, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if depth < 10 or (depth - 4) % 6:
+            raise ValueError(f'depth must be 6n + 4 (10, 16, 22, 28, 40, ...), not {depth}')
+        if widen_factor < 1 or num_classes < 1:
+            raise ValueError('widen_factor and num_classes must be 1 or more')
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f'dropout must be in [0, 1), not {dropout}')
+        blocks = (depth - 4) // 6
+        w1, w2, w3 = (width * widen_factor for width in (16, 32, 64))
+        self.conv1 = _conv(3, 16, 3)
+        self.block1 = WideGroup(blocks, 16, w1, stride=1, dropout=dropout)
+        self.block2 = WideGroup(blocks, w1, w2, stride=2, dropout=dropout)
+        self.block3 = WideGroup(blocks, w2, w3, stride=2, dropout=dropout)
+        self.bn1 = nn.BatchNorm2D(w3)
+        bound = 1.0 / math.sqrt(w3)
+        self.fc = nn.Linear(
+            w3, num_classes, weight_attr=Uniform(-bound, bound), bias_attr=Constant(0.0)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.block3(self.block2(self.block1(self.conv1(x))))
+        out = F.relu(self.bn1(out))
+        return self.fc(out.mean([2, 3]))
