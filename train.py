@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from engine import cli, runtime
-from engine.checkpoint import Snapshot, load, write_atomically
+from engine.checkpoint import Checkpoints, Snapshot, load, write_atomically
 from engine.config import Config, differences, load_config, to_dict
 from engine.errors import Stopped, UserError
 from engine.run_folder import RunFolder, find_run, is_checkpoint, load_run_config
+from engine.weights import write_arrays
+
+if TYPE_CHECKING:  # these import paddle, which waits until the arguments are known to be good
+    from paddle import nn
+
+    from engine.data import Batches, DataSet
+    from engine.log import Log
+    from engine.loop import Trainer
+    from engine.signals import StopSignals
 
 
 def main() -> None:
@@ -18,12 +28,11 @@ def main() -> None:
     run = RunFolder(Path(config.output.dir))
     if args.resume is None and runtime.RANK == 0:
         run.require_new()
-    cpu = runtime.prepare_cpu()
-    device = runtime.start_paddle(config.device)
-    train(config, run, args.resume, [cpu, device])
+    machine = [runtime.prepare_cpu(), runtime.start_paddle(config.device)]
+    train(config, run, args.resume, machine)
 
 
-def parse_arguments():  # type: ignore[no-untyped-def]
+def parse_arguments() -> argparse.Namespace:
     parser = cli.parser('Train a network.')
     parser.add_argument(
         '--resume',
@@ -35,7 +44,7 @@ def parse_arguments():  # type: ignore[no-untyped-def]
     return parser.parse_args()
 
 
-def settle_config(args) -> Config:  # type: ignore[no-untyped-def]
+def settle_config(args: argparse.Namespace) -> Config:
     """The config to train with: of the run that --resume names, unless -c names another."""
     run = find_run(Path(args.resume)) if args.resume else None
     if run is not None and args.config is None:
@@ -57,18 +66,18 @@ def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[s
     batches, tests = data.train_batches(dataset, config), data.test_batches(dataset, config)
     model = build_model(config, dataset, log)
     trainer = Trainer(model, config, batches=batches, classes=dataset.classes, log=log)
-    resume_run(trainer, run, resume, log)
+    if resume is not None:
+        restore(trainer, run, resume, log)
     if runtime.RANK == 0:
         run.open(config)
     log.attach(run, epochs_done=trainer.progress.epoch)
     show_first_batch(batches, log)
-    if not trainer.finished:
-        fit(trainer, tests, run, log)
+    fit(trainer, tests, run, log)
     say_what_next(trainer, run, log)
     log.close()
 
 
-def build_model(config: Config, dataset, log):  # type: ignore[no-untyped-def]
+def build_model(config: Config, dataset: DataSet, log: Log) -> nn.Layer:
     from engine import data, models
     from engine.weights import load_weights
 
@@ -85,10 +94,8 @@ def build_model(config: Config, dataset, log):  # type: ignore[no-untyped-def]
     return model
 
 
-def resume_run(trainer, run: RunFolder, resume: Optional[str], log) -> None:  # type: ignore[no-untyped-def]
-    """Put the trainer where the last good checkpoint left off, if one is asked for and there."""
-    if resume is None:
-        return
+def restore(trainer: Trainer, run: RunFolder, resume: str, log: Log) -> None:
+    """Put the trainer where the newest sound checkpoint left off, if there is one."""
     snapshot = find_snapshot(run, resume, log)
     if snapshot is None:
         if not run.config_file.exists():
@@ -101,7 +108,7 @@ def resume_run(trainer, run: RunFolder, resume: Optional[str], log) -> None:  # 
     log.line(f'resume: going on from {snapshot.path}, step {trainer.step}')
 
 
-def find_snapshot(run: RunFolder, resume: str, log) -> Optional[Snapshot]:  # type: ignore[no-untyped-def]
+def find_snapshot(run: RunFolder, resume: str, log: Log) -> Optional[Snapshot]:
     if not resume:
         return run.checkpoints().newest(log.line)
     path = Path(resume)
@@ -113,66 +120,83 @@ def find_snapshot(run: RunFolder, resume: str, log) -> Optional[Snapshot]:  # ty
     return found
 
 
-def show_first_batch(batches, log) -> None:  # type: ignore[no-untyped-def]
+def show_first_batch(batches: Batches, log: Log) -> None:
     from engine import plots
 
     images, _ = next(iter(batches))
     log.first_batch(plots.mosaic(images, batches.mean, batches.std))
 
 
-def fit(trainer, tests, run: RunFolder, log) -> None:  # type: ignore[no-untyped-def]
+def fit(trainer: Trainer, tests: Batches, run: RunFolder, log: Log) -> None:
     """The epochs that remain. A signal saves and raises Stopped."""
-    from engine.loop import evaluate, is_due
-    from engine.optim import PADDLE_NAMES
     from engine.signals import StopSignals
-    from engine.weights import write_arrays
 
-    config, progress = trainer.config, trainer.progress
-    checkpoints = run.checkpoints(keep=config.train.keep)
-    last = (trainer.steps - 1) // len(trainer.batches)
+    checkpoints = run.checkpoints(keep=trainer.config.train.keep)
+    with StopSignals() as stop:
+        try:
+            for _ in range(trainer.progress.epoch, trainer.last_epoch + 1):
+                one_epoch(trainer, tests, run, checkpoints, stop, log)
+        except Stopped as signal:
+            save(trainer, checkpoints)
+            log.close()
+            raise Stopped(
+                f'{signal}: saved in {run.path}; the same command with --resume goes on'
+            ) from None
 
-    def save() -> None:
-        snapshot = trainer.snapshot()
-        if runtime.RANK == 0:
-            checkpoints.save(progress.name, snapshot)
+
+def one_epoch(
+    trainer: Trainer,
+    tests: Batches,
+    run: RunFolder,
+    checkpoints: Checkpoints,
+    stop: StopSignals,
+    log: Log,
+) -> None:
+    """Train, evaluate, record, save: in an order in which a kill loses nothing."""
+    from engine.evaluation import evaluate
+    from engine.loop import is_due
+
+    config, epoch, last = trainer.config, trainer.progress.epoch, trainer.last_epoch
 
     def after_step(collected: bool) -> None:
         every = config.train.save_every_steps
-        if every and trainer.step % every == 0 and progress.batch < len(trainer.batches):
-            save()
-        if collected or runtime.WORLD == 1:  # asking the other processes costs a wait
+        if every and trainer.step % every == 0 and trainer.inside_epoch:
+            save(trainer, checkpoints)
+        if collected or runtime.WORLD == 1:  # to ask the other processes costs a wait
             stop.check()
 
-    with StopSignals() as stop:
-        try:
-            for epoch in range(progress.epoch, last + 1):
-                log.epoch_starts(trainer, schedule=PADDLE_NAMES[config.schedule.name])
-                trainer.train_one_epoch(after_step=after_step)
-                log.training_ends()
-                evaluation = None
-                if is_due(epoch, every=config.eval.every, start=config.eval.start, last=last):
-                    with trainer.evaluated_weights() as model:
-                        evaluation = evaluate(model, tests, after_batch=stop.check)
-                    log.line(evaluation.summary)
-                whole = progress.batch == len(trainer.batches)
-                if not whole:  # train.max_steps ends inside the epoch: more steps would go on here
-                    save()
-                record = trainer.end_epoch(evaluation)
-                if record['best_epoch'] == epoch and runtime.RANK == 0:
-                    weights = trainer.weights()
-                    write_atomically(run.best_file, lambda file: write_arrays(file, weights))
-                log.epoch_ends(record, last=epoch == last)
-                if whole and is_due(epoch, every=config.train.save_every, last=last):
-                    save()
-        except Stopped as signal:
-            save()
-            log.close()
-            raise Stopped(f'{signal}: saved in {run.path}; the same command with --resume goes on')
+    log.epoch_starts(trainer)
+    trainer.train_one_epoch(after_step=after_step)
+    log.training_ends()
+    cut_short = trainer.inside_epoch  # by train.max_steps; more steps would go on from here
+    if cut_short:
+        save(trainer, checkpoints)
+    evaluation = None
+    if is_due(epoch, every=config.eval.every, start=config.eval.start, last=last):
+        with trainer.evaluated_weights() as model:
+            evaluation = evaluate(model, tests, after_batch=stop.check)
+        log.line(evaluation.summary)
+    record = trainer.end_epoch(evaluation)
+    if record['best_epoch'] == epoch and runtime.RANK == 0:
+        weights = trainer.weights()
+        write_atomically(run.best_file, lambda file: write_arrays(file, weights))
+    log.epoch_ends(record, last=epoch == last)
+    if not cut_short and is_due(epoch, every=config.train.save_every, last=last):
+        save(trainer, checkpoints)
 
 
-def say_what_next(trainer, run: RunFolder, log) -> None:  # type: ignore[no-untyped-def]
+def save(trainer: Trainer, checkpoints: Checkpoints) -> None:
+    """All processes take the snapshot, the first one writes it."""
+    snapshot = trainer.snapshot()
+    if runtime.RANK == 0:
+        checkpoints.save(trainer.progress.name, snapshot)
+
+
+def say_what_next(trainer: Trainer, run: RunFolder, log: Log) -> None:
     """The result, and where it lies."""
     record, progress = log.last_record, trainer.progress
+    if record is None:
+        return
     log.line(
         f'finished after epoch {record["epoch"]}: accuracy {100 * record["eval_accuracy"]:.2f} % '
         f'(best: {100 * progress.best:.2f} % after epoch {progress.best_epoch})'

@@ -1,7 +1,8 @@
 """Wide Residual Networks (Zagoruyko & Komodakis, BMVC 2016, https://arxiv.org/abs/1605.07146).
 
 WRN-d-k for 32x32 images: Table 1 of the paper, the block of its Figure 1(d) and section 2.4
-(dropout between the two convolutions). The file needs nothing but paddle, so it can be copied alone.
+(dropout between the two convolutions). The file needs nothing but paddle, so it can be copied
+alone.
 
     model = WideResNet(depth=28, widen_factor=10, num_classes=10, dropout=0.3)
     logits = model(images)                    # float32 [N, 3, H, W] -> [N, 10]
@@ -35,8 +36,8 @@ def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> 
 class WideBlock(nn.Layer):
     """BN-ReLU-conv3x3-BN-ReLU-dropout-conv3x3 and a shortcut (Figure 1(d)).
 
-    Where the width changes, the shortcut is a 1x1 convolution of the *activated* input; elsewhere it
-    is the raw input. The stride sits on the first 3x3 convolution.
+    Where the width changes, the shortcut is a 1x1 convolution of the *activated* input; elsewhere
+    it is the raw input. The stride sits on the first 3x3 convolution.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class WideResNet(nn.Layer):
     """WRN-depth-widen_factor of Table 1, with global average pooling.
 
     Args:
-        depth: number of convolutions, 6n + 4 (10, 16, 22, 28, 40, ...); the three projections of the
+        depth: number of convolutions, 6n + 4 (10, 16, 22, 28, 40, ...); the projections of the
             shortcuts are not counted, as in the paper.
         widen_factor: k; the three groups are 16k, 32k and 64k channels wide.
         num_classes: outputs of the last layer.

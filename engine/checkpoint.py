@@ -3,10 +3,10 @@
 checkpoints/epoch_0010/{model.pdparams, optimizer.pdopt, ema.pdparams, state.json, manifest.json}
 checkpoints/latest       one line: the name of the newest
 
-A checkpoint is written into a temporary folder, synced, and renamed; only then does `latest` name it,
-and only then do old ones go. The manifest has every file's size and SHA-256, so that damage is seen
-before anything is loaded. `epoch_0010` has ten whole epochs behind it, `epoch_0010_batch_00200` has
-200 batches of the eleventh, too.
+A checkpoint is written into a temporary folder, synced, and renamed; only then does `latest` name
+it, and only then do old ones go. The manifest has every file's size and SHA-256, so that damage is
+seen before anything is loaded. `epoch_0010` has ten whole epochs behind it,
+`epoch_0010_batch_00200` has 200 batches of the eleventh, too.
 """
 
 from __future__ import annotations

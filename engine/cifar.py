@@ -109,7 +109,9 @@ TRAIN_FOLDERS = ('', 'train')
 TEST_FOLDERS = ('', 'eval', 'test', 'val', 'cifar-10-verify-bin', '../cifar-10-verify-bin')
 
 Arrays = tuple[np.ndarray, np.ndarray]
-Read = Callable[[str], Optional[bytes]]  # file name -> its content, None where there is no such file
+Read = Callable[
+    [str], Optional[bytes]
+]  # file name -> its content, None where there is no such file
 
 
 def load_cifar(name: str, root: Path, *, fetch: bool) -> tuple[Arrays, Arrays, list[str], str]:
@@ -119,7 +121,9 @@ def load_cifar(name: str, root: Path, *, fetch: bool) -> tuple[Arrays, Arrays, l
     Raises UserError naming the file that is missing, damaged or mislabelled.
     """
     variant = VARIANTS[name]
-    found = _find(variant, root) or _find(variant, Path('~/.cache/paddle/dataset/cifar').expanduser())
+    found = _find(variant, root) or _find(
+        variant, Path('~/.cache/paddle/dataset/cifar').expanduser()
+    )
     if found is None and fetch:
         _fetch(variant, root)
         found = _find(variant, root)
@@ -193,8 +197,10 @@ def _parse(variant: Variant, encoding: Encoding, read: Read, file: str, where: s
     name = f'{where}: {file}'
     data = read(file)
     if data is None:
-        raise UserError(f'{name} is missing; {variant.title} has {", ".join(encoding.train)} and '
-                        f'{encoding.test}')
+        raise UserError(
+            f'{name} is missing; {variant.title} has {", ".join(encoding.train)} and '
+            f'{encoding.test}'
+        )
     parse = _parse_python if encoding is variant.python else _parse_binary
     pixels, labels = parse(variant, data, name)
     wrong = np.flatnonzero((labels < 0) | (labels >= variant.classes))
@@ -215,7 +221,9 @@ def _parse_python(variant: Variant, data: bytes, name: str) -> Arrays:
         raise UserError(f'{name} is no {variant.title} batch: it lacks data or {wanted}') from None
     if getattr(pixels, 'dtype', None) != np.uint8 or pixels.shape != (len(labels), PIXELS):
         shape = getattr(pixels, 'shape', None)
-        raise UserError(f'{name} has pixels {shape} for {len(labels)} labels, not N x {PIXELS} bytes')
+        raise UserError(
+            f'{name} has pixels {shape} for {len(labels)} labels, not N x {PIXELS} bytes'
+        )
     if not len(labels):
         raise UserError(f'{name} holds no image')
     return pixels, labels
@@ -242,7 +250,9 @@ def _class_names(variant: Variant, encoding: Encoding, read: Read, where: str) -
         meta = safe_pickle.loads(data, f'{where}: {encoding.names}', encoding='bytes')
         names = [n.decode() if isinstance(n, bytes) else n for n in meta.get(variant.names_key, [])]
     if len(names) != variant.classes:
-        raise UserError(f'{where}: {encoding.names} names {len(names)} classes, not {variant.classes}')
+        raise UserError(
+            f'{where}: {encoding.names} names {len(names)} classes, not {variant.classes}'
+        )
     return names
 
 
@@ -260,6 +270,6 @@ def _fetch(variant: Variant, root: Path) -> None:
 
 def _nowhere(variant: Variant, root: Path) -> str:
     return (
-        f'{variant.title} is not in {root}: put {variant.python.archive} there, or set -o data.root=DIR '
-        'to where it is; to try without it: python3 train.py -c configs/quickstart.yaml'
+        f'{variant.title} is not in {root}: put {variant.python.archive} there, or say where it is '
+        'with -o data.root=DIR; to try without it: python3 train.py -c configs/quickstart.yaml'
     )

@@ -1,9 +1,9 @@
 """Data sets -> batches.
 
-`load_data` gives a DataSet by name; `train_batches` and `test_batches` give what the loop iterates.
-Sets that fit in memory are one uint8 array, of which a batch is gathered, augmented and normalised as
-a batch: about a hundred times as fast as image by image. A set that streams from disk only has to
-offer the same three things as `Batches`: len(), set_epoch() and iteration.
+`load_data` gives a DataSet by name; `train_batches` and `test_batches` give what the loop
+iterates. Sets that fit in memory are one uint8 array, of which a batch is gathered, augmented and
+normalised as a batch: about a hundred times as fast as image by image. A set that streams from
+disk only has to offer the same three things as `Batches`: len(), set_epoch() and iteration.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class DataSet:
 class Batches:
     """Batches of an in-memory set; the order and every random choice follow from the arguments.
 
-    Batch b of epoch e draws from a generator of its own, seeded by (seed, e, b, rank): a run that is
-    resumed at b sees the batches that the uninterrupted run saw. With several processes, each takes
-    its part of every batch of batch_size * world images; a last batch of fewer images than processes
-    is left out of training.
+    Batch b of epoch e draws from a generator of its own, seeded by (seed, e, b, rank): a run that
+    is resumed at b sees the batches that the uninterrupted run saw. With several processes, each
+    takes its part of every batch of batch_size * world images; a last batch of fewer images than
+    processes is left out of training.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ def _cifar(config: Data) -> DataSet:
 
 
 def _digits() -> DataSet:
-    """scikit-learn's 1,797 handwritten digits (UCI), 8x8 grey, as 32x32 RGB; a fifth is for testing.
+    """scikit-learn's 1,797 handwritten digits (UCI): 8x8 grey, here 32x32 RGB; a fifth for testing.
 
     The set is ordered by writer in runs, so the split is drawn at random, from a fixed seed.
     """
@@ -206,7 +206,7 @@ def _digits() -> DataSet:
         [str(digit) for digit in range(10)],
         mean,
         std,
-        'scikit-learn\'s digits',
+        "scikit-learn's digits",
     )
 
 

@@ -40,7 +40,7 @@ def _fetch(url: str, part: Path, timeout_s: float) -> None:
     done = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={'Range': f'bytes={done}-'} if done else {})
     try:
-        response = urllib.request.urlopen(request, timeout=timeout_s)  # noqa: S310 (https above)
+        response = urllib.request.urlopen(request, timeout=timeout_s)
     except urllib.error.HTTPError as error:
         if done and error.code == 416:  # nothing is left to fetch: the MD5 decides
             return

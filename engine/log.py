@@ -58,9 +58,9 @@ class Log:
         print(text, flush=True)
         self._record_line(text)
 
-    def epoch_starts(self, trainer: Trainer, *, schedule: str) -> None:
+    def epoch_starts(self, trainer: Trainer) -> None:
         progress = trainer.progress
-        lr = trainer.lr_at(trainer.step)
+        schedule, lr = trainer.schedule_name, trainer.lr_at(trainer.step)
         self.line(f'Epoch {progress.epoch}: {schedule} set learning rate to {lr:.6g}.')
         self._shown = (progress.sums.images, progress.sums.seconds)
         if sys.stdout.isatty():
@@ -138,8 +138,8 @@ class Log:
         self._vdl.add_image('first_augmented_batch', picture, 0)
 
     @property
-    def last_record(self) -> dict[str, Any]:
-        return self._records[-1]
+    def last_record(self) -> Optional[dict[str, Any]]:
+        return self._records[-1] if self._records else None
 
     def close(self) -> None:
         self.training_ends()
@@ -163,7 +163,7 @@ class Silence(Log):
     def line(self, text: str) -> None:
         pass
 
-    def epoch_starts(self, trainer: Trainer, *, schedule: str) -> None:
+    def epoch_starts(self, trainer: Trainer) -> None:
         pass
 
     def advance(self, trainer: Trainer, iteration: int, *, show: bool) -> None:

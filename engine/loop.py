@@ -1,4 +1,4 @@
-"""Training and evaluation: the two loops, and the state that a run carries through them."""
+"""Training: the loop over an epoch's steps, and the state that a run carries through it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any, Callable, Iterable, Iterator, Optional
 import numpy as np
 import paddle
 from paddle import nn
-from paddle.nn import functional as F
 
 from engine import runtime
 from engine.checkpoint import Snapshot
 from engine.config import Config, to_dict
 from engine.data import Batch, Batches
 from engine.errors import Diverged, UserError
+from engine.evaluation import Evaluation
 from engine.log import Log
 from engine.optim import (
+    PADDLE_NAMES,
     AveragedWeights,
     cross_entropy,
     load_optimizer_arrays,
@@ -66,39 +67,6 @@ class _Pending:
     images: list[int] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Per-image results, in the order of the set; every figure is derived from them."""
-
-    labels: np.ndarray  # int [N]
-    predictions: np.ndarray  # int [N], the likeliest class
-    in_top5: np.ndarray  # bool [N]
-    losses: np.ndarray  # float [N], cross entropy in nats
-    probabilities: np.ndarray  # float [N], of the predicted class
-    seconds: float
-
-    @property
-    def correct(self) -> int:
-        return int((self.predictions == self.labels).sum())
-
-    @property
-    def top1(self) -> float:
-        return self.correct / len(self.labels)
-
-    @property
-    def top5(self) -> float:
-        return float(self.in_top5.mean())
-
-    @property
-    def loss(self) -> float:
-        return float(self.losses.mean())
-
-    @property
-    def summary(self) -> str:
-        """The line that scripts grep for."""
-        return f'acc:{self.correct} total:{len(self.labels)} ratio:{self.top1:.6g}'
-
-
 class Trainer:
     """A model in training: optimizer, schedule, averaged weights, and progress."""
 
@@ -110,6 +78,7 @@ class Trainer:
         self.classes = classes
         self.progress = Progress()
         self.optimizer = make_optimizer(model, config.optimizer)
+        self.schedule_name = PADDLE_NAMES[config.schedule.name]
         self.lr_at = make_schedule(
             config.schedule,
             lr=config.optimizer.lr,
@@ -119,13 +88,16 @@ class Trainer:
         self.last_loss = 0.0
         self._pending, self._clock = _Pending(0), time.perf_counter()
         self.ema = AveragedWeights(model, decay=config.train.ema) if config.train.ema else None
-        self.steps = min(
-            config.train.epochs * len(batches), config.train.max_steps or 10**18
-        )
+        self.steps = min(config.train.epochs * len(batches), config.train.max_steps or 10**18)
 
     @property
-    def finished(self) -> bool:
-        return self.step >= self.steps
+    def last_epoch(self) -> int:
+        return (self.steps - 1) // len(self.batches)
+
+    @property
+    def inside_epoch(self) -> bool:
+        """Whether the epoch still has batches to come."""
+        return 0 < self.progress.batch < len(self.batches)
 
     @property
     def step(self) -> int:
@@ -135,8 +107,8 @@ class Trainer:
     def train_one_epoch(self, *, after_step: Callable[[bool], None]) -> None:
         """Train the rest of the epoch; `after_step` may raise, and the state is consistent then.
 
-        It hears whether the step's results have just been collected, which all processes do at once.
-        Raises Diverged, naming step and learning rate, when the loss is no longer finite.
+        It hears whether the step's results have just been collected, which all processes do at
+        once. Raises Diverged, naming step and learning rate, when the loss is no longer finite.
         """
         progress, log_every = self.progress, self.config.train.log_every
         self.model.train()
@@ -144,7 +116,7 @@ class Trainer:
         self._pending = _Pending(self.step)
         self._clock = time.perf_counter()
         for images, labels in self._timed(self.batches):
-            if self.finished:
+            if self.step >= self.steps:
                 break
             self._train_step(images, labels)
             progress.batch += 1
@@ -181,7 +153,9 @@ class Trainer:
         losses = paddle.stack(pending.losses).numpy().reshape(-1).astype(np.float64)
         correct = paddle.stack(pending.correct).numpy().reshape(-1)
         images = np.array(pending.images)
-        summed, correct, images = runtime.sum_over_ranks(np.stack([losses * images, correct, images]))
+        summed, correct, images = runtime.sum_over_ranks(
+            np.stack([losses * images, correct, images])
+        )
         losses = summed / images
         self._require_finite(losses, pending.first_step)
         self.last_loss = float(losses[-1])
@@ -251,7 +225,7 @@ class Trainer:
         return self.ema.arrays() if self.ema is not None else state_arrays(self.model)
 
     def _synchronise(self) -> None:
-        """Batch norms see another part of each batch in each process: average what they recorded."""
+        """Average what the batch norms of each process have recorded of their parts of a batch."""
         own = self.model.state_dict()
         statistics = [name for name, tensor in own.items() if tensor.stop_gradient]
         for state in (own, self.ema.average) if self.ema is not None else (own,):
@@ -286,47 +260,13 @@ class Trainer:
         progress = Progress(**{**state['progress'], 'sums': Sums(**state['progress']['sums'])})
         if progress.batch and state['steps_per_epoch'] != len(self.batches):
             raise UserError(
-                f'{where} lies inside an epoch of {state["steps_per_epoch"]} batches, now there are '
-                f'{len(self.batches)}; keep data.batch_size, or resume from the end of an epoch'
+                f'{where} lies inside an epoch of {state["steps_per_epoch"]} batches, now there '
+                f'are {len(self.batches)}; keep data.batch_size, or resume from the end of an epoch'
             )
         load_optimizer_arrays(self.optimizer, self.model, snapshot.optimizer)
         if self.ema is not None:
             self.ema.load_arrays(snapshot.ema if snapshot.ema is not None else snapshot.model)
         self.progress = progress
-
-
-def evaluate(
-    model: nn.Layer, batches: Batches, *, after_batch: Callable[[], None] = lambda: None
-) -> Evaluation:
-    """Measure the model on every image once, the processes sharing the work."""
-    model.eval()
-    parts, start = [np.zeros((5, 0))], time.perf_counter()
-    with paddle.no_grad():
-        for images, labels in batches:
-            if len(labels):  # none is left for this process where images are fewer than processes
-                logits = model(paddle.to_tensor(images)).astype('float32')
-                parts.append(_judge(F.log_softmax(logits).numpy(), labels))
-            after_batch()
-    table = np.zeros((5, len(batches.images)))
-    table[:, np.concatenate(batches.rows())] = np.concatenate(parts, axis=1)
-    labels, predictions, in_top5, losses, probabilities = runtime.sum_over_ranks(table)
-    return Evaluation(
-        labels=labels.astype(np.int64),
-        predictions=predictions.astype(np.int64),
-        in_top5=in_top5.astype(bool),
-        losses=losses,
-        probabilities=probabilities,
-        seconds=time.perf_counter() - start,
-    )
-
-
-def _judge(log_p: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """float64 [5, N]: the columns of an Evaluation, from log probabilities [N, C]."""
-    rows = np.arange(len(labels))
-    predictions = log_p.argmax(1)
-    in_top5 = (np.argsort(-log_p, axis=1)[:, :5] == labels[:, None]).any(1)
-    losses, probabilities = -log_p[rows, labels], np.exp(log_p[rows, predictions])
-    return np.stack([labels, predictions, in_top5, losses, probabilities])
 
 
 def is_due(epoch: int, *, every: int, start: int = 0, last: int) -> bool:

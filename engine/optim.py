@@ -9,7 +9,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import math
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator
 
 import paddle
 from paddle import nn
@@ -105,7 +105,7 @@ _FORMS = {
 def make_optimizer(model: nn.Layer, config: configs.Optimizer) -> paddle.optimizer.Momentum:
     """SGD with momentum over the trainable parameters; its rate is set before each step."""
     trainable = [p for p in model.parameters() if not p.stop_gradient]
-    groups = [{'params': trainable}]
+    groups: list[Any] = [{'params': trainable}]
     if not config.decay_bn_and_bias:
         groups = [
             {'params': [p for p in trainable if p.ndim > 1]},
@@ -161,13 +161,13 @@ class AveragedWeights:
         self._model = model
         self.average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-    @paddle.no_grad()
     def update(self, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, tensor in self._model.state_dict().items():
-            average = self.average[name]
-            average.scale_(decay)
-            average.add_(tensor.detach() * (1 - decay))
+        with paddle.no_grad():
+            for name, tensor in self._model.state_dict().items():
+                average = self.average[name]
+                average.scale_(decay)
+                average.add_(tensor * (1 - decay))
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -196,4 +196,3 @@ def cross_entropy(
         uniform = -F.log_softmax(logits).mean()
         loss = (1 - smoothing) * loss + smoothing * uniform
     return loss
-

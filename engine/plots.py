@@ -36,7 +36,7 @@ def curves(records: Sequence[dict[str, Any]], path: Path) -> None:
             ha='right',
         )
     rate.plot(epochs, [r['lr'] for r in records], color='tab:gray', **style)
-    rate.set(title='learning rate at the epoch\'s end', xlabel='epoch')
+    rate.set(title="learning rate at the epoch's end", xlabel='epoch')
     for axes in (loss, accuracy, rate):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -61,13 +61,22 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
         for row, column in zip(*np.nonzero(matrix)):
             color = 'white' if shares[row, column] > 0.5 else 'black'
             axes.text(
-                column, row, str(matrix[row, column]), ha='center', va='center', color=color, fontsize=8
+                column,
+                row,
+                str(matrix[row, column]),
+                ha='center',
+                va='center',
+                color=color,
+                fontsize=8,
             )
     _save(figure, path)
 
 
-def picture_grid(pixels: np.ndarray, titles: Sequence[str], path: Path, *, columns: int = 8) -> None:
+def picture_grid(
+    pixels: np.ndarray, titles: Sequence[str], path: Path, *, columns: int = 8
+) -> None:
     """uint8 [N, 3, H, W] with a caption each."""
+    columns = min(columns, len(pixels))
     rows = -(-len(pixels) // columns)
     figure = Figure(figsize=(1.5 * columns, 1.9 * rows), layout='constrained')
     for axes in figure.subplots(rows, columns, squeeze=False).flat:

@@ -1,7 +1,7 @@
 """The machine: CPU settings, device, processes, seeds.
 
-The only file that knows cpu, gpu and npu apart, and the only one that talks between processes. A world
-of one process needs no special case elsewhere: every function here is then the identity.
+The only file that knows cpu, gpu and npu apart, and the only one that talks between processes. A
+world of one process needs no special case elsewhere: every function here is then the identity.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import platform
 import sys
 import warnings
 from pathlib import Path
-
-from typing import TYPE_CHECKING, Iterable
+from typing import TYPE_CHECKING, Any, Iterable
 
 import numpy as np
 
@@ -31,8 +30,8 @@ WORLD = int(os.environ.get('PADDLE_TRAINERS_NUM', '1'))
 def prepare_cpu() -> str:
     """Set what Paddle's CPU kernels need, before paddle is imported; returns one line about it.
 
-    The wheel's MKL takes a slow path on AMD unless told otherwise, and Paddle uses one thread unless
-    told otherwise: together a factor of 3 to 5 in training. What the user has set stays.
+    The wheel's MKL takes a slow path on AMD unless told otherwise, and Paddle uses one thread
+    unless told otherwise: together a factor of 3 to 5 in training. What the user has set stays.
     """
     assert 'paddle' not in sys.modules, 'too late: these variables are read when paddle is imported'
     threads = max(1, _cores() // int(os.environ.get('PADDLE_LOCAL_SIZE', WORLD)))
@@ -58,12 +57,13 @@ def start_paddle(device: str) -> str:
         present['gpu'] = paddle.device.cuda.get_device_name()
     if 'npu' in paddle.device.get_all_custom_device_type():
         present['npu'] = 'paddle-custom-npu'
+    chosen = device
     if device == 'auto':
         chosen = next(kind for kind in ('gpu', 'npu', 'cpu') if kind in present)
         missing = [kind for kind in ('gpu', 'npu') if kind not in present]
         why = present[chosen] if chosen != 'cpu' else f'auto: no {" and no ".join(missing)} here'
     elif device in present:
-        chosen, why = device, 'as asked'
+        why = 'as asked'
     else:
         have = ' and '.join(present)
         wheel = 'paddlepaddle-gpu and a driver' if device == 'gpu' else 'paddle-custom-npu'
@@ -90,7 +90,7 @@ def sum_over_ranks(array: np.ndarray) -> np.ndarray:
 
     total = paddle.to_tensor(array.astype(np.float64))
     paddle.distributed.all_reduce(total)
-    return total.numpy()
+    return np.asarray(total.numpy())
 
 
 def average_over_ranks(tensors: Iterable[Tensor]) -> None:
@@ -146,7 +146,7 @@ def _is_amd() -> bool:
     return cpuinfo.exists() and 'AuthenticAMD' in cpuinfo.read_text(errors='replace')
 
 
-def _import_quietly():  # type: ignore[no-untyped-def]
+def _import_quietly() -> Any:
     """Import paddle without warnings that concern nobody here (ccache, OMP_NUM_THREADS, BN)."""
     warnings.filterwarnings('ignore', message='When training, we now always track global mean')
     said = io.StringIO()

@@ -1,7 +1,7 @@
 """Weight files <-> models.
 
-A weight file is a flat map of state-dict names to arrays: `.pdparams` (Paddle's pickle, read without
-running code) or `.safetensors`.
+A weight file is a flat map of state-dict names to arrays: `.pdparams` (Paddle's pickle, read
+without running code) or `.safetensors`.
 """
 
 from __future__ import annotations
@@ -106,6 +106,6 @@ def _parse_safetensors(data: bytes, path: Path) -> Arrays:
     from safetensors.numpy import load
 
     try:
-        return load(data)
+        return dict(load(data))
     except SafetensorError as error:
         raise UserError(f'{path} is damaged or not a safetensors file ({error})') from None

@@ -1,0 +1,40 @@
+# Everything from a bare Python: each target sets up the environment it needs in .venv*.
+PYTHON ?= python3
+VENV   ?= .venv
+BENCH  ?= .venv-bench
+
+.PHONY: quickstart test test-slow lint bench clean
+
+quickstart: $(VENV)/user          ## train a small network on real digits, about a minute
+	$(VENV)/bin/python train.py -c configs/quickstart.yaml $(if $(wildcard output/quickstart),--resume)
+
+test: $(VENV)/dev                 ## the tests that need no network, no PyTorch and no data
+	$(VENV)/bin/python -m pytest -m 'not slow and not torch'
+
+test-slow: $(BENCH)/ready         ## the slow ones, and parity with PyTorch
+	$(BENCH)/bin/python -m pytest -m 'slow or torch'
+
+lint: $(VENV)/dev                 ## style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(BENCH)/ready             ## every figure of the README, side by side in one run
+	$(BENCH)/bin/python -m benchmarks
+
+clean:
+	rm -rf .venv .venv-bench
+
+$(VENV)/user: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -q -r requirements.txt
+	touch $@
+
+$(VENV)/dev: requirements-dev.txt $(VENV)/user
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -q -r requirements-dev.txt
+	touch $@
+
+$(BENCH)/ready: requirements-bench.txt requirements-dev.txt requirements.txt
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --disable-pip-version-check -q -r requirements-bench.txt -r requirements-dev.txt
+	touch $@

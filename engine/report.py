@@ -1,0 +1,99 @@
+"""What an evaluation found, for a person: table, confusion matrix, the worst mistakes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any, Sequence
+
+import numpy as np
+
+from engine import plots
+from engine.checkpoint import write_atomically
+from engine.data import Images
+from engine.evaluation import Evaluation
+
+WORST = 40
+
+
+def confusion_matrix(evaluation: Evaluation, classes: int) -> np.ndarray:
+    """int [C, C]: images of true class (row) by predicted class (column)."""
+    matrix = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(matrix, (evaluation.labels, evaluation.predictions), 1)
+    return matrix
+
+
+def class_table(matrix: np.ndarray, classes: Sequence[str]) -> str:
+    """A line a class: images, how many are right, and what it is most often taken for."""
+    width = max(5, *(len(name) for name in classes))
+    lines = [f'{"class":{width}}  images  correct  accuracy  most often taken for']
+    for index, name in enumerate(classes):
+        images, correct = int(matrix[index].sum()), int(matrix[index, index])
+        others = matrix[index].copy()
+        others[index] = 0
+        taken = f'{classes[others.argmax()]} ({others.max()})' if others.any() else '-'
+        share = f'{100 * correct / images:.2f} %' if images else '-'
+        lines.append(f'{name:{width}}  {images:6}  {correct:7}  {share:>8}  {taken}')
+    return '\n'.join(lines)
+
+
+def summary(evaluation: Evaluation) -> dict[str, Any]:
+    """The figures of eval.json."""
+    return {
+        'correct': evaluation.correct,
+        'total': len(evaluation.labels),
+        'top1': evaluation.top1,
+        'top5': evaluation.top5,
+        'loss': evaluation.loss,
+        'images_per_second': len(evaluation.labels) / evaluation.seconds,
+    }
+
+
+def write_report(
+    folder: Path,
+    evaluation: Evaluation,
+    matrix: np.ndarray,
+    *,
+    images: Images,
+    classes: Sequence[str],
+    about: dict[str, Any],
+) -> list[str]:
+    """Write eval.json, confusion.csv, confusion.png and mistakes.png; returns their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    accuracy = dict(zip(classes, (np.diag(matrix) / np.maximum(matrix.sum(1), 1)).tolist()))
+    content = {**summary(evaluation), **about, 'class_accuracy': accuracy}
+    _write_text(folder / 'eval.json', json.dumps(content, indent=1))
+    _write_text(folder / 'confusion.csv', _as_csv(matrix, classes))
+    plots.confusion(matrix, classes, folder / 'confusion.png')
+    written = ['eval.json', 'confusion.csv', 'confusion.png']
+    worst = worst_mistakes(evaluation)
+    if len(worst):
+        captions = [
+            f'{classes[evaluation.labels[i]]}\nnot {classes[evaluation.predictions[i]]} '
+            f'({100 * evaluation.probabilities[i]:.0f} %)'
+            for i in worst
+        ]
+        plots.picture_grid(images.pixels[worst], captions, folder / 'mistakes.png')
+        written.append('mistakes.png')
+    return written
+
+
+def worst_mistakes(evaluation: Evaluation) -> np.ndarray:
+    """The wrongly classified images of the highest loss, worst first."""
+    wrong = np.flatnonzero(evaluation.predictions != evaluation.labels)
+    return wrong[np.argsort(-evaluation.losses[wrong], kind='stable')][:WORST]
+
+
+def _as_csv(matrix: np.ndarray, classes: Sequence[str]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow(['true \\ predicted', *classes])
+    for name, row in zip(classes, matrix.tolist()):
+        writer.writerow([name, *row])
+    return text.getvalue()
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))

@@ -1,0 +1,204 @@
+"""Settings: YAML and KEY=VALUE texts -> a dataclass, each value with its origin.
+
+Settings are a flat map of dotted keys (`optimizer.lr`) to values with the place where they were
+written (file and line, or the -o that set them), so that every complaint can say where. What PyYAML
+would let pass is refused (a key given twice) or read as meant (5e-4 is a number).
+"""
+
+import dataclasses
+import difflib
+import re
+import typing
+from dataclasses import Field, dataclass
+from pathlib import Path
+from typing import Any, Literal, Mapping, Optional, Union
+
+import yaml
+
+from engine.errors import UserError
+
+
+def key(
+    default: Any, doc: str, *, low: Optional[float] = None, below: Optional[float] = None
+) -> Any:
+    """A config field: its default, one line of help, and its bounds (low <= value < below)."""
+    return dataclasses.field(default=default, metadata={'doc': doc, 'low': low, 'below': below})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value and where it was written."""
+
+    value: Any
+    origin: str
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: PyYAML alone reads 5e-4 as a string."""
+
+
+_Loader.add_implicit_resolver(
+    'tag:yaml.org,2002:float',
+    re.compile(r'^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$'),
+    list('-+.0123456789'),
+)
+
+
+def read_yaml(path: Path, schema: type) -> dict[str, Setting]:
+    """Flat map of a YAML file for the dataclass `schema`, refusing unknown and duplicate keys."""
+    try:
+        text = path.read_text(encoding='utf-8')
+        node = yaml.compose(text, Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f'cannot read the config {path}: {_reason(error)}{_siblings(path)}'
+        ) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, 'problem_mark', None)
+        line = f':{mark.line + 1}' if mark else ''
+        problem = getattr(error, 'problem', None) or error
+        raise UserError(f'{path}{line}: not valid YAML: {problem}') from None
+    settings: dict[str, Setting] = {}
+    if node is not None:
+        _Reader(path, _Loader(text), leaves(schema), settings).flatten(node, '')
+    return settings
+
+
+@dataclass
+class _Reader:
+    """Walks the nodes of one YAML file, which still know their lines."""
+
+    path: Path
+    loader: _Loader
+    known: 'Mapping[str, Field[Any]]'
+    settings: dict[str, Setting]
+
+    def flatten(self, node: yaml.Node, prefix: str) -> None:
+        if not isinstance(node, yaml.MappingNode):
+            what = prefix.rstrip('.') or 'the file'
+            raise UserError(f'{self._where(node)}: {what} must be a mapping of keys')
+        seen = set()
+        for key_node, value_node in node.value:
+            name, where = f'{prefix}{key_node.value}', self._where(key_node)
+            if name in seen:
+                raise UserError(f'{where}: duplicate key {name}; keep one of the two')
+            seen.add(name)
+            if any(known.startswith(f'{name}.') for known in self.known):
+                self.flatten(value_node, f'{name}.')
+            else:
+                _require_known(name, self.known, where)
+                value = self.loader.construct_object(value_node, deep=True)
+                self.settings[name] = Setting(value, where)
+
+    def _where(self, node: yaml.Node) -> str:
+        return f'{self.path}:{node.start_mark.line + 1}'
+
+
+def read_override(text: str, schema: type) -> tuple[str, Setting]:
+    """The dotted key and the value of KEY=VALUE, the value parsed as YAML."""
+    name, equals, value = text.partition('=')
+    origin = f'-o {text}'
+    if not equals:
+        raise UserError(f'{origin}: write KEY=VALUE, for example -o optimizer.lr=0.05')
+    _require_known(name, leaves(schema), origin)
+    try:
+        return name, Setting(yaml.load(value, Loader=_Loader), origin)
+    except yaml.YAMLError:
+        raise UserError(f'{origin}: the value is not valid YAML') from None
+
+
+def _require_known(name: str, keys: 'Mapping[str, Field[Any]]', origin: str) -> None:
+    if name in keys:
+        return
+    near = difflib.get_close_matches(name, keys, n=1, cutoff=0.5)
+    # The right word in the wrong section (train.lr) is nearer than letters can tell.
+    near = [k for k in keys if k.split('.')[-1] == name.split('.')[-1]][:1] or near
+    hint = f'; did you mean {near[0]}?' if near else '; --help lists the keys'
+    raise UserError(f'{origin}: unknown key {name}{hint}')
+
+
+def leaves(cls: type, prefix: str = '') -> 'dict[str, Field[Any]]':
+    """Dotted key -> field, of a dataclass whose sections are dataclasses."""
+    found: dict[str, Field[Any]] = {}
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(field.default):
+            found.update(leaves(type(field.default), f'{prefix}{field.name}.'))
+        else:
+            found[prefix + field.name] = field
+    return found
+
+
+def describe(schema: type) -> list[str]:
+    """A line of help for each key."""
+    lines = []
+    for name, field in leaves(schema).items():
+        default = 'null' if field.default is None else field.default
+        default = list(default) if isinstance(default, tuple) else default
+        choices = ' | '.join(typing.get_args(field.type)) if _is_literal(field.type) else ''
+        meaning = '; '.join(filter(None, [field.metadata['doc'], choices]))
+        lines.append(f'  {name} ({default}): {meaning}'.rstrip(': '))
+    return lines
+
+
+def build(cls: type, settings: Mapping[str, Setting], prefix: str = '') -> Any:
+    """The dataclass with these settings, each checked against its field's type and bounds."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(cls):
+        name = prefix + field.name
+        if dataclasses.is_dataclass(field.default):
+            values[field.name] = build(type(field.default), settings, f'{name}.')
+        elif name in settings:
+            values[field.name] = _convert(name, field, settings[name])
+    return cls(**values)
+
+
+def _is_literal(hint: Any) -> bool:
+    return typing.get_origin(hint) is Literal
+
+
+def _convert(name: str, field: 'Field[Any]', setting: Setting) -> Any:
+    hint: Any = field.type
+    value = setting.value
+
+    def refuse(wanted: str) -> UserError:
+        return UserError(f'{setting.origin}: {name} must be {wanted}, not {value!r}')
+
+    if typing.get_origin(hint) is Union:  # Optional[...]
+        if value is None:
+            return None
+        hint = typing.get_args(hint)[0]
+    if _is_literal(hint):
+        choices = typing.get_args(hint)
+        if value not in choices:
+            near = difflib.get_close_matches(str(value), choices, n=1)
+            raise refuse(f'one of {", ".join(choices)}' + (f' ({near[0]}?)' if near else ''))
+        return value
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)) or not all(_is_number(item) for item in value):
+            raise refuse('a list of numbers, such as [60, 120]')
+        return tuple(float(item) for item in value)
+    if hint is float and _is_number(value):
+        value = float(value)
+    if type(value) is not hint:
+        words = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a text'}
+        raise refuse(words[hint])
+    low, below = field.metadata['low'], field.metadata['below']
+    if low is not None and value < low:
+        raise refuse(f'{low} or more')
+    if below is not None and value >= below:
+        raise refuse(f'less than {below}')
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, 'strerror', None) or 'not a text file'
+
+
+def _siblings(path: Path) -> str:
+    here = sorted(p.name for p in path.parent.glob('*.yaml')) if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, here, n=1)
+    return f'; did you mean {path.parent / near[0]}?' if near else ''
