@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Optional
 from engine import cli, runtime
 from engine.checkpoint import Checkpoints, Snapshot, load, write_atomically
 from engine.config import Config, differences, load_config, to_dict
-from engine.errors import Stopped, UserError
+from engine.errors import Diverged, Stopped, UserError
 from engine.run_folder import RunFolder, find_run, is_checkpoint, load_run_config
 from engine.weights import write_arrays
 
@@ -71,10 +71,15 @@ def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[s
     if runtime.RANK == 0:
         run.open(config)
     log.attach(run, epochs_done=trainer.progress.epoch)
-    show_first_batch(batches, log)
-    fit(trainer, tests, run, log)
-    say_what_next(trainer, run, log)
-    log.close()
+    try:
+        show_first_batch(batches, log)
+        fit(trainer, tests, run, log)
+        say_what_next(trainer, run, log)
+    except (UserError, Diverged, Stopped) as end:
+        log.note(str(end))
+        raise
+    finally:
+        log.close()
 
 
 def build_model(config: Config, dataset: DataSet, log: Log) -> nn.Layer:
@@ -138,7 +143,6 @@ def fit(trainer: Trainer, tests: Batches, run: RunFolder, log: Log) -> None:
                 one_epoch(trainer, tests, run, checkpoints, stop, log)
         except Stopped as signal:
             save(trainer, checkpoints)
-            log.close()
             raise Stopped(
                 f'{signal}: saved in {run.path}; the same command with --resume goes on'
             ) from None

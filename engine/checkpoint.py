@@ -112,6 +112,8 @@ def load(path: Path) -> Snapshot:
         )
     except KeyError as error:
         raise UserError(f'{path / MANIFEST} does not list {error.args[0]}') from None
+    except ValueError as error:
+        raise UserError(f'{path / STATE} is not JSON: {error}') from None
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:

@@ -6,6 +6,7 @@ Nothing here imports paddle, so that --help and a wrong key answer at once.
 from __future__ import annotations
 
 import argparse
+import errno
 import signal
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from engine.errors import Diverged, Stopped, UserError
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = REPOSITORY / 'configs' / 'wrn28_10_cifar10.yaml'
 
+# The disk or the system says no, which a user can mend; any other OSError is a bug of ours.
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 EXIT_USER, EXIT_DIVERGED, EXIT_STOPPED = 2, 3, 75
 
 
@@ -55,9 +58,14 @@ def run(main: Callable[[], None]) -> None:
         print(f'{Path(sys.argv[0]).name}: {error}', file=sys.stderr)
         codes = {UserError: EXIT_USER, Diverged: EXIT_DIVERGED, Stopped: EXIT_STOPPED}
         sys.exit(codes[type(error)])
-    except KeyboardInterrupt:
-        print('interrupted; nothing was saved by this command', file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:  # `train.py | head`: the reader has gone, which is no error of ours
         sys.stderr.close()
         sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        print(f'{Path(sys.argv[0]).name}: {error.filename}: {error.strerror}', file=sys.stderr)
+        sys.exit(EXIT_USER)
+    except KeyboardInterrupt:
+        print('interrupted; nothing was saved by this command', file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)

@@ -56,7 +56,14 @@ class Log:
         if self._bar is not None:
             self._bar.clear()
         print(text, flush=True)
-        self._record_line(text)
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """One line for train.log alone."""
+        if self._file is None:
+            self._early.append(text)
+        else:
+            self._file.write(f'{text}\n')
 
     def epoch_starts(self, trainer: Trainer) -> None:
         progress = trainer.progress
@@ -95,7 +102,7 @@ class Log:
             print(text, flush=True)
         else:
             self._bar.set_postfix_str(f'loss:{trainer.last_loss:.4f}  {rest}')
-        self._record_line(text)
+        self.note(text)
         for tag, value in (
             ('train/loss', trainer.last_loss),
             ('train/learning_rate', lr),
@@ -147,15 +154,12 @@ class Log:
             self._file.close()
             self._vdl.close()
 
-    def _record_line(self, text: str) -> None:
-        if self._file is None:
-            self._early.append(text)
-        else:
-            self._file.write(f'{text}\n')
-
 
 class Silence(Log):
     """The log of every process but the first."""
+
+    def note(self, text: str) -> None:
+        pass
 
     def attach(self, folder: RunFolder, *, epochs_done: int) -> None:
         pass

@@ -159,7 +159,7 @@ class AveragedWeights:
     def __init__(self, model: nn.Layer, *, decay: float) -> None:
         self.decay = decay
         self._model = model
-        self.average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        self.average = {name: t.detach().clone() for name, t in model.state_dict().items()}
 
     def update(self, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
@@ -172,7 +172,7 @@ class AveragedWeights:
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """Within, the model has the averaged weights."""
-        own = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
+        own = {name: t.detach().clone() for name, t in self._model.state_dict().items()}
         self._model.set_state_dict(self.average)
         try:
             yield

@@ -62,7 +62,7 @@ def load_run_config(run: Path, overrides: Sequence[str]) -> Config:
 def find_run(path: Path) -> Optional[Path]:
     """The run that `path` is, or lies in: its folder, a checkpoint's, or a weight file."""
     for folder in (path, *path.parents[:3]):
-        if (folder / 'config.yaml').is_file():
+        if (folder / 'config.yaml').is_file() and (folder / 'train.log').is_file():
             return folder
     return None
 

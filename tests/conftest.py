@@ -1,0 +1,45 @@
+"""What several test files share: running a command as a user would."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Callable
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# A run of a few seconds: 5 batches an epoch of 8x8 images, with all that draws random numbers.
+TINY = (
+    'data.name=synthetic',
+    'data.num_images=80',
+    'data.image_size=8',
+    'data.batch_size=16',
+    'data.crop_padding=1',
+    'model.name=wide_resnet10_1',
+    'model.dropout=0.3',
+    'schedule.name=cosine',
+    'train.epochs=3',
+    'train.ema=0.9',
+    'train.log_every=1',
+)
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `train.py ...` in an empty folder; returns the completed process."""
+
+    def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, str(REPOSITORY / script), *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env={**os.environ, **environment},
+        )
+
+    return run

@@ -1,0 +1,310 @@
+"""train.py and eval.py as processes: what they print, write, refuse, and survive."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY, TINY
+
+QUICK = ('-c', str(REPOSITORY / 'configs' / 'quickstart.yaml'), '-o', *TINY)
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    """train.py in the background."""
+    return subprocess.Popen(
+        [sys.executable, str(REPOSITORY / 'train.py'), *arguments],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_line(process: subprocess.Popen, pattern: str) -> str:
+    """Read its output until a line matches."""
+    for line in process.stdout:
+        if re.search(pattern, line):
+            return line
+    raise AssertionError(f'it ended without {pattern!r}: {process.stderr.read()}')
+
+
+def one_line(text: str) -> str:
+    """The single line that a refusal may print."""
+    lines = text.strip().splitlines()
+    assert len(lines) == 1, text
+    assert 'Traceback' not in text
+    return lines[0]
+
+
+def weights(run: Path, checkpoint: str = 'epoch_0003') -> dict[str, bytes]:
+    names = ('model.pdparams', 'optimizer.pdopt', 'ema.pdparams')
+    return {name: (run / 'checkpoints' / checkpoint / name).read_bytes() for name in names}
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A run that nobody has disturbed: its folder, and what it printed."""
+    folder = tmp_path_factory.mktemp('finished')
+    process = start(folder, *QUICK)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return folder / 'output' / 'quickstart', out
+
+
+def test_console_lines_are_those_that_scripts_grep_for(finished):
+    _, out = finished
+    assert re.search(r'^Epoch 0: CosineAnnealingDecay set learning rate to 0\.1\.$', out, re.M)
+    assert re.search(r'^iter:0  loss:\d\.\d{4}(  \S+)+$', out, re.M)
+    assert re.search(r'^iter:4  loss:\d\.\d{4}', out, re.M)
+    assert re.search(r'^acc:\d+ total:80 ratio:0\.\d+$', out, re.M)
+    assert 'OMP_NUM_THREADS=' in out
+    assert 'device: cpu' in out
+
+
+def test_run_folder_holds_everything_that_is_promised(finished):
+    run, _ = finished
+    for name in ('config.yaml', 'train.log', 'curves.png', 'best.pdparams', 'checkpoints/latest'):
+        assert (run / name).stat().st_size > 0, name
+    assert any((run / 'vdl').iterdir())
+    assert (run / 'checkpoints' / 'latest').read_text() == 'epoch_0003\n'
+    assert (run / 'curves.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_metrics_are_one_json_line_an_epoch_and_agree_with_the_log(finished):
+    run, out = finished
+    records = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+    assert [record['epoch'] for record in records] == [0, 1, 2]
+    printed = [float(ratio) for ratio in re.findall(r'ratio:(\S+)', out)]
+    assert [record['eval_accuracy'] for record in records] == pytest.approx(printed, abs=1e-6)
+    assert records[-1]['best_accuracy'] == max(printed)
+    assert records[-1]['step'] == 15
+
+
+def test_plain_log_has_what_the_pipe_has(finished):
+    run, out = finished
+    assert (run / 'train.log').read_text() == out
+
+
+def test_visualdl_holds_scalars_and_the_first_batch(finished):
+    from visualdl.reader.reader import LogReader
+
+    run, _ = finished
+    reader = LogReader(file_path=str(next((run / 'vdl').iterdir())))
+    tags = reader.get_tags()
+    wanted = {'train/loss', 'train/learning_rate', 'train/images_per_second', 'epoch/eval_accuracy'}
+    assert wanted <= set(tags['scalar'])
+    assert 'first_augmented_batch' in tags['image']
+    assert len(reader.get_data('scalar', 'train/loss')) == 15
+
+
+def test_a_run_is_never_overwritten(finished, command):
+    run, _ = finished
+    before = sorted((path, path.stat().st_mtime_ns) for path in run.rglob('*'))
+    result = command('train.py', *QUICK, f'output.dir={run}')
+    assert result.returncode == 2
+    assert '--resume' in one_line(result.stderr)
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in run.rglob('*'))
+
+
+def test_resuming_a_finished_run_says_so_and_changes_no_weight(finished, command):
+    run, _ = finished
+    before = weights(run)
+    result = command('train.py', '--resume', str(run))
+    assert result.returncode == 0, result.stderr
+    assert 'finished after epoch 2' in result.stdout
+    assert 'iter:' not in result.stdout
+    assert weights(run) == before
+
+
+def test_killed_in_mid_epoch_and_resumed_equals_undisturbed_to_the_bit(finished, tmp_path, command):
+    arguments = (*QUICK, 'train.save_every_steps=2')
+    process = start(tmp_path, *arguments)
+    wait_for_line(process, r'^iter:3 ')  # of the first epoch: step 2 is saved, step 4 perhaps not
+    process.kill()
+    process.communicate()
+    result = command('train.py', *arguments, '--resume')
+    assert result.returncode == 0, result.stderr
+    assert re.search(r'going on from \S+epoch_0000_batch_0000[24], step [24]', result.stdout)
+    run = tmp_path / 'output' / 'quickstart'
+    assert weights(run) == weights(finished[0])
+    kept = ('train_loss', 'train_accuracy', 'eval_loss', 'eval_accuracy', 'lr', 'step')
+    ours, undisturbed = (
+        [json.loads(line) for line in (folder / 'metrics.jsonl').read_text().splitlines()]
+        for folder in (run, finished[0])
+    )
+    assert [[r[k] for k in kept] for r in ours] == [[r[k] for k in kept] for r in undisturbed]
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_exits_75_and_the_same_command_goes_on(finished, tmp_path, command, number):
+    process = start(tmp_path, *QUICK, 'train.save_every=100')
+    wait_for_line(process, r'^Epoch 1:')
+    wait_for_line(process, r'^iter:0 ')
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert 'Traceback' not in err
+    result = command('train.py', *QUICK, 'train.save_every=100', '--resume')
+    assert result.returncode == 0, result.stderr
+    assert weights(tmp_path / 'output' / 'quickstart') == weights(finished[0])
+
+
+def test_max_steps_ends_inside_an_epoch_and_more_steps_go_on_there(finished, tmp_path, command):
+    short = command('train.py', *QUICK, 'train.max_steps=7')
+    assert short.returncode == 0, short.stderr
+    assert 'total:80' in short.stdout
+    assert command('train.py', *QUICK, '--resume').returncode == 0
+    assert weights(tmp_path / 'output' / 'quickstart') == weights(finished[0])
+
+
+def test_divergence_exits_3_names_step_and_rate_and_keeps_the_last_checkpoint(command, tmp_path):
+    good = command('train.py', *QUICK, 'train.epochs=1')
+    assert good.returncode == 0, good.stderr
+    run = tmp_path / 'output' / 'quickstart'
+    before = weights(run, 'epoch_0001')
+    result = command('train.py', *QUICK, '--resume', '-o', 'optimizer.lr=1e25')
+    assert result.returncode == 3, result.stderr
+    assert re.search(r'step \d+ \(learning rate ', one_line(result.stderr))
+    assert weights(run, 'epoch_0001') == before
+    assert (run / 'checkpoints' / 'latest').read_text() == 'epoch_0001\n'
+
+
+def test_damaged_checkpoint_is_skipped_for_the_one_before_and_said(finished, tmp_path, command):
+    assert command('train.py', *QUICK).returncode == 0
+    run = tmp_path / 'output' / 'quickstart'
+    newest = run / 'checkpoints' / 'epoch_0003' / 'model.pdparams'
+    newest.write_bytes(newest.read_bytes()[:-100])
+    result = command('train.py', *QUICK, '--resume')
+    assert result.returncode == 0, result.stderr
+    assert re.search(r'skipped a checkpoint: \S+epoch_0003\S+ has [\d,]+ bytes', result.stdout)
+    assert 'going on from output/quickstart/checkpoints/epoch_0002' in result.stdout
+    assert weights(run) == weights(finished[0])
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path, command):
+    first = start(tmp_path, *QUICK, 'train.epochs=1000', 'eval.start=1000')
+    wait_for_line(first, r'^iter:0 ')
+    second = command('train.py', *QUICK, '--resume')
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=60)
+    assert second.returncode == 2
+    assert 'another process is training' in one_line(second.stderr)
+
+
+def test_the_estimate_names_shorter_configs_and_goes_on(tmp_path, command):
+    long = ('train.epochs=100000000', 'train.log_every=1')
+    process = start(tmp_path, *QUICK, *long)
+    text = wait_for_line(process, r'^This run takes about')
+    wait_for_line(process, r'^iter:[2-9] ')
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert 'weeks' in text
+    assert 'configs/quickstart.yaml' in text
+    assert 'configs/wrn16_2_cifar10_short.yaml' in text
+
+
+@pytest.mark.parametrize(
+    ('settings', 'wanted'),
+    [
+        (('model.num_classes=5',), 'model.num_classes is 5'),
+        (('output.dir=/dev/null/run',), '/dev/null/run'),
+        (('device=gpu',), 'device: gpu is not here'),
+        (('data.name=cifar10', 'data.download=false'), 'CIFAR-10 is not in data'),
+        (('model.pretrained=nowhere.pdparams',), 'nowhere.pdparams'),
+    ],
+)
+def test_input_that_cannot_work_is_one_line_exit_2_and_nothing_written(
+    command, tmp_path, tmp_path_factory, settings, wanted
+):
+    home = str(tmp_path_factory.mktemp('home'))  # no data set of an earlier paddle lies there
+    result = command('train.py', *QUICK, *settings, HOME=home)
+    assert result.returncode == 2, result.stderr
+    assert wanted in one_line(result.stderr)
+    assert not list(tmp_path.iterdir())
+
+
+def test_eval_measures_the_configs_own_run(finished, command):
+    run, out = finished
+    result = command('eval.py', '-w', str(run))
+    assert result.returncode == 0, result.stderr
+    assert f'\nacc:{re.findall("acc:(.*)", out)[-1]}\n' in result.stdout  # what training saw last
+    assert 'averaged (EMA)' in result.stdout
+    report = json.loads((run / 'eval' / 'epoch_0003' / 'eval.json').read_text())
+    assert report['total'] == 80
+    rows = (run / 'eval' / 'epoch_0003' / 'confusion.csv').read_text().splitlines()[1:]
+    counts = [[int(n) for n in row.split(',')[1:]] for row in rows]
+    assert sum(map(sum, counts)) == 80
+    assert sum(counts[i][i] for i in range(10)) == report['correct']
+    assert (run / 'eval' / 'epoch_0003' / 'confusion.png').stat().st_size > 5000
+    assert (run / 'eval' / 'epoch_0003' / 'mistakes.png').stat().st_size > 5000
+
+
+def test_eval_without_arguments_of_its_own_finds_run_of_the_config(finished, command):
+    run, _ = finished
+    result = command('eval.py', '-c', QUICK[1], '-o', f'output.dir={run}', 'eval.batch_size=7')
+    assert result.returncode == 0, result.stderr
+    assert 'total:80' in result.stdout
+
+
+def test_eval_of_best_and_of_a_lone_copy_of_it_agree(finished, command, tmp_path):
+    run, _ = finished
+    inside = command('eval.py', '-w', str(run / 'best.pdparams'))
+    lone = tmp_path / 'copy.pdparams'
+    lone.write_bytes((run / 'best.pdparams').read_bytes())
+    outside = command('eval.py', '-c', str(run / 'config.yaml'), '-w', str(lone))
+    line = re.compile(r'^acc:.*$', re.M)
+    assert line.search(inside.stdout).group() == line.search(outside.stdout).group()
+
+
+@pytest.mark.parametrize('what', ['missing', 'no run', 'other model', 'code'])
+def test_eval_refuses_in_one_line(finished, command, tmp_path, what):
+    run, _ = finished
+    sentinel = tmp_path / 'ran'
+    if what == 'code':
+        code = f"cos\nsystem\n(S'touch {sentinel}'\ntR."
+        (tmp_path / 'evil.pdparams').write_text(code)
+    arguments, wanted = {
+        'missing': (['-w', 'nowhere'], 'nowhere'),
+        'no run': (['-c', QUICK[1]], 'train first'),
+        'other model': (['-w', str(run), '-o', 'model.name=wide_resnet16_1'], 'block1.layer.1.bn1'),
+        'code': (['-c', QUICK[1], '-w', 'evil.pdparams'], 'can run code'),
+    }[what]
+    result = command('eval.py', *arguments)
+    assert result.returncode == 2
+    assert wanted in one_line(result.stderr)
+    assert not sentinel.exists()
+
+
+def test_two_cpu_processes_train_and_agree_with_one(tmp_path):
+    """Frozen by its size: world 2 with batch 8 each sees the images that one process sees in 16."""
+    launch = [sys.executable, '-m', 'paddle.distributed.launch', '--nproc_per_node', '2']
+    script = [str(REPOSITORY / 'train.py'), *QUICK, 'data.batch_size=8']
+    result = subprocess.run(
+        [*launch, '--log_dir', 'workers', *script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, 'PYTHONUNBUFFERED': '1'},
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert 'acc:' in result.stdout
+    assert 'total:80' in result.stdout
+    records = (tmp_path / 'output' / 'quickstart' / 'metrics.jsonl').read_text().splitlines()
+    assert [json.loads(line)['step'] for line in records] == [5, 10, 15]
+
+
+def test_help_is_quick():
+    start_time = time.monotonic()
+    subprocess.run(
+        [sys.executable, str(REPOSITORY / 'train.py'), '--help'], check=True, capture_output=True
+    )
+    assert time.monotonic() - start_time < 2.0  # benchmarks/ has the exact figure
