@@ -9,7 +9,6 @@ and CIFAR-100's equivalents. Where nothing is found, the python archive is downl
 
 from __future__ import annotations
 
-import gzip
 import tarfile
 import zlib
 from dataclasses import dataclass
@@ -133,7 +132,10 @@ def load_cifar(name: str, root: Path, *, fetch: bool) -> tuple[Arrays, Arrays, l
     train = [_parse(variant, encoding, train_at, file, where) for file in encoding.train]
     test = _parse(variant, encoding, test_at, encoding.test, where)
     images, labels = (np.concatenate(part) for part in zip(*train))
-    return (images, labels), test, _class_names(variant, encoding, train_at, where), where
+    names = _class_names(variant, encoding, train_at, where)
+    if (len(labels), len(test[1])) != variant.sizes:  # a subset for trials, or records were lost
+        where += f' (the whole of {variant.title} is {variant.sizes[0]:,} + {variant.sizes[1]:,})'
+    return (images, labels), test, names, where
 
 
 # ------------------------------------------------------------------ finding
@@ -183,9 +185,13 @@ def _archive_reader(archive: Path, folder: str) -> Read:
                 file = tar.extractfile(member) if member.isfile() else None
                 if file is not None:
                     content[member.name.lstrip('./')] = file.read()
-    except (tarfile.TarError, EOFError, OSError, zlib.error, gzip.BadGzipFile) as error:
+            while tar.fileobj and tar.fileobj.read(1 << 20):
+                pass  # gzip compares its checksum only at the very end
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        problem = str(error).partition('\n')[0].rstrip(':')
         raise UserError(
-            f'{archive} is damaged or incomplete ({error}); delete it and run again to download it'
+            f'{archive} is damaged or incomplete ({problem}); delete it and run again to download '
+            'it'
         ) from None
     return lambda file: content.get(f'{folder}/{file}')
 
@@ -215,10 +221,12 @@ def _parse(variant: Variant, encoding: Encoding, read: Read, file: str, where: s
 def _parse_python(variant: Variant, data: bytes, name: str) -> Arrays:
     batch = safe_pickle.loads(data, name, encoding='bytes')
     try:
-        pixels, labels = batch[b'data'], np.asarray(batch[variant.label_key], dtype=np.int64)
-    except (TypeError, KeyError, ValueError):
+        pixels, labels = batch[b'data'], np.asarray(batch[variant.label_key])
+    except (TypeError, LookupError, ValueError):
         wanted = variant.label_key.decode()
         raise UserError(f'{name} is no {variant.title} batch: it lacks data or {wanted}') from None
+    if labels.ndim != 1 or (labels.size and labels.dtype.kind not in 'iu'):
+        raise UserError(f'{name}: its labels are no list of whole numbers')
     if getattr(pixels, 'dtype', None) != np.uint8 or pixels.shape != (len(labels), PIXELS):
         shape = getattr(pixels, 'shape', None)
         raise UserError(
@@ -226,7 +234,7 @@ def _parse_python(variant: Variant, data: bytes, name: str) -> Arrays:
         )
     if not len(labels):
         raise UserError(f'{name} holds no image')
-    return pixels, labels
+    return pixels, labels.astype(np.int64)
 
 
 def _parse_binary(variant: Variant, data: bytes, name: str) -> Arrays:
@@ -248,7 +256,11 @@ def _class_names(variant: Variant, encoding: Encoding, read: Read, where: str) -
         names = data.decode(errors='replace').split()
     else:
         meta = safe_pickle.loads(data, f'{where}: {encoding.names}', encoding='bytes')
-        names = [n.decode() if isinstance(n, bytes) else n for n in meta.get(variant.names_key, [])]
+        given = meta.get(variant.names_key) if isinstance(meta, dict) else None
+        if not isinstance(given, list) or not all(isinstance(n, (bytes, str)) for n in given):
+            wanted = variant.names_key.decode()
+            raise UserError(f'{where}: {encoding.names} has no list of {wanted}')
+        names = [n.decode(errors='replace') if isinstance(n, bytes) else n for n in given]
     if len(names) != variant.classes:
         raise UserError(
             f'{where}: {encoding.names} names {len(names)} classes, not {variant.classes}'

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Literal, Mapping, Optional, Sequence, Union
 
-import yaml
-
 from engine import models, settings
 from engine.errors import UserError
 from engine.settings import key
@@ -97,7 +95,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Config:
-    seed: int = key(0, 'decides everything that is random', low=0)
+    seed: int = key(0, 'decides everything that is random', low=0, below=2**64)
     device: Literal['auto', 'cpu', 'gpu', 'npu'] = key('auto', 'auto: gpu, else npu, else cpu')
     model: Model = Model()
     data: Data = Data()
@@ -138,7 +136,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+    return settings.dump(to_dict(config))
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = '') -> list[str]:

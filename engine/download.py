@@ -23,17 +23,30 @@ def download(urls: Sequence[str], target: Path, *, md5: str, timeout_s: float = 
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f'{target.name}.part')
-    problem: Exception = OSError('no address to download from')
+    problem = 'no address to download from'
     for url in urls:
         try:
-            _fetch(url, part, timeout_s)
-            _verify(part, md5)
+            if part.exists():
+                _continue(url, part, md5, timeout_s)
+            else:
+                _fetch(url, part, timeout_s)
+                _verify(part, md5)
         except (OSError, http.client.HTTPException) as error:
-            problem = error
+            problem = f'{url}: {error}'
             continue
         os.replace(part, target)
         return
-    raise OSError(f'{urls[-1]}: {problem}') from problem
+    raise OSError(problem)
+
+
+def _continue(url: str, part: Path, md5: str, timeout_s: float) -> None:
+    """Fetch the rest; where that does not verify, its beginning was of another file: fetch all."""
+    _fetch(url, part, timeout_s)
+    try:
+        _verify(part, md5)
+    except OSError:
+        _fetch(url, part, timeout_s)
+        _verify(part, md5)
 
 
 def _fetch(url: str, part: Path, timeout_s: float) -> None:

@@ -34,14 +34,29 @@ class Setting:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: PyYAML alone reads 5e-4 as a string."""
+    """YAML 1.2 scalars: PyYAML alone reads 5e-4 as a text, 2024-12-05 as a date and 1:30 as 90."""
 
 
-_Loader.add_implicit_resolver(
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that _Loader would read as a number."""
+
+
+_FLOAT = (
     'tag:yaml.org,2002:float',
     re.compile(r'^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$'),
     list('-+.0123456789'),
 )
+_BASE_60 = re.compile(r'^[-+]?[\d_]+(:[\d_.]+)+$')  # base 60, which YAML 1.2 has dropped
+_Loader.yaml_implicit_resolvers = {
+    first: [rule for rule in rules if rule[0] != 'tag:yaml.org,2002:timestamp']
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _digit in '-+0123456789':
+    _Loader.yaml_implicit_resolvers.setdefault(_digit, []).insert(
+        0, ('tag:yaml.org,2002:str', _BASE_60)
+    )
+_Loader.add_implicit_resolver(*_FLOAT)
+_Dumper.add_implicit_resolver(*_FLOAT)
 
 
 def read_yaml(path: Path, schema: type) -> dict[str, Setting]:
@@ -56,10 +71,10 @@ def read_yaml(path: Path, schema: type) -> dict[str, Setting]:
     except yaml.YAMLError as error:
         mark = getattr(error, 'problem_mark', None)
         line = f':{mark.line + 1}' if mark else ''
-        problem = getattr(error, 'problem', None) or error
+        problem = getattr(error, 'problem', None) or getattr(error, 'reason', None) or 'unreadable'
         raise UserError(f'{path}{line}: not valid YAML: {problem}') from None
     settings: dict[str, Setting] = {}
-    if node is not None:
+    if node is not None and not _is_empty(node):
         _Reader(path, _Loader(text), leaves(schema), settings).flatten(node, '')
     return settings
 
@@ -84,14 +99,26 @@ class _Reader:
                 raise UserError(f'{where}: duplicate key {name}; keep one of the two')
             seen.add(name)
             if any(known.startswith(f'{name}.') for known in self.known):
-                self.flatten(value_node, f'{name}.')
-            else:
-                _require_known(name, self.known, where)
+                if not _is_empty(value_node):
+                    self.flatten(value_node, f'{name}.')
+                continue
+            _require_known(name, self.known, where)
+            if name in self.settings:  # once as a.b, once in a section a
+                raise UserError(f'{where}: duplicate key {name}; keep one of the two')
+            try:
                 value = self.loader.construct_object(value_node, deep=True)
-                self.settings[name] = Setting(value, where)
+            except (yaml.YAMLError, ValueError) as error:
+                problem = getattr(error, 'problem', None) or error
+                raise UserError(f'{where}: {name}: not a plain value: {problem}') from None
+            self.settings[name] = Setting(value, where)
 
     def _where(self, node: yaml.Node) -> str:
         return f'{self.path}:{node.start_mark.line + 1}'
+
+
+def _is_empty(node: yaml.Node) -> bool:
+    """A file of comments after ---, or a section whose keys are all commented out."""
+    return isinstance(node, yaml.ScalarNode) and node.tag == 'tag:yaml.org,2002:null'
 
 
 def read_override(text: str, schema: type) -> tuple[str, Setting]:
@@ -103,16 +130,23 @@ def read_override(text: str, schema: type) -> tuple[str, Setting]:
     _require_known(name, leaves(schema), origin)
     try:
         return name, Setting(yaml.load(value, Loader=_Loader), origin)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise UserError(f'{origin}: the value is not valid YAML') from None
+
+
+def dump(values: Mapping[str, Any]) -> str:
+    """YAML that read_yaml reads back as it was."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
 
 
 def _require_known(name: str, keys: 'Mapping[str, Field[Any]]', origin: str) -> None:
     if name in keys:
         return
-    near = difflib.get_close_matches(name, keys, n=1, cutoff=0.5)
+    sections = {known.split('.')[0] for known in keys if '.' in known}
+    near = [] if '.' in name else difflib.get_close_matches(name, sections, n=1, cutoff=0.7)
     # The right word in the wrong section (train.lr) is nearer than letters can tell.
-    near = [k for k in keys if k.split('.')[-1] == name.split('.')[-1]][:1] or near
+    alike = [known for known in keys if known.split('.')[-1] == name.split('.')[-1]]
+    near = near or difflib.get_close_matches(name, alike or keys, n=1, cutoff=0 if alike else 0.5)
     hint = f'; did you mean {near[0]}?' if near else '; --help lists the keys'
     raise UserError(f'{origin}: unknown key {name}{hint}')
 
@@ -161,7 +195,7 @@ def _convert(name: str, field: 'Field[Any]', setting: Setting) -> Any:
     value = setting.value
 
     def refuse(wanted: str) -> UserError:
-        return UserError(f'{setting.origin}: {name} must be {wanted}, not {value!r}')
+        return UserError(f'{setting.origin}: {name} must be {wanted}, not {setting.value!r}')
 
     if typing.get_origin(hint) is Union:  # Optional[...]
         if value is None:
@@ -179,7 +213,7 @@ def _convert(name: str, field: 'Field[Any]', setting: Setting) -> Any:
         return tuple(float(item) for item in value)
     if hint is float and _is_number(value):
         value = float(value)
-    if type(value) is not hint:
+    if type(value) is not hint or (hint is float and not _is_number(value)):  # nor .nan nor .inf
         words = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a text'}
         raise refuse(words[hint])
     low, below = field.metadata['low'], field.metadata['below']
@@ -199,6 +233,8 @@ def _reason(error: Exception) -> str:
 
 
 def _siblings(path: Path) -> str:
+    if path.exists():
+        return ''
     here = sorted(p.name for p in path.parent.glob('*.yaml')) if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, here, n=1)
     return f'; did you mean {path.parent / near[0]}?' if near else ''

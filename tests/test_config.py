@@ -1,0 +1,699 @@
+"""The config: what wins over what, and each mistake answered in one line that says where."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from engine import cli
+from engine.config import (
+    Config,
+    describe_keys,
+    differences,
+    load_config,
+    to_dict,
+    to_yaml,
+)
+from engine.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RECIPES = sorted((REPOSITORY / 'configs').glob('*.yaml'))
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Write a config file; returns its path."""
+
+    def write(text, name='recipe.yaml'):
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
+def refusal(path, *overrides):
+    """The line with which a config is refused."""
+    with pytest.raises(UserError) as caught:
+        load_config(path, overrides)
+    text = str(caught.value)
+    assert '\n' not in text
+    return text
+
+
+def flatten(nested, prefix=''):
+    """{'a': {'b': 1}} -> {'a.b': 1}"""
+    flat = {}
+    for name, value in nested.items():
+        inner = isinstance(value, dict)
+        flat.update(flatten(value, f'{prefix}{name}.') if inner else {prefix + name: value})
+    return flat
+
+
+DEFAULTS = flatten(to_dict(Config()))
+
+
+def changed(config):
+    """The keys, other than output.dir, that are not at their default."""
+    now = flatten(to_dict(config))
+    return {
+        key: value for key, value in now.items() if value != DEFAULTS[key] and key != 'output.dir'
+    }
+
+
+# ------------------------------------------------------------------ what wins
+
+
+def test_the_file_wins_over_the_default_and_the_override_over_both(written):
+    path = written('optimizer:\n  lr: 0.3\n  momentum: 0.8\n')
+    config = load_config(path, ['optimizer.lr=0.7'])
+    assert config.optimizer.lr == 0.7
+    assert config.optimizer.momentum == 0.8
+    assert config.optimizer.weight_decay == Config().optimizer.weight_decay
+    assert changed(config) == {'optimizer.lr': 0.7, 'optimizer.momentum': 0.8}
+
+
+def test_the_last_override_wins(written):
+    config = load_config(written(''), ['seed=1', 'seed=2'])
+    assert config.seed == 2
+
+
+@pytest.mark.parametrize(
+    'text', ['', '\n\n', '# nothing but a comment\n', '---\n', '{}\n', 'train:\n  # epochs: 3\n']
+)
+def test_an_empty_file_gives_the_defaults(written, text):
+    assert changed(load_config(written(text))) == {}
+
+
+def test_the_run_is_named_after_the_file_unless_told_otherwise(written):
+    path = written('', name='my_recipe.yaml')
+    assert load_config(path).output.dir == str(Path('output') / 'my_recipe')
+    assert load_config(path, ['output.dir=elsewhere']).output.dir == 'elsewhere'
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        'optimizer:\n  lr: 0.3\nseed: 4\n',
+        'optimizer.lr: 0.3\nseed: 4\n',
+        'optimizer: {lr: 0.3}\nseed: 4\n',
+        'seed: 4\r\noptimizer:\r\n  lr: 0.3\r\n',
+        '\ufeffseed: 4\noptimizer:\n  lr: 0.3\n',
+        '{"seed": 4, "optimizer": {"lr": 0.3}}',
+    ],
+    ids=['nested', 'dotted', 'flow', 'CRLF', 'byte order mark', 'JSON'],
+)
+def test_ways_to_write_the_same(written, text):
+    assert changed(load_config(written(text))) == {'seed': 4, 'optimizer.lr': 0.3}
+
+
+def test_a_section_may_also_be_written_dotted(written):
+    path = written('optimizer.lr: 0.3\noptimizer:\n  momentum: 0.8\n')
+    assert changed(load_config(path)) == {'optimizer.lr': 0.3, 'optimizer.momentum': 0.8}
+
+
+# ------------------------------------------------------------------ values
+
+
+@pytest.mark.parametrize(
+    ('text', 'value'),
+    [
+        ('5e-4', 5e-4),
+        ('5E-4', 5e-4),
+        ('1e0', 1.0),
+        ('+2.5e-1', 0.25),
+        ('.5e-3', 5e-4),
+        ('5.e-4', 5e-4),
+        ('1', 1.0),
+        ('0.25', 0.25),
+        ('0', 0.0),
+    ],
+)
+def test_floats_in_files_and_in_overrides(written, text, value):
+    in_file = load_config(written(f'optimizer:\n  lr: {text}\n')).optimizer.lr
+    on_line = load_config(written(''), [f'optimizer.lr={text}']).optimizer.lr
+    assert in_file == on_line == value
+    assert type(in_file) is type(on_line) is float
+
+
+def test_floats_in_lists(written):
+    values = load_config(
+        written(''), ['schedule.values=[0.1, 4e-4, 1]', 'schedule.boundaries=[1, 2.5]']
+    ).schedule
+    assert values.values == (0.1, 4e-4, 1.0)
+    assert values.boundaries == (1.0, 2.5)
+    assert {type(value) for value in (*values.values, *values.boundaries)} == {float}
+
+
+@pytest.mark.parametrize(
+    ('override', 'value'),
+    [
+        ('output.dir=runs/a', 'runs/a'),
+        ('output.dir=a=b', 'a=b'),
+        ('output.dir="1e3"', '1e3'),
+        ('output.dir=2024-12-05', '2024-12-05'),  # YAML's own dates are of no use here
+        ('output.dir=2024-13-45', '2024-13-45'),
+        ('output.dir=1:30', '1:30'),
+    ],
+)
+def test_texts(written, override, value):
+    assert load_config(written(''), [override]).output.dir == value
+
+
+@pytest.mark.parametrize('text', ['null', '~', ''])
+def test_null_is_a_value_of_optional_keys(written, text):
+    path = written('model:\n  num_classes: 7\noptimizer:\n  clip_norm: 1\n')
+    config = load_config(path, [f'model.num_classes={text}', f'optimizer.clip_norm={text}'])
+    assert config.model.num_classes is None
+    assert config.optimizer.clip_norm is None
+
+
+@pytest.mark.parametrize(
+    ('key', 'value'),
+    [
+        ('train.epochs', '1.5'),
+        ('train.epochs', '"3"'),
+        ('train.epochs', 'true'),
+        ('train.epochs', 'null'),
+        ('train.epochs', '[3]'),
+        ('train.epochs', '1e3'),
+        ('optimizer.lr', 'fast'),
+        ('optimizer.lr', '"0.1"'),
+        ('optimizer.lr', 'true'),
+        ('optimizer.lr', 'null'),
+        ('optimizer.lr', '.nan'),
+        ('optimizer.lr', '.inf'),
+        ('optimizer.lr', '1e400'),
+        ('optimizer.lr', '{a: 1}'),
+        ('optimizer.nesterov', '1'),
+        ('optimizer.nesterov', '"true"'),
+        ('optimizer.nesterov', 'null'),
+        ('optimizer.clip_norm', 'big'),
+        ('model.num_classes', '10.0'),
+        ('model.pretrained', '7'),
+        ('data.root', '7'),
+        ('data.root', '[a]'),
+        ('data.name', 'null'),
+        ('data.name', '[cifar10]'),
+        ('schedule.values', '0.1'),
+        ('schedule.values', '[0.1, x]'),
+        ('schedule.values', '[0.1, true]'),
+        ('schedule.values', '[.nan]'),
+        ('schedule.values', '[[0.1]]'),
+        ('schedule.values', '"0.1, 0.2"'),
+        ('data.mean', '125'),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused_with_its_place(written, key, value):
+    section, name = key.split('.')
+    path = written(f'# a comment\n{section}:\n  {name}: {value}\n')
+    in_file = refusal(path)
+    assert f'{path}:3: {key} must be ' in in_file
+    on_line = refusal(written('', 'empty.yaml'), f'{key}={value}')
+    assert f'-o {key}={value}: {key} must be ' in on_line
+
+
+@pytest.mark.parametrize(
+    ('key', 'bad', 'good'),
+    [
+        ('seed', '-1', '0'),
+        ('seed', str(2**64), str(2**64 - 1)),  # Paddle's generators take no more
+        ('model.num_classes', '0', '1'),
+        ('model.dropout', '1', '0.99'),
+        ('model.dropout', '-0.1', '0'),
+        ('data.batch_size', '0', '1'),
+        ('data.crop_padding', '-1', '0'),
+        ('data.cutout', '-1', '0'),
+        ('data.num_images', '0', '1'),
+        ('data.image_size', '0', '1'),
+        ('optimizer.lr', '-0.1', '0.1'),
+        ('optimizer.momentum', '1', '0'),
+        ('optimizer.weight_decay', '-5e-4', '0'),
+        ('optimizer.clip_norm', '-1', '1'),
+        ('schedule.phase_pct', '1.0', '0.5'),
+        ('schedule.divide_factor', '0.5', '1'),
+        ('schedule.warmup_epochs', '-1', '0'),
+        ('train.epochs', '0', '1'),
+        ('train.max_steps', '0', '1'),
+        ('train.label_smoothing', '1', '0.1'),
+        ('train.ema', '1', '0.999'),
+        ('train.log_every', '0', '1'),
+        ('train.save_every', '0', '1'),
+        ('train.save_every_steps', '0', '1'),
+        ('train.keep', '0', '1'),
+        ('eval.every', '0', '1'),
+        ('eval.start', '-1', '0'),
+        ('eval.batch_size', '0', '1'),
+    ],
+)
+def test_bounds(written, key, bad, good):
+    path = written('')
+    text = refusal(path, f'{key}={bad}')
+    assert f'-o {key}={bad}: {key} must be ' in text
+    assert 'or more' in text or 'less than' in text
+    load_config(path, [f'{key}={good}'])
+
+
+@pytest.mark.parametrize(
+    ('key', 'wrong', 'right'),
+    [
+        ('data.name', 'cifar-10', 'cifar10'),
+        ('data.name', 'digit', 'digits'),
+        ('schedule.name', 'onecycle', 'one_cycle'),
+        ('device', 'cuda', 'gpu'),
+        ('data.padding_mode', 'reflection', 'reflect'),
+    ],
+)
+def test_a_wrong_choice_lists_the_right_ones(written, key, wrong, right):
+    text = refusal(written(''), f'{key}={wrong}')
+    assert f'{key} must be one of ' in text
+    assert right in text
+    assert repr(wrong) in text
+
+
+# ------------------------------------------------------------------ keys
+
+
+@pytest.mark.parametrize(
+    ('key', 'meant'),
+    [
+        ('optimizer.lrr', 'optimizer.lr'),
+        ('optimiser.lr', 'optimizer.lr'),
+        ('Optimizer.LR', 'optimizer.lr'),
+        ('eval.batchsize', 'eval.batch_size'),
+        ('train.epoch', 'train.epochs'),
+        ('data.batch-size', 'data.batch_size'),
+        ('train.lr', 'optimizer.lr'),  # the right name in the wrong section
+        ('lr', 'optimizer.lr'),
+        ('epochs', 'train.epochs'),
+        ('optimizer.epochs', 'train.epochs'),
+        ('schedul.name', 'schedule.name'),  # and the right name in a misspelt one
+        ('evaluation.batch_size', 'eval.batch_size'),
+        ('eval.batch_sise', 'eval.batch_size'),
+        ('dat.name', 'data.name'),
+    ],
+)
+def test_an_unknown_key_hints_at_the_nearest(written, key, meant):
+    path = written(f'seed: 1\n{key}: 1\n')
+    expected = f'unknown key {key}; did you mean {meant}?'
+    assert refusal(path) == f'{path}:2: {expected}'
+    assert refusal(written('', 'empty.yaml'), f'{key}=1') == f'-o {key}=1: {expected}'
+
+
+def test_an_unknown_key_in_a_section_has_its_line(written):
+    path = written('train:\n  epochs: 3\n\n  # how often\n  log_evry: 7\n')
+    text = refusal(path)
+    assert text == f'{path}:5: unknown key train.log_evry; did you mean train.log_every?'
+
+
+@pytest.mark.parametrize(
+    ('section', 'meant'), [('optimiser', 'optimizer'), ('schedul', 'schedule'), ('date', 'data')]
+)
+def test_an_unknown_section_hints_at_the_nearest(written, section, meant):
+    path = written(f'{section}:\n  name: step\n')
+    assert refusal(path) == f'{path}:1: unknown key {section}; did you mean {meant}?'
+
+
+def test_a_key_that_is_near_to_nothing_points_to_the_help(written):
+    assert '--help lists the keys' in refusal(written('zzzzzzzz: 1\n'))
+
+
+@pytest.mark.parametrize(
+    ('text', 'line', 'key'),
+    [
+        ('seed: 1\nseed: 1\n', 2, 'seed'),
+        ('train:\n  epochs: 1\n  ema: 0\n  epochs: 2\n', 4, 'train.epochs'),
+        ('train:\n  epochs: 1\nseed: 1\ntrain:\n  ema: 0.5\n', 4, 'train'),
+        ('train:\n  epochs: 1\ntrain.epochs: 2\n', 3, 'train.epochs'),
+        ('train.epochs: 2\ntrain:\n  epochs: 1\n', 3, 'train.epochs'),
+    ],
+)
+def test_a_duplicate_key_is_refused(written, text, line, key):
+    path = written(text)
+    refused = refusal(path)
+    assert refused.startswith(f'{path}:{line}: duplicate key ')
+    assert key.split('.')[0] in refused
+
+
+@pytest.mark.parametrize('override', ['seed', 'optimizer.lr 0.1', '', 'seed:1'])
+def test_an_override_without_a_value_shows_how_to_write_one(written, override):
+    assert 'KEY=VALUE' in refusal(written(''), override)
+
+
+@pytest.mark.parametrize('value', ['[1', '{', '"a', '!tag 1', '&a [*a]', '1\n2: 3', 'a\0b'])
+def test_an_override_that_is_no_yaml(written, value):
+    with pytest.raises(UserError, match=r'^-o seed='):
+        load_config(written(''), [f'seed={value}'])
+
+
+@pytest.mark.parametrize('override', ['optimizer={lr: 1}', 'optimizer=1', 'train='])
+def test_a_section_cannot_be_overridden_as_a_whole(written, override):
+    assert f'-o {override}: ' in refusal(written(''), override)
+
+
+# ------------------------------------------------------------------ combinations
+
+
+@pytest.mark.parametrize(
+    ('name', 'words'),
+    [
+        ('wide_resnet29_10', ['29', '6n + 4', '28 or 34']),
+        ('wide_resnet27_10', ['22 or 28']),
+        ('wide_resnet4_10', ['10 or 16']),
+        ('wide_resnet0_1', ['10 or 16']),
+        ('wide_resnet28_0', ['widen factor']),
+        ('wide_resnet28', ['wide_resnet28_10']),
+        ('wrn28_10', ['wide_resnet28_10']),
+        ('wide_resnet-28_10', ['wide_resnet28_10']),
+        ('wide_resnet28_10x', ['wide_resnet28_10']),
+        ('""', ['wide_resnet28_10']),
+    ],
+)
+def test_impossible_networks(written, name, words):
+    path = written(f'model:\n  name: {name}\n')
+    text = refusal(path)
+    assert text.startswith(f'{path}:2: model.name ')
+    assert all(word in text for word in words)
+
+
+@pytest.mark.parametrize('depth', [10, 16, 22, 28, 34, 40])
+def test_possible_networks(written, depth):
+    load_config(written(''), [f'model.name=wide_resnet{depth}_4'])
+
+
+PIECEWISE = 'schedule.name=piecewise'
+
+
+@pytest.mark.parametrize(
+    ('overrides', 'words'),
+    [
+        (
+            [PIECEWISE, 'schedule.boundaries=[1, 2]', 'schedule.values=[0.1, 0.2]'],
+            ['schedule.values', '2 boundaries need 3 values, not 2'],
+        ),
+        ([PIECEWISE, 'schedule.values=[0.1, 0.2]'], ['schedule.values', '0 boundaries need 1']),
+        (
+            [PIECEWISE, 'schedule.boundaries=[60, 30]', 'schedule.values=[1, 1, 1]'],
+            ['schedule.boundaries', 'increasing'],
+        ),
+        ([PIECEWISE, 'schedule.boundaries=[30, 30]'], ['schedule.boundaries', 'increasing']),
+        ([PIECEWISE, 'schedule.boundaries=[0, 30]'], ['schedule.boundaries', 'above 0']),
+        (
+            [PIECEWISE, 'schedule.boundaries=[1]', 'schedule.values=[0.1, 0]'],
+            ['schedule.values', 'above 0'],
+        ),
+        (['schedule.name=step', 'schedule.step_size=0'], ['schedule.step_size', 'above 0']),
+        (['data.mean=[1, 2, 3]'], ['-o data.mean', 'std']),
+        (['data.std=[1, 2, 3]'], ['-o data.std', 'mean']),
+        (['data.mean=[1, 2]', 'data.std=[1, 2]'], ['data.mean', 'three']),
+        (['data.mean=[1, 2, 3]', 'data.std=[1, 2]'], ['three']),
+        (['data.mean=[1, 2, 3]', 'data.std=[1, 0, 3]'], ['data.std', 'above 0']),
+        (['schedule.warmup_epochs=5', 'train.epochs=5'], ['schedule.warmup_epochs', 'epochs (5)']),
+        (['schedule.warmup_epochs=200.5'], ['schedule.warmup_epochs', '(200)']),
+    ],
+)
+def test_impossible_combinations(written, overrides, words):
+    text = refusal(written(''), *overrides)
+    assert all(word in text for word in words), text
+    assert text.startswith('-o ')
+
+
+def test_a_combination_is_blamed_on_the_line_that_says_it(written):
+    path = written('train:\n  epochs: 3\nschedule:\n  warmup_epochs: 4\n')
+    assert refusal(path).startswith(f'{path}:4: schedule.warmup_epochs ')
+    path = written('schedule:\n  name: piecewise\n  boundaries: [1]\n  values: [1]\n')
+    assert refusal(path).startswith(f'{path}:4: schedule.values ')
+    load_config(path, ['schedule.name=constant'])  # whose values nobody reads
+
+
+@pytest.mark.parametrize(
+    'overrides',
+    [
+        [PIECEWISE],
+        [PIECEWISE, 'schedule.boundaries=[1, 2]'],
+        [PIECEWISE, 'schedule.boundaries=[1, 2]', 'schedule.values=[0.1, 0.01, 0.001]'],
+        [PIECEWISE, 'schedule.values=[0.1]'],
+        ['data.mean=[1, 2, 3]', 'data.std=[1, 2, 3]'],
+        ['schedule.warmup_epochs=4.5', 'train.epochs=5'],
+    ],
+)
+def test_possible_combinations(written, overrides):
+    load_config(written(''), overrides)
+
+
+# ------------------------------------------------------------------ files
+
+
+def test_a_missing_file_suggests_its_neighbour(written, tmp_path):
+    neighbour = written('', 'quickstart.yaml')
+    written('', 'another.yaml')
+    text = refusal(tmp_path / 'quikstart.yaml')
+    assert str(tmp_path / 'quikstart.yaml') in text
+    assert f'did you mean {neighbour}?' in text
+
+
+def test_a_file_in_a_missing_folder(tmp_path):
+    text = refusal(tmp_path / 'nowhere' / 'recipe.yaml')
+    assert 'nowhere' in text
+    assert 'No such file' in text
+
+
+def test_a_folder_is_no_config(tmp_path):
+    assert str(tmp_path) in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('text', 'line'),
+    [
+        ('seed: 1\ntrain: [1\nmodel: 2\n', 3),
+        ('seed: 1\n\ttrain: 1\n', 2),
+        ('seed: "1\n', 2),
+        ('seed: 1\ndevice: *x\n', 2),
+        ('seed: 1\n---\nseed: 2\n', 2),
+        ('seed: 1\n device: cpu\n', 2),
+        ('seed: !!python/object/apply:os.system [ls]\n', 1),
+        ('device: cpu\nseed: !shout 1\n', 2),
+        ('schedule:\n  values: &a [*a]\n', 2),
+        ('seed: 1\ntrain:\n  ema: 0.5\n  epochs: 2024-13-45\n', 4),
+    ],
+    ids=[
+        'bracket',
+        'tab',
+        'quote',
+        'alias',
+        'documents',
+        'indent',
+        'python tag',
+        'tag',
+        'recursion',
+        'no such date',
+    ],
+)
+def test_a_syntax_error_is_named_by_its_line(written, text, line):
+    path = written(text)
+    assert refusal(path).startswith(f'{path}:{line}: ')
+
+
+@pytest.mark.parametrize(
+    'text', ['- 1\n- 2\n', 'seed\n', '7\n', 'train:\n- epochs\n', 'train: 3\n']
+)
+def test_a_file_or_section_that_is_no_mapping(written, text):
+    path = written(text)
+    refused = refusal(path)
+    assert refused.startswith(f'{path}:')
+    assert 'must be a mapping' in refused
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        b'\x89PNG\r\n\x1a\n\xff\xfe',
+        bytes(range(256)),
+        'größe: 1\n'.encode('latin-1'),
+        b'seed: 1\0\n',
+    ],
+    ids=['PNG', 'all bytes', 'latin-1', 'NUL'],
+)
+def test_a_file_that_is_no_text(written, content):
+    path = written(content)
+    refused = refusal(path)
+    assert str(path) in refused
+    assert 'did you mean' not in refused
+
+
+# ------------------------------------------------------------------ the recipes
+
+
+def independent_values(path):
+    """What a recipe says, read without the engine; PyYAML alone takes 5e-4 for a text."""
+
+    def number(value):
+        if isinstance(value, list):
+            return [number(item) for item in value]
+        if isinstance(value, str) and 'e-' in value:
+            return float(value)
+        return value
+
+    return {key: number(value) for key, value in flatten(yaml.safe_load(path.read_text())).items()}
+
+
+def test_there_are_recipes():
+    assert {'quickstart', 'wrn28_10_cifar10'} <= {path.stem for path in RECIPES}
+
+
+@pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
+def test_each_recipe_says_what_it_loads_and_nothing_else(path):
+    loaded = flatten(to_dict(load_config(path)))
+    says = independent_values(path)
+    assert loaded == {**DEFAULTS, **says, 'output.dir': str(Path('output') / path.stem)}
+    assert changed(load_config(path)), 'it says nothing that the defaults do not'
+
+
+def test_the_default_recipe_is_contribs():
+    config = load_config(cli.DEFAULT_CONFIG)
+    assert config.model.name == 'wide_resnet28_10'
+    assert config.model.dropout == 0.3
+    assert config.data.batch_size == 128
+    assert config.train.epochs == 400
+    assert config.optimizer.lr == config.schedule.values[0] == 0.05
+    assert config.optimizer.weight_decay == 5e-4
+    assert config.schedule.boundaries == (60, 120, 160, 200, 240, 260)
+    assert config.schedule.values == (0.05, 0.01, 0.002, 4e-4, 2e-4, 1e-4, 5e-5)
+
+
+# ------------------------------------------------------------------ writing and comparing
+
+
+@pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_survives_writing_and_reading(path, written):
+    config = load_config(path, ['optimizer.lr=1e-7', 'optimizer.clip_norm=3'])
+    assert load_config(written(to_yaml(config))) == config
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        *['plain', '5e-4', '1e3', '.5e3', '1.5', '7', 'true', 'no', 'null', '~', '2024-12-01'],
+        *['1:30', 'a: b', '# a', ' a ', 'größe', "it's", '"', 'a\nb', 'C:\\x', '[1]', '*a', '!a'],
+    ],
+)
+def test_every_text_survives_writing_and_reading(written, text):
+    data = dataclasses.replace(Config().data, root=text)
+    output = dataclasses.replace(Config().output, dir='x')
+    config = dataclasses.replace(Config(), data=data, output=output)
+    assert load_config(written(to_yaml(config))) == config
+
+
+def test_a_config_cannot_be_changed(written):
+    config = load_config(written(''))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.optimizer.lr = 1.0
+    hash(config)  # and nothing in it can be, such as a list
+
+
+def test_differences_name_the_key_and_both_values(written):
+    path = written('')
+    old = to_dict(load_config(path))
+    new = to_dict(load_config(path, ['optimizer.lr=0.05', 'schedule.values=[1]', 'seed=3']))
+    assert differences(old, old) == []
+    assert sorted(differences(old, new)) == [
+        'optimizer.lr: 0.1 -> 0.05',
+        'schedule.values: [] -> [1.0]',
+        'seed: 0 -> 3',
+    ]
+
+
+def test_a_key_that_an_old_config_lacks_is_a_difference():
+    new = to_dict(Config())
+    old = {**new, 'optimizer': {'lr': 0.1}}
+    assert 'optimizer.momentum: None -> 0.9' in differences(old, new)
+
+
+def test_the_table_of_keys_has_every_key_with_its_default():
+    table = describe_keys()
+    for key, value in DEFAULTS.items():
+        shown = 'null' if value is None else value
+        assert f'\n  {key} ({shown})' in table
+    assert 'cifar10 | cifar100 | digits | synthetic' in table
+
+
+# ------------------------------------------------------------------ the command line
+
+
+# Runs a command in this very process and says on the last line whether paddle was imported.
+WITHOUT_PADDLE = """
+import runpy, sys
+del sys.argv[0]
+try:
+    runpy.run_path(sys.argv[0], run_name='__main__')
+finally:
+    print('paddle' in sys.modules)
+"""
+
+
+def run(folder, script, *arguments):
+    """(exit code, stdout without the last line, whether paddle was imported, stderr)"""
+    done = subprocess.run(
+        [sys.executable, '-c', WITHOUT_PADDLE, str(REPOSITORY / script), *arguments],
+        cwd=folder,
+        env={**os.environ, 'PYTHONPATH': str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+    )
+    assert list(Path(folder).iterdir()) == []
+    *out, imported = done.stdout.splitlines()
+    return done.returncode, out, imported, done.stderr
+
+
+@pytest.mark.parametrize('script', ['train.py', 'eval.py'])
+def test_help_lists_the_keys_without_importing_paddle(tmp_path, script):
+    code, out, imported, err = run(tmp_path, script, '--help')
+    assert (code, imported, err) == (0, 'False', '')
+    text = '\n'.join(out)
+    assert describe_keys() in text
+    assert '--override' in text
+
+
+@pytest.mark.parametrize('script', ['train.py', 'eval.py'])
+@pytest.mark.parametrize(
+    ('arguments', 'words'),
+    [
+        (['-o', 'optimizer.lrr=1'], ['-o optimizer.lrr=1', 'optimizer.lr?']),
+        (['-o', 'seed=1', 'train.epochs=x'], ['train.epochs', 'whole number']),
+        (['-c', 'nowhere.yaml'], ['nowhere.yaml']),
+        (['-o', 'output.dir=!tag'], ['output.dir']),
+    ],
+    ids=['key', 'type', 'file', 'tag'],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, script, arguments, words):
+    code, out, imported, err = run(tmp_path, script, *arguments)
+    assert (code, imported, out) == (2, 'False', [])
+    lines = err.splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith(f'{script}: ')
+    assert all(word in lines[0] for word in words)
+
+
+def test_the_recipe_of_the_user_is_what_is_read(tmp_path):
+    recipe = tmp_path / 'mine.yaml'
+    recipe.write_text('train:\n  epochz: 3\n')
+    work = tmp_path / 'work'
+    work.mkdir()
+    code, _, _, err = run(work, 'train.py', '-c', '../mine.yaml', '-o', 'seed=1')
+    assert code == 2
+    assert '../mine.yaml:2: unknown key train.epochz; did you mean train.epochs?' in err
+
+
+def test_overrides_may_follow_one_o_or_many():
+    parser = cli.parser('x')
+    args = parser.parse_args(['-o', 'a=1', 'b=2', '-c', 'x.yaml', '-o', 'c=3'])
+    assert args.override == ['a=1', 'b=2', 'c=3']
+    assert args.config == Path('x.yaml')
+    assert parser.parse_args([]).override == []
+    assert parser.parse_args([]).config is None

@@ -1,0 +1,406 @@
+"""Batches: which images, in which order, and with which values."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from cifar_files import small_cifar
+from sklearn.datasets import load_digits
+
+from engine.augment import Augmentation
+from engine.config import Config, Data
+from engine.config import Eval as EvalConfig
+from engine.data import (
+    Batches,
+    DataSet,
+    Images,
+    class_count,
+    load_data,
+    test_batches,
+    train_batches,
+)
+from engine.errors import UserError
+
+test_batches.__test__ = False  # what it is called does not make it a test
+
+MEAN, STD = np.array([125.3, 123.0, 113.9]), np.array([63.0, 62.1, 66.7])
+EVERYTHING = Augmentation(crop_padding=2, padding_mode='reflect', flip=True, cutout=3)
+
+
+def numbered(count, side=8):
+    """Random images, each labelled with its own number."""
+    pixels = np.random.default_rng(9).integers(0, 256, (count, 3, side, side), np.uint8)
+    return Images(pixels, np.arange(count))
+
+
+def batches_of(images, **choices):
+    return Batches(images, **{'batch_size': 10, 'mean': MEAN, 'std': STD, **choices})
+
+
+def seen(batches):
+    """The labels of every batch of the epoch."""
+    return [labels.tolist() for _, labels in batches]
+
+
+def flat(lists):
+    return [item for items in lists for item in items]
+
+
+def assert_same(batches, others):
+    batches, others = list(batches), list(others)
+    assert len(batches) == len(others)
+    for (pixels, labels), (other_pixels, other_labels) in zip(batches, others):
+        np.testing.assert_array_equal(pixels, other_pixels)
+        np.testing.assert_array_equal(labels, other_labels)
+
+
+# ------------------------------------------------------------------ one process
+
+
+@pytest.mark.parametrize('count', [1, 9, 10, 11, 97, 100])
+@pytest.mark.parametrize('shuffle', [False, True])
+def test_every_image_comes_once_in_each_epoch(count, shuffle):
+    batches = batches_of(numbered(count), shuffle=shuffle)
+    for epoch in (0, 1):
+        batches.set_epoch(epoch)
+        labels = seen(batches)
+        assert sorted(flat(labels)) == list(range(count))
+        assert len(labels) == len(batches)
+        assert [len(part) for part in labels] == [batches.size(i) for i in range(len(batches))]
+
+
+@pytest.mark.parametrize('shuffle', [False, True])
+def test_images_keep_their_labels_and_are_normalised(shuffle):
+    images = numbered(35)
+    for pixels, labels in batches_of(images, shuffle=shuffle):
+        assert pixels.dtype == np.float32
+        assert labels.dtype == np.int64
+        expected = np.empty(pixels.shape, np.float64)
+        for i, channel, y, x in np.ndindex(pixels.shape):
+            value = float(images.pixels[labels[i], channel, y, x])
+            expected[i, channel, y, x] = (value - MEAN[channel]) / STD[channel]
+        np.testing.assert_allclose(pixels, expected, rtol=0, atol=1e-5)
+
+
+def test_without_shuffling_the_order_is_that_of_the_files():
+    batches = batches_of(numbered(25))
+    for epoch in (0, 5):
+        batches.set_epoch(epoch)
+        assert flat(seen(batches)) == list(range(25))
+
+
+def test_the_order_follows_from_seed_and_epoch():
+    def order(seed, epoch, **choices):
+        batches = batches_of(numbered(100), shuffle=True, seed=seed, **choices)
+        batches.set_epoch(epoch)
+        return flat(seen(batches))
+
+    first = order(0, 0)
+    assert first != list(range(100))
+    assert order(0, 0) == first
+    assert order(0, 0, augmentation=EVERYTHING) == first
+    assert order(0, 0, batch_size=7) == first
+    others = [order(0, 1), order(1, 0), order(1, 1), order(2, 0), order(0, 2)]
+    assert len({tuple(one) for one in [first, *others]}) == 6
+
+
+def test_the_order_does_not_depend_on_what_was_iterated_before():
+    batches = batches_of(numbered(30), shuffle=True, augmentation=EVERYTHING)
+    list(batches)
+    batches.set_epoch(7)
+    next(iter(batches))
+    batches.set_epoch(3)
+    fresh = batches_of(numbered(30), shuffle=True, augmentation=EVERYTHING)
+    fresh.set_epoch(3)
+    assert_same(batches, fresh)
+    assert_same(batches, fresh)  # and again: iterating changes nothing
+
+
+@pytest.mark.parametrize('skip', [0, 1, 4, 9, 10])
+@pytest.mark.parametrize(('rank', 'world'), [(0, 1), (1, 2)])
+def test_a_skipped_epoch_is_the_tail_of_the_whole_one_to_the_bit(skip, rank, world):
+    def epoch(skip):
+        batches = batches_of(
+            numbered(97),
+            shuffle=True,
+            seed=4,
+            augmentation=EVERYTHING,
+            rank=rank,
+            world=world,
+            batch_size=10 // world,
+        )
+        batches.set_epoch(2, skip=skip)
+        return batches
+
+    whole = list(epoch(0))
+    assert len(whole) == 10
+    assert_same(epoch(skip), whole[skip:])
+
+
+def test_the_next_epoch_skips_nothing_unless_asked_to():
+    batches = batches_of(numbered(30), shuffle=True)
+    batches.set_epoch(0, skip=2)
+    assert len(seen(batches)) == 1
+    batches.set_epoch(1)
+    assert len(seen(batches)) == 3
+
+
+@pytest.mark.parametrize(
+    'augmentation',
+    [
+        Augmentation(flip=True),
+        Augmentation(crop_padding=2),
+        Augmentation(crop_padding=2, padding_mode='reflect'),
+        Augmentation(cutout=3),
+    ],
+    ids=['flip', 'zero', 'reflect', 'cutout'],
+)
+def test_each_augmentation_changes_images_and_differs_by_epoch_seed_and_image(augmentation):
+    def images(epoch=0, seed=0, **choices):
+        batches = batches_of(numbered(40), seed=seed, **choices)
+        batches.set_epoch(epoch)
+        return np.concatenate([pixels for pixels, _ in batches])
+
+    plain, augmented = images(), images(augmentation=augmentation)
+    changed = (plain != augmented).any(axis=(1, 2, 3))
+    assert changed.sum() > 10
+    if augmentation.flip:
+        assert not changed.all()
+    for other in (images(1, augmentation=augmentation), images(0, 1, augmentation=augmentation)):
+        assert (other != augmented).any()
+
+
+def test_cutout_leaves_the_mean_in_a_normalised_batch():
+    batches = batches_of(numbered(20), augmentation=Augmentation(cutout=4))
+    for pixels, _ in batches:
+        assert (pixels == 0).all(axis=1).any(axis=(1, 2)).all()
+
+
+# ------------------------------------------------------------------ several processes
+
+
+def shards(count, world, batch_size, **choices):
+    return [
+        batches_of(numbered(count), batch_size=batch_size, rank=rank, world=world, **choices)
+        for rank in range(world)
+    ]
+
+
+@pytest.mark.parametrize('world', [1, 2, 3])
+@pytest.mark.parametrize('count', [1003, 1000, 961, 2, 1])
+def test_evaluation_counts_every_image_once_over_all_ranks(count, world):
+    ranks = shards(count, world, batch_size=32)
+    parts = [seen(rank) for rank in ranks]
+    assert len({len(part) for part in parts}) == 1, 'the ranks have different numbers of batches'
+    assert sorted(flat(flat(parts))) == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ('count', 'world', 'batch_size', 'left_out'),
+    [
+        (1003, 1, 32, 0),
+        (1003, 2, 32, 0),
+        (1003, 3, 32, 0),
+        (1003, 3, 334, 1),  # one batch of 1002, and one image for three processes
+        (97, 2, 24, 1),
+        (98, 3, 16, 2),
+        (99, 3, 16, 0),
+        (2, 3, 16, 2),
+    ],
+)
+def test_training_leaves_out_only_a_last_batch_smaller_than_the_world(
+    count, world, batch_size, left_out
+):
+    ranks = shards(count, world, batch_size, shuffle=True, seed=1)
+    for epoch in (0, 1):
+        for rank in ranks:
+            rank.set_epoch(epoch)
+        parts = [seen(rank) for rank in ranks]
+        assert all(len(part) == len(rank) for part, rank in zip(parts, ranks))
+        together = flat(flat(parts))
+        assert len(together) == len(set(together)) == count - left_out
+        for number, shares in enumerate(zip(*parts)):
+            sizes = [len(share) for share in shares]
+            assert sum(sizes) == ranks[0].size(number)
+            assert min(sizes) >= 1
+            assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize('world', [2, 3])
+def test_a_batch_holds_the_same_images_on_however_many_processes(world):
+    alone = seen(batches_of(numbered(1003), batch_size=12, shuffle=True, seed=5))
+    parts = [seen(rank) for rank in shards(1003, world, 12 // world, shuffle=True, seed=5)]
+    together = [flat(shares) for shares in zip(*parts)]
+    assert [sorted(batch) for batch in together] == [sorted(batch) for batch in alone]
+
+
+def test_the_ranks_draw_different_augmentation():
+    same = Images(np.repeat(numbered(1).pixels, 64, axis=0), np.arange(64))
+    first, second = (
+        next(iter(batches_of(same, augmentation=EVERYTHING, rank=rank, world=2)))[0]
+        for rank in (0, 1)
+    )
+    assert (first != second).any()
+
+
+# ------------------------------------------------------------------ digits
+
+
+def naive_upsample(image):
+    """8x8 -> 32x32, linear along the rows and then along the columns, pixel centres aligned."""
+    at = (np.arange(32) + 0.5) / 4 - 0.5
+    wide = np.array([np.interp(at, np.arange(8), row) for row in image])
+    return np.array([np.interp(at, np.arange(8), column) for column in wide.T]).T
+
+
+@pytest.fixture(scope='module')
+def digits():
+    return load_data(Data(name='digits'))
+
+
+def test_digits_are_all_there_once_with_their_labels(digits):
+    """As multisets: no test image is also a training image, and none has got lost."""
+    source = load_digits()
+    expected = sorted(
+        (label, np.rint(naive_upsample(image * 255 / 16)).astype(np.uint8).tobytes())
+        for image, label in zip(source.images, source.target)
+    )
+    assert len(digits.train) + len(digits.test) == len(expected) == 1797
+    found = []
+    for part in (digits.train, digits.test):
+        assert part.pixels.dtype == np.uint8
+        assert part.pixels.shape == (len(part), 3, 32, 32)
+        assert (part.pixels == part.pixels[:, :1]).all(), 'grey means three equal channels'
+        found += [(label, image[0].tobytes()) for image, label in zip(part.pixels, part.labels)]
+    assert sorted(found) == expected
+
+
+def test_a_fifth_of_each_digit_is_for_testing(digits):
+    assert len(digits.test) == 359
+    assert digits.classes == list('0123456789')
+    shares = np.bincount(digits.test.labels) / (
+        np.bincount(digits.test.labels) + np.bincount(digits.train.labels)
+    )
+    assert len(shares) == 10
+    assert shares.min() > 0.12
+    assert shares.max() < 0.28
+
+
+def test_the_split_of_digits_is_always_the_same(digits):
+    again = load_data(Data(name='digits'))
+    np.testing.assert_array_equal(again.test.pixels, digits.test.pixels)
+    np.testing.assert_array_equal(again.train.labels, digits.train.labels)
+
+
+def test_normalised_digits_have_mean_0_and_deviation_1(digits):
+    batches = Batches(digits.train, batch_size=500, mean=digits.mean, std=digits.std)
+    pixels = np.concatenate([pixels for pixels, _ in batches])
+    assert abs(pixels.mean(dtype=np.float64)) < 1e-4
+    assert abs(pixels.std(dtype=np.float64) - 1) < 1e-4
+
+
+# ------------------------------------------------------------------ from the config
+
+
+def test_cifar_comes_with_the_papers_statistics(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    small = small_cifar('cifar10')
+    small.write_python_archive(tmp_path)
+    data = load_data(Data(name='cifar10', root=str(tmp_path), download=False))
+    np.testing.assert_array_equal(data.train.pixels, small.train_pixels)
+    np.testing.assert_array_equal(data.test.labels, small.test.labels)
+    assert data.classes == small.classes
+    assert data.mean.tolist() == [125.3, 123.0, 113.9]
+    assert data.std.tolist() == [63.0, 62.1, 66.7]
+    assert 'cifar-10-python.tar.gz' in data.origin
+
+
+def test_a_root_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    small = small_cifar('cifar100')
+    small.write_binary(tmp_path / 'sets')
+    data = load_data(Data(name='cifar100', root='~/sets', download=False))
+    np.testing.assert_array_equal(data.test.pixels, small.test.pixels)
+
+
+@pytest.mark.parametrize('name', ['digits', 'synthetic'])
+def test_the_configs_mean_and_std_win(name):
+    data = load_data(Data(name=name, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0)))
+    assert data.mean.tolist() == [1, 2, 3]
+    assert data.std.tolist() == [4, 5, 6]
+
+
+def test_synthetic_images_have_the_size_and_number_that_was_asked_for():
+    config = Data(name='synthetic', num_images=20, image_size=12)
+    data, again = load_data(config), load_data(config)
+    for part in (data.train, data.test):
+        assert part.pixels.shape == (20, 3, 12, 12)
+        assert part.pixels.dtype == np.uint8
+        assert set(part.labels.tolist()) <= set(range(10))
+    assert (data.train.pixels != data.test.pixels).any()
+    np.testing.assert_array_equal(data.train.pixels, again.train.pixels)
+
+
+def synthetic(**choices):
+    return Config(data=Data(name='synthetic', num_images=50, image_size=8, **choices))
+
+
+def test_training_batches_are_shuffled_and_augmented_and_test_batches_are_not():
+    config = dataclasses.replace(
+        synthetic(crop_padding=2, batch_size=16), eval=EvalConfig(batch_size=30)
+    )
+    data = load_data(config.data)
+    train, test = train_batches(data, config), test_batches(data, config)
+    assert [len(labels) for _, labels in train] == [16, 16, 16, 2]
+    assert [len(labels) for _, labels in test] == [30, 20]
+    pixels = np.concatenate([pixels for pixels, _ in test])
+    expected = (data.test.pixels - 127.5) / 127.5
+    np.testing.assert_allclose(pixels, expected, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(np.concatenate([labels for _, labels in test]), data.test.labels)
+    plain = (data.train.pixels - 127.5) / 127.5
+    unchanged = [
+        np.abs(plain - image).max(axis=(1, 2, 3)).min() < 1e-5
+        for pixels, _ in train
+        for image in pixels
+    ]
+    assert sum(unchanged) < 15  # 1 in 50 by chance: no shift and no flip
+
+
+def test_the_seed_changes_the_training_batches():
+    config = synthetic(crop_padding=0, flip=False)
+    data = load_data(config.data)
+    first, same, other = (
+        flat(seen(train_batches(data, dataclasses.replace(config, seed=seed))))
+        for seed in (0, 0, 1)
+    )
+    assert first == same
+    assert first != other
+
+
+@pytest.mark.parametrize('mode', ['zero', 'reflect'])
+def test_padding_must_be_smaller_than_the_image(mode):
+    data = load_data(synthetic().data)
+    list(train_batches(data, synthetic(crop_padding=7, padding_mode=mode)))
+    for padding in (8, 100):
+        with pytest.raises(UserError, match='crop_padding'):
+            train_batches(data, synthetic(crop_padding=padding, padding_mode=mode))
+
+
+def test_a_cutout_that_always_hides_everything_is_refused():
+    data = load_data(synthetic().data)
+    list(train_batches(data, synthetic(cutout=16)))
+    with pytest.raises(UserError, match='cutout'):
+        train_batches(data, synthetic(cutout=17))
+
+
+def test_class_count():
+    images = Images(np.zeros((3, 3, 8, 8), np.uint8), np.array([0, 1, 2]))
+    data = DataSet(images, images, ['cat', 'dog', 'fox'], MEAN, STD, 'the zoo')
+    assert class_count(data, None) == 3
+    assert class_count(data, 3) == 3
+    assert class_count(data, 1000) == 1000
+    for wanted in (1, 2):
+        with pytest.raises(UserError, match='the zoo') as caught:
+            class_count(data, wanted)
+        assert f'model.num_classes is {wanted}' in str(caught.value)
+        assert '\n' not in str(caught.value)
