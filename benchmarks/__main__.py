@@ -1,0 +1,47 @@
+"""python3 -m benchmarks [PART ...] [--quick]
+
+Measures, prints tables, and keeps the figures in benchmarks/results.json. Run it on a machine that
+does nothing else. --quick only shows that everything works: its figures mean nothing, none is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import time
+
+from benchmarks.report import RESULTS, merge
+
+PARTS = ('train_step', 'pipeline', 'startup', 'memory', 'growth', 'profile_step')
+
+
+def main() -> None:
+    if sys.platform != 'linux':
+        sys.exit('The benchmarks bind processes to cores and read /proc: they run on Linux only.')
+    parser = argparse.ArgumentParser(
+        prog='python3 -m benchmarks',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('parts', nargs='*', metavar='PART', help=f'of {", ".join(PARTS)}')
+    parser.add_argument('--quick', action='store_true', help='a few steps of each, nothing kept')
+    args = parser.parse_args()
+    unknown = [part for part in args.parts if part not in PARTS]
+    if unknown:
+        parser.error(f'no part is called {unknown[0]}; there are {", ".join(PARTS)}')
+    for part in args.parts or PARTS:
+        start = time.perf_counter()
+        module = importlib.import_module(f'benchmarks.{part}')
+        print(f'\n## {part}\n\n{(module.__doc__ or "").strip()}', flush=True)
+        result = module.run(args.quick)
+        result.show()
+        if not args.quick:
+            merge(part, result)
+        print(f'\n({time.perf_counter() - start:.0f} s)', flush=True)
+    if not args.quick:
+        print(f'\nThe figures are in {RESULTS}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,67 @@
+"""What bounds a training step: the shares of its kernels, as paddle.profiler sees them.
+
+Claim: on a CPU, nearly all of a step is convolution, so that only a faster convolution (a matrix
+product over unfolded images in Paddle's CPU kernel) could speed training up noticeably.
+Falsified by: python3 -m benchmarks profile_step
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from benchmarks.processes import on_cores
+from benchmarks.report import Result, table
+from benchmarks.train_step import CORES, MATMUL_SIZE, Network, our_worker
+
+NETWORKS = {Network(16, 2, batch=64): 5, Network(28, 10, batch=16, dropout=0.3): 2}  # steps
+REST = 'the rest'
+KINDS = {
+    'conv2d': 'convolution, forward',
+    'conv2d_grad': 'convolution, backward',
+    'batch_norm': 'batch norm',
+    'batch_norm_grad': 'batch norm',
+    'relu': 'ReLU',
+    'relu_grad': 'ReLU',
+    'add': 'sum with the shortcut',
+    'add_grad': 'sum with the shortcut',
+    'dropout': 'dropout',
+    'dropout_grad': 'dropout',
+    'momentum': 'optimizer',
+}
+
+
+def run(quick: bool) -> Result:
+    result = Result(figures={})
+    header, columns, products = ['share of a training step'], [], []
+    for network, steps in NETWORKS.items():
+        if quick:
+            network, steps = replace(network, batch=2), 1
+        shares, product = measure(network, steps)
+        header.append(f'{network.name}, batch {network.batch}')
+        columns.append(shares)
+        products.append(f'{100 * product:.1f} %')
+        result.figures[network.name] = {
+            'batch': network.batch,
+            'percent': {kind: round(100 * share, 1) for kind, share in shares.items()},
+            'percent_of_products_at_matmul_speed': round(100 * product, 1),
+        }
+    kinds = list(dict.fromkeys(kind for shares in columns for kind in shares))
+    rows = [[kind, *(f'{100 * shares.get(kind, 0):.1f} %' for shares in columns)] for kind in kinds]
+    rows.append([f'(its convolutions at the speed of a {MATMUL_SIZE}³ product)', *products])
+    result.tables.append(table(header, rows))
+    return result
+
+
+def measure(network: Network, steps: int) -> tuple[dict[str, float], float]:
+    """Share of each kind, and of the convolutions if they ran at the speed of a large product."""
+    with on_cores(CORES), our_worker(network) as worker:
+        [product] = worker.ask('matmul', size=MATMUL_SIZE, times=3)
+        [answer] = worker.ask('profile', times=steps)
+    shares: Counter[str] = Counter()
+    for kernel, taken_s in answer['kernels'].items():
+        shares[KINDS.get(kernel, REST)] += taken_s / answer['seconds']
+    shares[REST] += 1 - sum(shares.values())  # Python, and what lies between the kernels
+    speed = 3 * 2 * MATMUL_SIZE**3 / product['seconds']
+    ideal = network.step_flops() * steps / speed / answer['seconds']
+    return dict(shares.most_common()), ideal

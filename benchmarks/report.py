@@ -1,0 +1,103 @@
+"""What a benchmark found: tables for people, figures for results.json, claims that hold or fail."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Sequence
+
+from engine.checkpoint import write_atomically
+
+RESULTS = Path(__file__).with_name('results.json')
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A figure that the project wants to be at least, or at most, `wanted`."""
+
+    what: str
+    value: float
+    wanted: float
+    unit: str
+    at_most: bool = False
+
+    @property
+    def reached(self) -> bool:
+        return self.value <= self.wanted if self.at_most else self.value >= self.wanted
+
+
+@dataclass
+class Result:
+    """`figures` is what results.json keeps, beside the claims."""
+
+    figures: dict[str, Any]
+    claims: list[Claim] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
+
+    def show(self) -> None:
+        for text in self.tables:
+            print(f'\n{text}', flush=True)
+        if self.claims:
+            rows = [
+                [
+                    claim.what,
+                    f'{claim.value:.4g} {claim.unit}',
+                    f'{"at most" if claim.at_most else "at least"} {claim.wanted:g} {claim.unit}',
+                    'yes' if claim.reached else 'NO',
+                ]
+                for claim in self.claims
+            ]
+            print(f'\n{table(["claim", "measured", "wanted", "reached"], rows)}', flush=True)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An aligned Markdown table: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows)]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [cell.rjust(width) for cell, width in zip(cells, widths)]
+        return ' | '.join([cells[0].ljust(widths[0]), *padded[1:]])
+
+    rule = ['-' * widths[0], *('-' * (width - 1) + ':' for width in widths[1:])]
+    return '\n'.join(f'| {line(cells)} |' for cells in (header, rule, *rows))
+
+
+def merge(name: str, result: Result) -> None:
+    """Put one benchmark's result into results.json; the others stay."""
+    everything = json.loads(RESULTS.read_text(encoding='utf-8')) if RESULTS.exists() else {}
+    claims = [{**asdict(claim), 'reached': claim.reached} for claim in result.claims]
+    everything[name] = {'machine': machine(), 'claims': claims, **result.figures}
+    text = json.dumps(everything, indent=2) + '\n'
+    write_atomically(RESULTS, lambda file: file.write(text.encode()))
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what the figures were measured."""
+    packages = ('paddlepaddle', 'torch', 'numpy', 'pillow')
+    return {
+        'cpu': _cpu_model(),
+        'cores': len(os.sched_getaffinity(0)),
+        'memory_gib': round(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30, 1),
+        'date': datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
+        'versions': {'python': platform.python_version(), **{p: _version(p) for p in packages}},
+    }
+
+
+def _cpu_model() -> str:
+    """Brand, family and model: cloud machines call very different processors 'AMD EPYC'."""
+    lines = Path('/proc/cpuinfo').read_text().splitlines()
+    facts = {name.strip(): value.strip() for name, _, value in (x.partition(':') for x in lines)}
+    name = facts.get('model name', platform.processor())
+    return f'{name}, family {facts.get("cpu family", "?")} model {facts.get("model", "?")}'
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return 'absent'

@@ -1,0 +1,48 @@
+"""Worker: training steps of the PyTorch network, on as many threads as the process has cores."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import torch
+from torch.nn import functional as F
+
+from benchmarks.processes import Answer, seconds, serve
+from benchmarks.torch_wide_resnet import WideResNet
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    model = WideResNet(
+        depth=settings['depth'],
+        widen_factor=settings['widen_factor'],
+        dropout=settings['dropout'],
+    )
+    images = torch.randn(settings['batch'], 3, 32, 32)
+    labels = torch.randint(0, 10, (settings['batch'],))
+    if settings['channels_last']:
+        model = model.to(memory_format=torch.channels_last)
+        images = images.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+    )
+
+    def step() -> None:
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def matmul(size: int, times: int) -> Answer:
+        a, b = torch.randn(2, size, size)
+        a @ b
+        return {'seconds': seconds(lambda: a @ b, times)}
+
+    serve({'steps': lambda times: {'seconds': seconds(step, times)}, 'matmul': matmul})
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,51 @@
+"""train.py as users start it, watched from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, Iterator
+
+from benchmarks.processes import failure, start
+
+
+class TrainingRun(contextlib.ExitStack):
+    """`train.py -c configs/<config> -o overrides`, in a run folder that goes away with it."""
+
+    def __init__(self, config: str, *overrides: str) -> None:
+        super().__init__()
+        folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
+        self._folder, self._errors = folder / 'run', folder / 'stderr'
+        command = [sys.executable, 'train.py', '-c', f'configs/{config}']
+        command += ['-o', f'output.dir={self._folder}', *overrides]
+        self._process = start(self, command, self._errors, {})
+
+    def lines(self) -> Iterator[str]:
+        """What it prints, as it comes."""
+        assert self._process.stdout is not None
+        return iter(self._process.stdout)
+
+    def resident_bytes(self) -> int:
+        """Resident memory at this moment."""
+        status = Path(f'/proc/{self._process.pid}/status').read_text()
+        [line] = [line for line in status.splitlines() if line.startswith('VmRSS:')]
+        return int(line.split()[1]) * 1024
+
+    def finish(self) -> int:
+        """Wait until it is done; the largest resident memory that it ever had, in bytes."""
+        for _ in self.lines():
+            pass
+        _, status, usage = os.wait4(self._process.pid, 0)
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        if self._process.returncode:
+            raise failure('train.py failed', self._errors)
+        return usage.ru_maxrss * 1024
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        text = (self._folder / 'metrics.jsonl').read_text(encoding='utf-8')
+        return [json.loads(line) for line in text.splitlines()]
