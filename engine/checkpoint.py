@@ -61,13 +61,10 @@ class Checkpoints:
         target, temporary = self.folder / name, self.folder / f'.{name}.writing'
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob('.*'):  # of a save that was killed
-                shutil.rmtree(left, ignore_errors=True)
+            self._clean_up()
             temporary.mkdir()
-            _write(temporary, snapshot)
-            if target.exists():
-                os.replace(target, self.folder / f'.{name}.replaced')
-            os.replace(temporary, target)
+            _write(temporary, snapshot, saved_at=self._now())
+            _replace_folder(target, temporary)
             _sync_folder(self.folder)
             write_atomically(self.folder / 'latest', lambda file: file.write(f'{name}\n'.encode()))
         except OSError as error:
@@ -76,7 +73,9 @@ class Checkpoints:
             last = f'; the last checkpoint is intact: {intact}' if intact else ''
             raise UserError(f'cannot save {target}: {error.strerror or error}{last}') from None
         for old in list(self._newest_first())[self.keep :]:
-            shutil.rmtree(old, ignore_errors=True)
+            hidden = old.with_name(f'.{old.name}.old')  # a half deleted one must not count
+            os.replace(old, hidden)
+            shutil.rmtree(hidden, ignore_errors=True)
         return target
 
     def newest(self, warn: Callable[[str], None]) -> Optional[Snapshot]:
@@ -90,7 +89,28 @@ class Checkpoints:
 
     def _newest_first(self) -> Iterator[Path]:
         found = [path for path in self.folder.glob('epoch_*') if path.is_dir()]
+        found += self._moved_aside()
         yield from sorted(found, key=lambda path: (_saved_at(path), path.name), reverse=True)
+
+    def _moved_aside(self) -> list[Path]:
+        """Those that a kill caught between the two renames of a replacement."""
+        return [
+            path
+            for path in self.folder.glob('.*.replaced')
+            if (path / MANIFEST).exists() and not _original(path).exists()
+        ]
+
+    def _clean_up(self) -> None:
+        """Put back what a kill has left moved aside, and remove the rest that it has left."""
+        for path in self._moved_aside():
+            os.replace(path, _original(path))
+        for left in self.folder.glob('.*'):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def _now(self) -> float:
+        """The time, but later than every checkpoint's, even if the clock was set back."""
+        newest = next(self._newest_first(), None)
+        return max(time.time(), _saved_at(newest) + 1e-3 if newest else 0.0)
 
 
 def load(path: Path) -> Snapshot:
@@ -131,7 +151,26 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     _sync_folder(path.parent)
 
 
-def _write(folder: Path, snapshot: Snapshot) -> None:
+def _replace_folder(target: Path, new: Path) -> None:
+    """Put `new` in the place of `target`, which a failure puts back."""
+    aside = target.with_name(f'.{target.name}.replaced')
+    if target.exists():
+        os.replace(target, aside)
+    try:
+        os.replace(new, target)
+    except OSError:
+        if aside.exists():
+            os.replace(aside, target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _original(replaced: Path) -> Path:
+    """epoch_0010, of .epoch_0010.replaced"""
+    return replaced.with_name(replaced.name[1 : -len('.replaced')])
+
+
+def _write(folder: Path, snapshot: Snapshot, *, saved_at: float) -> None:
     writers: dict[str, Callable[[BinaryIO], Any]] = {
         MODEL: lambda file: write_arrays(file, snapshot.model),
         OPTIMIZER: lambda file: write_arrays(file, snapshot.optimizer),
@@ -147,7 +186,7 @@ def _write(folder: Path, snapshot: Snapshot) -> None:
         content = buffer.getbuffer()
         files[name] = {'bytes': content.nbytes, 'sha256': hashlib.sha256(content).hexdigest()}
         _write_synced(folder / name, content)
-    manifest = {'saved_at': time.time(), 'files': files}
+    manifest = {'saved_at': saved_at, 'files': files}
     _write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     _sync_folder(folder)
 
@@ -169,14 +208,19 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
+    """File name -> {'bytes': int, 'sha256': str}."""
     try:
         files = json.loads((path / MANIFEST).read_bytes())['files']
-        assert isinstance(files, dict)
-        return files
+        sound = all(
+            type(entry['bytes']) is int and type(entry['sha256']) is str for entry in files.values()
+        )
     except OSError as error:
         raise UserError(f'{path / MANIFEST}: {error.strerror}') from None
-    except (ValueError, KeyError, TypeError, AssertionError):
-        raise UserError(f'{path / MANIFEST} is damaged') from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound:
+        raise UserError(f'{path / MANIFEST} is damaged')
+    return dict(files)
 
 
 def _verified(path: Path, expected: Any) -> bytes:

@@ -58,7 +58,9 @@ class Schedule:
         (), 'piecewise: the rates, one more; scaled so that lr is first'
     )
     step_size: float = key(30.0, 'step: epochs between changes', low=0)
-    gamma: float = key(0.1, 'factor of step, of exponential (per epoch), of piecewise w/o values')
+    gamma: float = key(
+        0.1, 'factor of step, of exponential (per epoch), of piecewise without values', low=0
+    )
     end_lr: float = key(0.0, 'last rate of cosine and one_cycle', low=0)
     phase_pct: float = key(0.3, 'one_cycle: share of the steps that rises', low=0, below=1)
     divide_factor: float = key(25.0, 'one_cycle: peak / first rate', low=1)

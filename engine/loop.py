@@ -239,7 +239,7 @@ class Trainer:
             'epoch': self.progress.epoch,
             'progress': asdict(self.progress),
             'step': self.step,
-            'steps_per_epoch': len(self.batches),
+            'images_per_step': self.batches.size(0),
             'classes': self.classes,
             'config': to_dict(self.config),
             'versions': runtime.versions(),
@@ -258,10 +258,13 @@ class Trainer:
             raise UserError(f'{where} was trained on other classes: {_first_few(state["classes"])}')
         fit_weights(self.model, snapshot.model, where)
         progress = Progress(**{**state['progress'], 'sums': Sums(**state['progress']['sums'])})
-        if progress.batch and state['steps_per_epoch'] != len(self.batches):
+        before = state['images_per_step'], state['config']['seed']
+        now = self.batches.size(0), self.config.seed
+        if progress.batch and before != now:
             raise UserError(
-                f'{where} lies inside an epoch of {state["steps_per_epoch"]} batches, now there '
-                f'are {len(self.batches)}; keep data.batch_size, or resume from the end of an epoch'
+                f'{where} lies inside an epoch with {before[0]} images a step and seed '
+                f'{before[1]}, now it would be {now[0]} and {now[1]}: keep them (data.batch_size, '
+                'processes, seed), or resume from the end of an epoch'
             )
         load_optimizer_arrays(self.optimizer, self.model, snapshot.optimizer)
         if self.ema is not None:

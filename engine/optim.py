@@ -9,8 +9,9 @@ from __future__ import annotations
 import bisect
 import contextlib
 import math
-from typing import Any, Callable, Iterator
+from typing import Callable, Iterator
 
+import numpy as np
 import paddle
 from paddle import nn
 from paddle.nn import functional as F
@@ -40,7 +41,7 @@ def make_schedule(
     warm-up ends and fits into the steps that remain.
     """
     warmup = round(schedule.warmup_epochs * steps_per_epoch)
-    steps = epochs * steps_per_epoch - warmup
+    steps = max(1, epochs * steps_per_epoch - warmup)
     after = _FORMS[schedule.name](schedule, lr, steps, steps_per_epoch, warmup)
     first, rise = schedule.warmup_start_lr, after(0) - schedule.warmup_start_lr
 
@@ -105,19 +106,17 @@ _FORMS = {
 def make_optimizer(model: nn.Layer, config: configs.Optimizer) -> paddle.optimizer.Momentum:
     """SGD with momentum over the trainable parameters; its rate is set before each step."""
     trainable = [p for p in model.parameters() if not p.stop_gradient]
-    groups: list[Any] = [{'params': trainable}]
-    if not config.decay_bn_and_bias:
-        groups = [
-            {'params': [p for p in trainable if p.ndim > 1]},
-            {'params': [p for p in trainable if p.ndim <= 1], 'weight_decay': 0.0},
-        ]
+    if not config.decay_bn_and_bias:  # a regularizer of its own outranks the optimizer's
+        for parameter in trainable:
+            if parameter.ndim <= 1:
+                parameter.regularizer = paddle.regularizer.L2Decay(0.0)
     clip = nn.ClipGradByGlobalNorm(config.clip_norm) if config.clip_norm is not None else None
     return paddle.optimizer.Momentum(
         learning_rate=config.lr,
         momentum=config.momentum,
         use_nesterov=config.nesterov,
         weight_decay=config.weight_decay,
-        parameters=groups if len(groups) > 1 else trainable,
+        parameters=trainable,
         grad_clip=clip,
     )
 
@@ -125,29 +124,27 @@ def make_optimizer(model: nn.Layer, config: configs.Optimizer) -> paddle.optimiz
 def optimizer_arrays(optimizer: paddle.optimizer.Momentum, model: nn.Layer) -> Arrays:
     """Optimizer state under structured names (conv1.weight/velocity_0): Paddle's automatic ones
     change as soon as another model has been built first."""
-    state = optimizer.state_dict()
-    return {
-        f'{name}/{slot}': value.numpy().copy()
-        for name, parameter, slot, value in _slots(model, state)
-    }
+    # What was loaded stays in the holder until the first step makes use of it.
+    state = {**optimizer._accumulators_holder, **optimizer.state_dict()}
+    arrays = {}
+    for name, parameter in model.named_parameters():
+        prefix = f'{parameter.name}_'
+        for key, value in state.items():
+            if key.startswith(prefix):
+                slot = key[len(prefix) :]
+                arrays[f'{name}/{slot}'] = np.array(value)
+    return arrays
 
 
 def load_optimizer_arrays(
     optimizer: paddle.optimizer.Momentum, model: nn.Layer, arrays: Arrays
 ) -> None:
+    """The inverse of `optimizer_arrays`, also for a model that was built later."""
     own = {name: parameter.name for name, parameter in model.named_parameters()}
-    split = {name: name.rsplit('/', 1) for name in arrays}
+    split = {full: full.rsplit('/', 1) for full in arrays}
     optimizer.set_state_dict(
         {f'{own[name]}_{slot}': arrays[full] for full, (name, slot) in split.items()}
     )
-
-
-def _slots(model: nn.Layer, state: dict) -> Iterator[tuple]:  # type: ignore[type-arg]
-    for name, parameter in model.named_parameters():
-        prefix = f'{parameter.name}_'
-        for key, value in state.items():
-            if key.startswith(prefix) and isinstance(value, paddle.Tensor):
-                yield name, parameter, key[len(prefix) :], value
 
 
 class AveragedWeights:

@@ -42,5 +42,5 @@ def loads(data: Union[bytes, memoryview], where: str, *, encoding: str = 'ASCII'
             f'{where} {refused}; it was not loaded, because such a file can run code'
         ) from None
     except Exception as error:  # a damaged pickle can raise anything at all
-        kind = type(error).__name__
-        raise UserError(f'{where} is damaged or not a pickle ({kind}: {error})') from None
+        problem = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise UserError(f'{where} is damaged or not a pickle ({problem})') from None

@@ -45,7 +45,10 @@ def read_arrays(path: Union[str, Path]) -> Arrays:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f'cannot read the weights {path}: {error.strerror}') from None
-    return parse_arrays(data, path)
+    arrays = parse_arrays(data, path)
+    if not arrays:
+        raise UserError(f'{path} is not a state dict: it is empty')
+    return arrays
 
 
 def parse_arrays(data: bytes, path: Path) -> Arrays:
@@ -57,10 +60,13 @@ def parse_arrays(data: bytes, path: Path) -> Arrays:
     if not isinstance(content, dict):
         raise UserError(f'{path} holds a {type(content).__name__}, not a state dict')
     content.pop(_PADDLE_NAMES, None)
-    foreign = [str(name) for name, value in content.items() if not isinstance(value, np.ndarray)]
-    if foreign or not content:
-        what = f'{foreign[0]} is no array' if foreign else 'it is empty'
-        raise UserError(f'{path} is not a state dict: {what}')
+    foreign = [
+        repr(name)
+        for name, value in content.items()
+        if not isinstance(name, str) or not isinstance(value, np.ndarray)
+    ]
+    if foreign:
+        raise UserError(f'{path} is not a state dict: {foreign[0]} is no name of an array')
     return content
 
 
@@ -74,24 +80,32 @@ def load_weights(model: nn.Layer, path: Union[str, Path]) -> Report:
 
 def fit_weights(model: nn.Layer, arrays: Mapping[str, np.ndarray], where: str) -> Report:
     """As `load_weights`, from arrays that came from `where`."""
-    own = model.state_dict()
+    own = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    common = [name for name in own if name in arrays]
+    other = [
+        f'{name} is {theirs} there and {ours} in the model'
+        for name in common
+        for theirs, ours in _differences(arrays[name], own[name])
+    ]
     missing = [name for name in own if name not in arrays]
     unknown = [name for name in arrays if name not in own]
-    other = [
-        f'{name} is {list(arrays[name].shape)} there and {list(own[name].shape)} in the model'
-        for name in own
-        if name in arrays and list(arrays[name].shape) != list(own[name].shape)
-    ]
     problems = [*other[:3], *_some('missing there', missing), *_some('unknown here', unknown)]
     if problems:
         raise UserError(f'{where} does not fit the model: {"; ".join(problems)}')
-    model.set_state_dict(dict(arrays))
+    # A file in half or double precision is cast to what the model has.
+    model.set_state_dict({name: arrays[name].astype(own[name].dtype) for name in own})
     return Report(mapped=list(own), dropped=[], initial=[])
 
 
 def state_arrays(model: nn.Layer) -> Arrays:
     """A copy of the model's weights and running statistics."""
     return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def _differences(theirs: np.ndarray, ours: np.ndarray) -> list[tuple[str, str]]:
+    if theirs.shape != ours.shape:
+        return [(str(list(theirs.shape)), str(list(ours.shape)))]
+    return [] if theirs.dtype.kind == ours.dtype.kind else [(str(theirs.dtype), str(ours.dtype))]
 
 
 def _some(what: str, names: list[str]) -> list[str]:
@@ -107,5 +121,5 @@ def _parse_safetensors(data: bytes, path: Path) -> Arrays:
 
     try:
         return dict(load(data))
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, TypeError) as error:  # KeyError: bfloat16, which NumPy lacks
         raise UserError(f'{path} is damaged or not a safetensors file ({error})') from None

@@ -1,0 +1,713 @@
+"""The loop: resuming to the bit, divergence, evaluation against NumPy, records."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+
+from engine import data, models, optim
+from engine.checkpoint import Checkpoints, Snapshot
+from engine.config import Config, Data, Eval, Model, Optimizer, Schedule, Train, to_dict
+from engine.data import Batches, DataSet, Images
+from engine.errors import Diverged, UserError
+from engine.evaluation import Evaluation, evaluate
+from engine.log import Silence
+from engine.loop import Trainer, is_due
+from engine.weights import Arrays, state_arrays
+
+IMAGES, BATCH = 22, 8  # three batches an epoch, the last of six images
+CLASSES = [str(i) for i in range(10)]
+
+CONFIG = Config(
+    seed=3,
+    model=Model(name='wide_resnet10_1', dropout=0.3),
+    data=Data(name='synthetic', batch_size=BATCH, num_images=IMAGES, image_size=16, crop_padding=2),
+    optimizer=Optimizer(lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
+    schedule=Schedule(name='cosine', warmup_epochs=0.5),
+    train=Train(epochs=4, ema=0.9, label_smoothing=0.1, log_every=2),
+    eval=Eval(batch_size=5),
+)
+
+
+def changed(config: Config, **sections: dict) -> Config:
+    """The config with keys of sections replaced: changed(CONFIG, train={'ema': 0.0})."""
+    replaced = {
+        name: dataclasses.replace(getattr(config, name), **keys) for name, keys in sections.items()
+    }
+    return dataclasses.replace(config, **replaced)
+
+
+class Smallest(nn.Layer):
+    """A network for tests that are not about the network: convolution, batch norm, dropout."""
+
+    def __init__(self, num_classes: int = 10, dropout: float = 0.3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2D(3, 4, 3, stride=2, bias_attr=False)
+        self.bn = nn.BatchNorm2D(4)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(4, num_classes)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.fc(self.dropout(nn.functional.relu(self.bn(self.conv(x)))).mean([2, 3]))
+
+
+def new_trainer(
+    config: Config = CONFIG, *, classes: Optional[list[str]] = None, wide: bool = False
+) -> Trainer:
+    """As train.py builds it. The weights depend on nothing that was built before."""
+    paddle.seed(config.seed)
+    if wide:
+        model = models.build(config.model.name, num_classes=10, dropout=config.model.dropout)
+    else:
+        model = Smallest(dropout=config.model.dropout)
+    batches = data.train_batches(data.load_data(config.data), config)
+    return Trainer(
+        model, config, batches=batches, classes=classes or list(CLASSES), log=Silence()
+    )
+
+
+class Pause(Exception):
+    pass
+
+
+def ignore(collected: bool) -> None:
+    pass
+
+
+def goes_on(trainer: Trainer) -> bool:
+    return trainer.step < trainer.steps
+
+
+def pause_at(trainer: Trainer, step: int):
+    def after_step(collected: bool) -> None:
+        if trainer.step == step:
+            raise Pause
+
+    return after_step
+
+
+def thirteen(batch_size: int = 5) -> Batches:
+    """Images to evaluate on."""
+    rng = np.random.default_rng(1)
+    images = Images(rng.integers(0, 256, (13, 3, 16, 16), np.uint8), rng.integers(0, 10, 13))
+    return Batches(images, batch_size=batch_size, mean=np.full(3, 127.5), std=np.full(3, 60.0))
+
+
+def run_epoch(trainer: Trainer, *, until: Optional[int] = None) -> Optional[dict]:
+    """One epoch with its evaluation, or as far as step `until`; the record, if it ended."""
+    try:
+        trainer.train_one_epoch(after_step=pause_at(trainer, until) if until else ignore)
+    except Pause:
+        return None
+    with trainer.evaluated_weights() as model:
+        evaluation = evaluate(model, thirteen())
+    return trainer.end_epoch(evaluation)
+
+
+def run_to_end(trainer: Trainer) -> list[dict]:
+    records = []
+    while goes_on(trainer):
+        record = run_epoch(trainer)
+        assert record is not None
+        records.append(record)
+    return records
+
+
+TIMES = ('seconds', 'images_per_second', 'data_wait')
+
+
+def timeless(records: list[dict]) -> list[dict]:
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
+
+
+def state_of(trainer: Trainer) -> dict[str, Arrays]:
+    return {
+        'model': state_arrays(trainer.model),
+        'optimizer': optim.optimizer_arrays(trainer.optimizer, trainer.model),
+        'ema': trainer.ema.arrays() if trainer.ema is not None else {},
+    }
+
+
+def assert_identical(one: Trainer, other: Trainer) -> None:
+    for part, arrays in state_of(one).items():
+        theirs = state_of(other)[part]
+        assert sorted(theirs) == sorted(arrays), part
+        for name, value in arrays.items():
+            assert value.tobytes() == theirs[name].tobytes(), f'{part}: {name}'
+
+
+def through_disk(snapshot: Snapshot, folder: Path, name: str) -> Snapshot:
+    Checkpoints(folder).save(name, snapshot)
+    found = Checkpoints(folder).newest(pytest.fail)
+    assert found is not None
+    return found
+
+
+# ------------------------------------------------------------------ resuming
+
+
+@pytest.mark.parametrize('ema', [0.0, 0.9])
+@pytest.mark.parametrize('stop', [1, 2, 3, 4, 6, 7, 8, 9, 11])
+def test_resumed_equals_uninterrupted(tmp_path, stop, ema):
+    """To the bit, wherever the run was stopped: after the first step, in an epoch, at its end."""
+    config = changed(CONFIG, train={'ema': ema})
+    whole = new_trainer(config)
+    expected = run_to_end(whole)
+    assert whole.step == 12
+
+    first = new_trainer(config)
+    records = []
+    while first.step < stop:
+        record = run_epoch(first, until=stop)
+        if record is None and first.progress.batch == len(first.batches):
+            break  # after the last step of the epoch, before its end
+        records += [record] if record else []
+    snapshot = through_disk(first.snapshot(), tmp_path, first.progress.name)
+    assert snapshot.state['step'] == first.step == stop
+
+    second = new_trainer(config)
+    second.restore(snapshot)
+    assert second.step == stop
+    records += run_to_end(second)
+    assert_identical(second, whole)
+    assert timeless(records) == timeless(expected)
+
+
+def test_resumed_equals_uninterrupted_of_a_wide_resnet(tmp_path):
+    config = changed(CONFIG, train={'epochs': 2})
+    whole = new_trainer(config, wide=True)
+    expected = run_to_end(whole)
+
+    first = new_trainer(config, wide=True)
+    run_epoch(first, until=2)
+    snapshot = through_disk(first.snapshot(), tmp_path, first.progress.name)
+    second = new_trainer(config, wide=True)
+    second.restore(snapshot)
+    assert timeless(run_to_end(second)) == timeless(expected)
+    assert_identical(second, whole)
+
+
+def test_training_depends_on_the_seed_alone():
+    one, other, different = (
+        new_trainer(dataclasses.replace(CONFIG, seed=seed)) for seed in (3, 3, 4)
+    )
+    for trainer in (one, other, different):
+        run_epoch(trainer)
+    assert_identical(one, other)
+    assert (state_of(one)['model']['fc.weight'] != state_of(different)['model']['fc.weight']).any()
+
+
+def test_dropout_and_the_averaged_weights_are_on_in_these_tests():
+    """The tests above would also pass if these did nothing."""
+    states = []
+    for sections in ({}, {'model': {'dropout': 0.0}}, {'optimizer': {'momentum': 0.5}}):
+        trainer = new_trainer(changed(CONFIG, **sections))
+        run_epoch(trainer)
+        states.append(state_of(trainer))
+    plain, *others = states
+    for other in others:
+        assert (plain['model']['fc.weight'] != other['model']['fc.weight']).any()
+    assert (plain['model']['fc.weight'] != plain['ema']['fc.weight']).any()
+
+
+@pytest.mark.parametrize('log_every', [1, 100])
+def test_saving_and_logging_leave_no_trace(log_every):
+    """Snapshots at every step, or results fetched at every step, change no bit of the training."""
+    plain = new_trainer(CONFIG)
+    expected = run_to_end(plain)
+    watched = new_trainer(changed(CONFIG, train={'log_every': log_every}))
+    records = []
+    while goes_on(watched):
+        watched.train_one_epoch(after_step=lambda collected: watched.snapshot())
+        with watched.evaluated_weights() as model:
+            evaluation = evaluate(model, thirteen())
+        records.append(watched.end_epoch(evaluation))
+    assert timeless(records) == timeless(expected)
+    assert_identical(plain, watched)
+
+
+def test_snapshot_of_what_was_just_restored_is_the_same(tmp_path):
+    """A run that is stopped again before its first step must not lose its momentum."""
+    first = new_trainer()
+    run_epoch(first, until=2)
+    snapshot = through_disk(first.snapshot(), tmp_path / 'one', first.progress.name)
+    second = new_trainer()
+    second.restore(snapshot)
+    again = through_disk(second.snapshot(), tmp_path / 'two', second.progress.name)
+    for part in ('model', 'optimizer', 'ema'):
+        before, after = getattr(snapshot, part), getattr(again, part)
+        assert sorted(after) == sorted(before), part
+        for name, value in before.items():
+            np.testing.assert_array_equal(after[name], value, err_msg=name)
+    assert again.state['progress'] == snapshot.state['progress']
+
+
+def test_snapshot_before_the_first_step(tmp_path):
+    first = new_trainer()
+    snapshot = through_disk(first.snapshot(), tmp_path, first.progress.name)
+    second = new_trainer(dataclasses.replace(CONFIG, seed=8))
+    second.restore(snapshot)
+    assert second.step == 0
+    for name, value in state_arrays(first.model).items():
+        np.testing.assert_array_equal(state_arrays(second.model)[name], value, err_msg=name)
+
+
+def test_snapshot_says_where_it_was_taken():
+    trainer = new_trainer()
+    run_epoch(trainer)
+    run_epoch(trainer, until=5)
+    state = trainer.snapshot().state
+    assert trainer.progress.name == 'epoch_0001_batch_00002'
+    assert (state['epoch'], state['step'], state['images_per_step']) == (1, 5, 8)
+    assert state['classes'] == CLASSES
+    assert state['config'] == json.loads(json.dumps(to_dict(CONFIG)))
+    assert set(state['versions']) >= {'paddle', 'numpy', 'python'}
+    json.dumps(state)
+
+
+def test_snapshot_is_a_copy():
+    trainer = new_trainer()
+    run_epoch(trainer)
+    snapshot = trainer.snapshot()
+    before = copy.deepcopy(snapshot)
+    run_epoch(trainer)
+    for part in ('model', 'optimizer', 'ema'):
+        for name, value in getattr(before, part).items():
+            np.testing.assert_array_equal(getattr(snapshot, part)[name], value, err_msg=name)
+    assert snapshot.state == before.state
+
+
+@pytest.mark.parametrize(('before', 'after'), [(0.0, 0.9), (0.9, 0.0)])
+def test_averaging_may_be_switched_by_a_resume(before, after):
+    first = new_trainer(changed(CONFIG, train={'ema': before}))
+    run_epoch(first)
+    second = new_trainer(changed(CONFIG, train={'ema': after}))
+    second.restore(first.snapshot())
+    assert (second.ema is not None) == bool(after)
+    if second.ema is not None:  # it starts at the weights that are there
+        for name, value in second.ema.arrays().items():
+            np.testing.assert_array_equal(value, state_arrays(first.model)[name], err_msg=name)
+    run_to_end(second)
+
+
+def test_max_steps_ends_inside_an_epoch_and_can_be_raised():
+    whole = new_trainer()
+    run_to_end(whole)
+    first = new_trainer(changed(CONFIG, train={'max_steps': 4}))
+    run_epoch(first)
+    first.train_one_epoch(after_step=ignore)
+    assert first.step == 4
+    assert not goes_on(first)
+    second = new_trainer()
+    second.restore(first.snapshot())
+    assert goes_on(second)
+    run_to_end(second)
+    assert_identical(second, whole)
+
+
+# ------------------------------------------------------------------ restoring what doesn't fit
+
+
+@pytest.mark.parametrize('classes', [CLASSES[::-1], CLASSES[:9], [*CLASSES, 'more']])
+def test_restore_with_other_classes(classes):
+    first = new_trainer()
+    run_epoch(first)
+    snapshot = first.snapshot()
+    second = new_trainer(classes=classes)
+    before = state_arrays(second.model)
+    with pytest.raises(UserError, match='classes'):
+        second.restore(snapshot)
+    assert second.step == 0
+    for name, value in state_arrays(second.model).items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
+def test_restore_into_another_model():
+    first = new_trainer()
+    run_epoch(first)
+    second = new_trainer(wide=True)
+    with pytest.raises(UserError, match=r'conv\.weight'):
+        second.restore(first.snapshot())
+
+
+@pytest.mark.parametrize('batch_size', [4, 7, 9, 16])
+def test_restore_inside_an_epoch_of_other_batches(batch_size):
+    """With 9 an epoch has three batches, too, as with 8, but of other images."""
+    first = new_trainer()
+    run_epoch(first, until=2)
+    second = new_trainer(changed(CONFIG, data={'batch_size': batch_size}))
+    with pytest.raises(UserError, match=r'data\.batch_size'):
+        second.restore(first.snapshot())
+
+
+@pytest.mark.parametrize('batch_size', [4, 9, 16])
+def test_restore_at_an_epochs_end_takes_other_batches(batch_size):
+    first = new_trainer()
+    run_epoch(first)
+    second = new_trainer(changed(CONFIG, data={'batch_size': batch_size}))
+    second.restore(first.snapshot())
+    assert second.progress.epoch == 1
+    records = run_to_end(second)
+    assert [record['epoch'] for record in records] == [1, 2, 3]
+    assert second.step == 4 * len(second.batches)
+
+
+# ------------------------------------------------------------------ divergence
+
+
+@pytest.mark.parametrize('log_every', [1, 2, 100])
+@pytest.mark.parametrize('lr', [1e25, 1e38])
+def test_divergence_names_step_and_rate(lr, log_every):
+    """The first step that is not finite, however rarely results are fetched."""
+    config = changed(
+        CONFIG,
+        optimizer={'lr': lr},
+        schedule={'name': 'constant', 'warmup_epochs': 0.0},
+        train={'log_every': log_every},
+    )
+    with pytest.raises(Diverged) as error:
+        run_to_end(new_trainer(config))
+    text = str(error.value)
+    assert 'step 1 ' in text
+    assert f'learning rate {lr:.6g}' in text
+    assert 'nan' in text or 'inf' in text
+    assert '\n' not in text
+
+
+def test_divergence_is_seen_before_a_snapshot():
+    config = changed(
+        CONFIG,
+        optimizer={'lr': 1e38},
+        schedule={'name': 'constant', 'warmup_epochs': 0.0},
+        train={'log_every': 100},
+    )
+    trainer = new_trainer(config)
+    run_epoch(trainer, until=2)
+    with pytest.raises(Diverged, match='step 1 '):
+        trainer.snapshot()
+
+
+def test_divergence_after_a_resume_counts_from_the_beginning():
+    first = new_trainer()
+    run_epoch(first)
+    run_epoch(first, until=4)
+    second = new_trainer()
+    second.restore(first.snapshot())
+    second.lr_at = lambda step: 1e38 if step >= 6 else 0.1
+    with pytest.raises(Diverged, match=r'step 7 \(learning rate 1e\+38\)'):
+        run_to_end(second)
+
+
+# ------------------------------------------------------------------ evaluation
+
+
+class Fixed(nn.Layer):
+    """Logits that are looked up by the image's first pixel."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        super().__init__()
+        self.table = paddle.to_tensor(table)
+        self.seen: list[int] = []
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        rows = x[:, 0, 0, 0].round().astype('int64')
+        self.seen += rows.numpy().tolist()
+        return self.table[rows]
+
+
+def numbered(count: int, classes: int, batch_size: int) -> tuple[Batches, np.ndarray]:
+    """A set whose image i is filled with i."""
+    rng = np.random.default_rng(count)
+    pixels = np.empty((count, 3, 4, 4), np.uint8)
+    pixels[:] = np.arange(count)[:, None, None, None]
+    labels = rng.integers(0, classes, count)
+    images = Images(pixels, labels)
+    batches = Batches(images, batch_size=batch_size, mean=np.zeros(3), std=np.ones(3))
+    return batches, rng.normal(scale=2, size=(count, classes)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ('count', 'batch_size'), [(1, 1), (1, 8), (7, 3), (9, 3), (13, 5), (13, 12), (13, 100), (40, 1)]
+)
+@pytest.mark.parametrize('classes', [1, 2, 4, 5, 6, 100])
+def test_evaluation_equals_numpy(count, batch_size, classes):
+    batches, logits = numbered(count, classes, batch_size)
+    labels = batches.images.labels
+    model = Fixed(logits)
+    result = evaluate(model, batches)
+    assert sorted(model.seen) == list(range(count))  # each image once
+
+    wide = logits.astype(np.float64)
+    p = np.exp(wide) / np.exp(wide).sum(1, keepdims=True)
+    of_label = p[np.arange(count), labels]
+    rank = (p > of_label[:, None]).sum(1)  # how many classes are likelier than the right one
+    np.testing.assert_array_equal(result.labels, labels)
+    np.testing.assert_array_equal(result.predictions, p.argmax(1))
+    np.testing.assert_array_equal(result.in_top5, rank < 5)
+    np.testing.assert_allclose(result.losses, -np.log(of_label), atol=1e-5)
+    np.testing.assert_allclose(result.probabilities, p.max(1), atol=1e-5)
+    assert result.correct == (rank == 0).sum()
+    assert result.top1 == pytest.approx((rank == 0).mean())
+    assert result.top5 == pytest.approx((rank < 5).mean())
+    assert result.loss == pytest.approx(-np.log(of_label).mean(), abs=1e-5)
+    if classes <= 5:
+        assert result.top5 == 1.0
+
+
+def test_evaluation_does_not_depend_on_the_batch_size():
+    paddle.seed(0)
+    model = Smallest()
+    results = []
+    for size in (1, 5, 13, 64):
+        results.append(evaluate(model, thirteen(batch_size=size)))
+    for result in results[1:]:
+        np.testing.assert_array_equal(result.predictions, results[0].predictions)
+        np.testing.assert_allclose(result.losses, results[0].losses, rtol=1e-5)
+
+
+def test_evaluation_uses_recorded_statistics_and_no_dropout():
+    paddle.seed(0)
+    model = Smallest(dropout=0.9)
+    model.train()
+    before = state_arrays(model)
+    first, second = evaluate(model, thirteen()), evaluate(model, thirteen())
+    np.testing.assert_array_equal(first.losses, second.losses)
+    for name, value in state_arrays(model).items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
+def test_training_goes_on_in_training_mode_after_an_evaluation():
+    trainer = new_trainer()
+    run_epoch(trainer)
+    statistics = state_arrays(trainer.model)['bn._mean']
+    trainer.train_one_epoch(after_step=ignore)
+    assert trainer.model.training
+    assert (state_arrays(trainer.model)['bn._mean'] != statistics).any()
+
+
+def test_evaluation_may_be_interrupted_after_each_batch():
+    calls = []
+    evaluate(Smallest(), thirteen(), after_batch=lambda: calls.append(1))
+    assert len(calls) == 3
+
+    def stop() -> None:
+        raise Pause
+
+    trainer = new_trainer()
+    run_epoch(trainer)
+    own = state_arrays(trainer.model)
+    with pytest.raises(Pause), trainer.evaluated_weights() as model:
+        evaluate(model, thirteen(), after_batch=stop)
+    for name, value in state_arrays(trainer.model).items():
+        np.testing.assert_array_equal(value, own[name], err_msg=name)
+
+
+def test_summary_is_the_line_that_scripts_grep_for():
+    labels = np.arange(10_000) % 10
+    predictions = labels.copy()
+    predictions[:340] = (labels[:340] + 1) % 10
+    ones = np.ones(10_000)
+    result = Evaluation(labels, predictions, ones > 0, ones, ones, 1.0)
+    assert result.summary == 'acc:9660 total:10000 ratio:0.966'
+
+
+def test_averaged_weights_are_evaluated_and_kept():
+    trainer = new_trainer()
+    run_epoch(trainer)
+    assert trainer.ema is not None
+    average, own = trainer.ema.arrays(), state_arrays(trainer.model)
+    with trainer.evaluated_weights() as model:
+        for name, value in state_arrays(model).items():
+            np.testing.assert_array_equal(value, average[name], err_msg=name)
+    for name, value in trainer.weights().items():
+        np.testing.assert_array_equal(value, average[name], err_msg=name)
+    assert (own['fc.weight'] != average['fc.weight']).any()
+
+    plain = new_trainer(changed(CONFIG, train={'ema': 0.0}))
+    for name, value in plain.weights().items():
+        np.testing.assert_array_equal(value, state_arrays(plain.model)[name], err_msg=name)
+
+
+# ------------------------------------------------------------------ records and the best
+
+
+def test_record_of_an_epoch():
+    """The training figures are means over images, so that the smaller last batch counts less."""
+    config = changed(
+        CONFIG,
+        model={'dropout': 0.0},
+        optimizer={'lr': 0.0},
+        schedule={'name': 'constant', 'warmup_epochs': 0.0},
+        train={'ema': 0.0, 'label_smoothing': 0.0},
+    )
+    trainer = new_trainer(config)
+    losses, hits, sizes = [], [], []
+    trainer.batches.set_epoch(0)
+    paddle.seed(config.seed)
+    twin = Smallest(dropout=0.0)
+    twin.train()
+    for images, labels in trainer.batches:
+        logits = twin(paddle.to_tensor(images)).numpy().astype(np.float64)
+        log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        losses += list(-log_p[np.arange(len(labels)), labels])
+        hits += list(logits.argmax(1) == labels)
+        sizes.append(len(labels))
+    assert sizes == [8, 8, 6]
+
+    trainer.train_one_epoch(after_step=ignore)
+    evaluation = evaluate(trainer.model, thirteen())
+    record = trainer.end_epoch(evaluation)
+    assert record['epoch'] == 0
+    assert record['step'] == 3
+    assert record['lr'] == 0.0
+    assert record['train_loss'] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert record['train_accuracy'] == pytest.approx(np.mean(hits))
+    assert record['eval_loss'] == evaluation.loss
+    assert record['eval_accuracy'] == evaluation.top1
+    assert record['eval_top5'] == evaluation.top5
+    assert record['best_accuracy'] == evaluation.top1
+    assert record['best_epoch'] == 0
+    assert record['seconds'] > 0
+    assert record['images_per_second'] == pytest.approx(22 / record['seconds'])
+    assert 0 <= record['data_wait'] <= 1
+    json.dumps(record)
+    assert trainer.progress.name == 'epoch_0001'
+
+
+def test_record_without_evaluation_says_nothing_of_one():
+    trainer = new_trainer()
+    trainer.train_one_epoch(after_step=ignore)
+    record = trainer.end_epoch(None)
+    assert not [key for key in record if key.startswith('eval_')]
+    assert record['best_epoch'] is None
+    assert record['lr'] == trainer.lr_at(2)
+
+
+def of_accuracy(correct: int) -> Evaluation:
+    labels = np.zeros(10, np.int64)
+    predictions = (np.arange(10) >= correct).astype(np.int64)
+    ones = np.ones(10)
+    return Evaluation(labels, predictions, ones > 0, ones, ones, 1.0)
+
+
+def finish_epoch(trainer: Trainer, correct: int) -> dict:
+    trainer.train_one_epoch(after_step=ignore)
+    return trainer.end_epoch(of_accuracy(correct))
+
+
+def test_best_is_remembered_through_restore(tmp_path):
+    trainer = new_trainer()
+    bests = []
+    for correct in (0, 7, 7):  # the first of equals stays, and 0 % is better than nothing
+        record = finish_epoch(trainer, correct)
+        bests.append((record['best_accuracy'], record['best_epoch']))
+    assert bests == [(0.0, 0), (0.7, 1), (0.7, 1)]
+    snapshot = through_disk(trainer.snapshot(), tmp_path, trainer.progress.name)
+    second = new_trainer()
+    second.restore(snapshot)
+    assert (second.progress.best, second.progress.best_epoch) == (0.7, 1)
+    record = finish_epoch(second, 6)
+    assert (record['eval_accuracy'], record['best_accuracy']) == (0.6, 0.7)
+    assert record['best_epoch'] == 1
+
+
+def test_a_better_epoch_after_restore_takes_over():
+    trainer = new_trainer()
+    finish_epoch(trainer, 5)
+    second = new_trainer()
+    second.restore(trainer.snapshot())
+    assert finish_epoch(second, 8)['best_epoch'] == 1
+
+
+# ------------------------------------------------------------------ what a step does
+
+
+def test_rate_of_each_step_is_the_schedules():
+    trainer = new_trainer()
+    used = []
+
+    def note(collected: bool) -> None:
+        used.append(trainer.optimizer.get_lr())
+
+    while goes_on(trainer):
+        trainer.train_one_epoch(after_step=note)
+        trainer.end_epoch(None)
+    assert used == pytest.approx([trainer.lr_at(step) for step in range(12)], rel=1e-6)
+    assert len(set(used)) > 8
+
+
+def test_epochs_see_every_image_once_and_in_another_order():
+    trainer = new_trainer()
+    orders = []
+    for _ in range(2):
+        trainer.train_one_epoch(after_step=ignore)
+        orders.append(np.concatenate(trainer.batches.rows()).tolist())
+        assert trainer.progress.sums.images == IMAGES
+        trainer.end_epoch(None)
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(IMAGES))
+    assert orders[0] != orders[1]
+
+
+def test_label_smoothing_is_used():
+    records = []
+    for smoothing in (0.0, 0.5):
+        trainer = new_trainer(changed(CONFIG, train={'label_smoothing': smoothing}))
+        records.append(run_epoch(trainer))
+    assert records[0]['train_loss'] != records[1]['train_loss']
+
+
+def test_a_few_epochs_learn_the_digits():
+    """Real images: far above chance after some seconds, or something in the loop is wrong."""
+    digits = data.load_data(Data(name='digits'))
+    train, test = (
+        Images(part.pixels[:count, :, ::2, ::2], part.labels[:count])
+        for part, count in ((digits.train, 320), (digits.test, 100))
+    )
+    few = DataSet(train, test, digits.classes, digits.mean, digits.std, digits.origin)
+    config = changed(
+        CONFIG,
+        model={'dropout': 0.0},
+        data={'name': 'digits', 'flip': False, 'batch_size': 32},
+        train={'epochs': 4, 'label_smoothing': 0.0, 'ema': 0.0},
+        eval={'batch_size': 100},
+    )
+    paddle.seed(0)
+    model = models.build('wide_resnet10_1', num_classes=10)
+    trainer = Trainer(
+        model,
+        config,
+        batches=data.train_batches(few, config),
+        classes=few.classes,
+        log=Silence(),
+    )
+    records = []
+    while goes_on(trainer):
+        trainer.train_one_epoch(after_step=ignore)
+        records.append(trainer.end_epoch(None))
+    assert records[-1]['train_loss'] < 0.85 * records[0]['train_loss']
+    assert evaluate(model, data.test_batches(few, config)).top1 > 0.3
+
+
+@pytest.mark.parametrize(
+    ('every', 'start', 'last', 'due'),
+    [
+        (1, 0, 4, [0, 1, 2, 3, 4]),
+        (2, 0, 4, [1, 3, 4]),
+        (2, 1, 4, [2, 4]),
+        (3, 0, 7, [2, 5, 7]),
+        (10, 0, 4, [4]),
+        (1, 3, 4, [3, 4]),
+        (1, 9, 4, [4]),
+    ],
+)
+def test_is_due(every, start, last, due):
+    found = [e for e in range(last + 1) if is_due(e, every=every, start=start, last=last)]
+    assert found == due

@@ -1,0 +1,573 @@
+"""Schedules against paddle.optimizer.lr, the optimizer and averaged weights against NumPy."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+from typing import Callable, Optional
+
+import numpy as np
+import paddle
+import pytest
+from paddle import nn
+from paddle.optimizer import lr as paddle_lr
+
+from engine import config as configs
+from engine import optim
+from engine.config import Optimizer, Schedule, load_config
+from engine.errors import UserError
+from engine.weights import parse_arrays, state_arrays, write_arrays
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPE = ROOT / 'configs' / 'wrn28_10_cifar10.yaml'
+
+EPOCHS, PER_EPOCH, LR = 6, 7, 0.4
+STEPS = EPOCHS * PER_EPOCH
+
+
+# ------------------------------------------------------------------ schedules
+
+
+def values(schedule: Schedule, *, lr: float = LR, epochs: int = EPOCHS) -> list[float]:
+    """The rate of every step."""
+    lr_at = optim.make_schedule(schedule, lr=lr, epochs=epochs, steps_per_epoch=PER_EPOCH)
+    return [lr_at(step) for step in range(epochs * PER_EPOCH)]
+
+
+def stepped(scheduler: paddle_lr.LRScheduler, *, every: int = 1, steps: int = STEPS) -> list[float]:
+    """What Paddle's scheduler gives when it is stepped every so many steps."""
+    rates = []
+    for step in range(steps):
+        rates.append(float(scheduler()))
+        if (step + 1) % every == 0:
+            scheduler.step()
+    return rates
+
+
+PIECEWISE = {'boundaries': (2.0, 3.0, 5.0), 'values': (0.4, 0.1, 0.05, 0.001)}
+ONE_CYCLE = {'phase_pct': 0.35, 'divide_factor': 10.0, 'end_lr': 1e-3}
+
+
+def paddle_one_cycle(steps: int, strategy: str) -> paddle_lr.LRScheduler:
+    return paddle_lr.OneCycleLR(
+        LR, steps, divide_factor=10.0, end_learning_rate=1e-3, phase_pct=0.35,
+        anneal_strategy=strategy,
+    )  # fmt: skip
+
+
+# name -> our schedule, Paddle's scheduler over so many steps, and how often that one is stepped
+SAME: dict[str, tuple[Schedule, Callable[[int], paddle_lr.LRScheduler], int]] = {
+    'piecewise': (
+        Schedule(name='piecewise', **PIECEWISE),
+        lambda steps: paddle_lr.PiecewiseDecay([14, 21, 35], [0.4, 0.1, 0.05, 0.001]),
+        1,
+    ),
+    'piecewise by epochs': (
+        Schedule(name='piecewise', **PIECEWISE),
+        lambda steps: paddle_lr.PiecewiseDecay([2, 3, 5], [0.4, 0.1, 0.05, 0.001]),
+        PER_EPOCH,
+    ),
+    'piecewise by gamma': (
+        Schedule(name='piecewise', boundaries=(2.0, 5.0), gamma=0.2),
+        lambda steps: paddle_lr.MultiStepDecay(LR, [2, 5], gamma=0.2),
+        PER_EPOCH,
+    ),
+    'piecewise within an epoch': (
+        Schedule(name='piecewise', boundaries=(0.5, 1.5), values=(0.4, 0.2, 0.1)),
+        lambda steps: paddle_lr.PiecewiseDecay([4, 10], [0.4, 0.2, 0.1]),  # of 3.5 and 10.5
+        1,
+    ),
+    'step': (
+        Schedule(name='step', step_size=2.0, gamma=0.3),
+        lambda steps: paddle_lr.StepDecay(LR, step_size=2 * PER_EPOCH, gamma=0.3),
+        1,
+    ),
+    'cosine': (
+        Schedule(name='cosine', end_lr=0.01),
+        lambda steps: paddle_lr.CosineAnnealingDecay(LR, steps, eta_min=0.01),
+        1,
+    ),
+    'cosine to zero': (
+        Schedule(name='cosine'),
+        lambda steps: paddle_lr.CosineAnnealingDecay(LR, steps),
+        1,
+    ),
+    'exponential': (
+        Schedule(name='exponential', gamma=0.9),
+        lambda steps: paddle_lr.ExponentialDecay(LR, gamma=0.9),
+        PER_EPOCH,
+    ),
+    'one cycle, cos': (
+        Schedule(name='one_cycle', anneal_strategy='cos', **ONE_CYCLE),
+        lambda steps: paddle_one_cycle(steps, 'cos'),
+        1,
+    ),
+    'one cycle, linear': (
+        Schedule(name='one_cycle', anneal_strategy='linear', **ONE_CYCLE),
+        lambda steps: paddle_one_cycle(steps, 'linear'),
+        1,
+    ),
+    'constant': (
+        Schedule(name='constant'),
+        lambda steps: paddle_lr.LambdaDecay(LR, lambda epoch: 1.0),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize('name', SAME)
+def test_schedule_equals_paddles(name):
+    schedule, theirs, every = SAME[name]
+    np.testing.assert_allclose(
+        values(schedule), stepped(theirs(STEPS), every=every), rtol=1e-9, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize('name', sorted(optim.PADDLE_NAMES))
+def test_the_console_name_is_a_class_of_paddle(name):
+    scheduler = getattr(paddle_lr, optim.PADDLE_NAMES[name])
+    assert issubclass(scheduler, paddle_lr.LRScheduler)
+    compared = {key: case for key, case in SAME.items() if case[0].name == name}
+    assert compared, f'{name} is not compared with Paddle above'
+    if name != 'constant':
+        assert any(isinstance(theirs(STEPS), scheduler) for _, theirs, _ in compared.values())
+
+
+@pytest.mark.parametrize('name', ['step', 'cosine', 'cosine to zero', 'constant', 'one cycle, cos'])
+@pytest.mark.parametrize(('epochs', 'start'), [(1.0, 0.0), (2.0, 0.01), (0.5, 0.02)])
+def test_warmup_equals_paddles(name, epochs, start):
+    schedule, theirs, every = SAME[name]
+    warmup = round(epochs * PER_EPOCH)
+    schedule = Schedule(**{**vars(schedule), 'warmup_epochs': epochs, 'warmup_start_lr': start})
+    inner = theirs(STEPS - warmup)
+    wrapped = paddle_lr.LinearWarmup(inner, warmup, start_lr=start, end_lr=float(inner()))
+    expected = stepped(wrapped, every=every)
+    np.testing.assert_allclose(values(schedule), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_warmup_leaves_the_boundaries_where_they_are():
+    warm = values(Schedule(name='piecewise', warmup_epochs=1.0, **PIECEWISE))
+    cold = values(Schedule(name='piecewise', **PIECEWISE))
+    assert warm[PER_EPOCH:] == cold[PER_EPOCH:]
+    np.testing.assert_allclose(warm[:PER_EPOCH], np.arange(PER_EPOCH) * LR / PER_EPOCH)
+
+
+def test_warmup_of_exponential_delays_it():
+    warm = values(Schedule(name='exponential', gamma=0.5, warmup_epochs=1.0))
+    cold = values(Schedule(name='exponential', gamma=0.5))
+    assert warm[PER_EPOCH:] == cold[:-PER_EPOCH]
+    np.testing.assert_allclose(warm[:PER_EPOCH], np.arange(PER_EPOCH) * LR / PER_EPOCH)
+
+
+@pytest.mark.parametrize('name', SAME)
+def test_warmup_that_leaves_no_step(name):
+    """0.99 of one epoch is less than train.epochs, but rounds to all of its seven steps."""
+    schedule = Schedule(**{**vars(SAME[name][0]), 'warmup_epochs': 0.99})
+    rates = values(schedule, epochs=1)
+    assert all(0 <= rate <= LR for rate in rates)
+    assert rates == sorted(rates)
+
+
+@pytest.mark.parametrize(
+    ('epoch', 'rate'),
+    [
+        (0, 0.05), (59, 0.05), (60, 0.01), (119, 0.01), (120, 0.002), (160, 4e-4), (200, 2e-4),
+        (240, 1e-4), (259, 1e-4), (260, 5e-5), (399, 5e-5),
+    ],
+)  # fmt: skip
+def test_the_recipe_of_contrib(epoch, rate):
+    config = load_config(RECIPE)
+    lr_at = recipe_schedule(config)
+    first, last = epoch * 391, epoch * 391 + 390
+    assert lr_at(first) == lr_at(last) == pytest.approx(rate, rel=1e-12)
+
+
+@pytest.mark.parametrize('factor', [0.5, 2.0])
+def test_lr_override_scales_every_value(factor):
+    plain = recipe_schedule(load_config(RECIPE))
+    scaled = recipe_schedule(load_config(RECIPE, [f'optimizer.lr={0.05 * factor}']))
+    for epoch in (0, 60, 120, 160, 200, 240, 260):
+        assert scaled(epoch * 391) == pytest.approx(factor * plain(epoch * 391), rel=1e-12)
+
+
+def recipe_schedule(config: configs.Config) -> Callable[[int], float]:
+    return optim.make_schedule(
+        config.schedule, lr=config.optimizer.lr, epochs=config.train.epochs, steps_per_epoch=391
+    )
+
+
+@pytest.mark.parametrize('name', SAME)
+@pytest.mark.parametrize('warmup', [0.0, 1.5])
+@pytest.mark.parametrize('lr', [0.0, 1e-8, LR, 10.0])
+def test_rates_are_never_negative(name, warmup, lr):
+    schedule = Schedule(**{**vars(SAME[name][0]), 'warmup_epochs': warmup})
+    rates = values(schedule, lr=lr)
+    assert all(math.isfinite(rate) for rate in rates)
+    assert min(rates) >= 0
+
+
+@pytest.mark.parametrize('name', ['step', 'exponential', 'piecewise'])
+def test_a_config_cannot_ask_for_negative_rates(tmp_path, name):
+    path = tmp_path / 'negative.yaml'
+    path.write_text(f'schedule: {{name: {name}, gamma: -0.5, boundaries: [1], step_size: 1}}\n')
+    with pytest.raises(UserError, match=r'schedule\.gamma'):
+        load_config(path)
+
+
+@pytest.mark.parametrize('strategy', ['cos', 'linear'])
+@pytest.mark.parametrize('epochs', [1, 2, 9])
+@pytest.mark.parametrize('phase_pct', [0.0, 0.01, 0.3, 0.5, 0.99])
+@pytest.mark.parametrize('warmup', [0.0, 0.5])
+def test_one_cycle_ends_at_its_end(strategy, epochs, phase_pct, warmup):
+    schedule = Schedule(
+        name='one_cycle',
+        anneal_strategy=strategy,
+        phase_pct=phase_pct,
+        end_lr=3e-4,
+        warmup_epochs=warmup,
+    )
+    rates = values(schedule, epochs=epochs)
+    assert rates[-1] == pytest.approx(3e-4, rel=1e-9)
+    assert max(rates) <= LR * (1 + 1e-12)
+    assert min(rates) >= 0
+
+
+# ------------------------------------------------------------------ optimizer
+
+
+class Tiny(nn.Layer):
+    """One of each: convolution, batch norm, linear layer with bias."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.conv = nn.Conv2D(2, width, 3, bias_attr=False)
+        self.bn = nn.BatchNorm2D(width)
+        self.fc = nn.Linear(width, 3)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        return self.fc(nn.functional.relu(self.bn(self.conv(x))).mean([2, 3]))
+
+
+TRAINABLE = ['conv.weight', 'bn.weight', 'bn.bias', 'fc.weight', 'fc.bias']
+UNDECAYED = ['bn.weight', 'bn.bias', 'fc.bias']
+
+
+def tiny(seed: int = 0) -> Tiny:
+    paddle.seed(seed)
+    model = Tiny()
+    rng = np.random.default_rng(seed)
+    for _, parameter in trainable(model).items():
+        parameter.set_value(rng.normal(1, 0.3, parameter.shape).astype(np.float32))
+    return model
+
+
+def trainable(model: nn.Layer) -> dict[str, paddle.Tensor]:
+    return {name: p for name, p in model.named_parameters() if not p.stop_gradient}
+
+
+def current(model: nn.Layer) -> dict[str, np.ndarray]:
+    return {name: p.numpy().astype(np.float64) for name, p in trainable(model).items()}
+
+
+def loss_of(model: nn.Layer, seed: int, scale: float = 1.0) -> paddle.Tensor:
+    rng = np.random.default_rng(seed)
+    batch = paddle.to_tensor(rng.normal(size=(6, 2, 8, 8)).astype(np.float32))
+    labels = paddle.to_tensor(rng.integers(0, 3, 6))
+    return optim.cross_entropy(model(batch), labels) * scale
+
+
+def train(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, seeds: range) -> None:
+    for seed in seeds:
+        loss_of(model, seed).backward()
+        optimizer.step()
+        optimizer.clear_grad()
+
+
+@pytest.mark.parametrize('nesterov', [False, True])
+@pytest.mark.parametrize('momentum', [0.0, 0.9])
+@pytest.mark.parametrize('weight_decay', [0.0, 0.05])
+@pytest.mark.parametrize('decay_bn_and_bias', [False, True])
+def test_three_steps_equal_numpy(nesterov, momentum, weight_decay, decay_bn_and_bias):
+    model = tiny()
+    optimizer = optim.make_optimizer(
+        model,
+        Optimizer(
+            lr=123.0,  # the rate is set before each step; the config's counts for nothing here
+            momentum=momentum,
+            nesterov=nesterov,
+            weight_decay=weight_decay,
+            decay_bn_and_bias=decay_bn_and_bias,
+        ),
+    )
+    weights = current(model)
+    velocity = {name: np.zeros_like(value) for name, value in weights.items()}
+    for seed, lr in enumerate([0.1, 0.3, 0.05]):
+        optimizer.set_lr(lr)
+        loss_of(model, seed).backward()
+        for name, parameter in trainable(model).items():
+            gradient = parameter.grad.numpy().astype(np.float64)
+            if decay_bn_and_bias or name not in UNDECAYED:
+                gradient = gradient + weight_decay * weights[name]
+            velocity[name] = momentum * velocity[name] + gradient
+            direction = gradient + momentum * velocity[name] if nesterov else velocity[name]
+            weights[name] = weights[name] - lr * direction
+        optimizer.step()
+        optimizer.clear_grad()
+        for name, value in current(model).items():
+            np.testing.assert_allclose(value, weights[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_nesterov_differs_from_plain_momentum():
+    results = []
+    for nesterov in (False, True):
+        model = tiny()
+        train(model, optim.make_optimizer(model, Optimizer(nesterov=nesterov)), range(2))
+        results.append(current(model)['conv.weight'])
+    assert np.abs(results[0] - results[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize('decay_bn_and_bias', [False, True])
+def test_weight_decay_without_gradients(decay_bn_and_bias):
+    model = tiny()
+    before = current(model)
+    config = Optimizer(lr=0.5, weight_decay=0.1, decay_bn_and_bias=decay_bn_and_bias)
+    optimizer = optim.make_optimizer(model, config)
+    loss_of(model, 0, scale=0.0).backward()
+    optimizer.step()
+    for name, value in current(model).items():
+        decayed = decay_bn_and_bias or name not in UNDECAYED
+        factor = 1 - 0.5 * 0.1 if decayed else 1.0
+        np.testing.assert_allclose(value, factor * before[name], rtol=1e-6, err_msg=name)
+
+
+def test_running_statistics_are_not_decayed():
+    model = tiny()
+    model.eval()  # the statistics then stay, unless the optimizer has them
+    statistics = model.bn._variance.numpy().copy()
+    optimizer = optim.make_optimizer(model, Optimizer(lr=0.5, weight_decay=0.1))
+    train(model, optimizer, range(2))
+    np.testing.assert_array_equal(model.bn._variance.numpy(), statistics)
+
+
+def norm(update: dict[str, np.ndarray]) -> float:
+    return math.sqrt(sum(float((value**2).sum()) for value in update.values()))
+
+
+@pytest.mark.parametrize('decay_bn_and_bias', [False, True])
+@pytest.mark.parametrize('scale', [1e-3, 1e4])
+def test_clipping_bounds_the_norm_over_all_parameters(decay_bn_and_bias, scale):
+    """One norm over everything, however the parameters are grouped for weight decay."""
+    updates = {}
+    for clip in (None, 0.2):
+        model = tiny()
+        before = current(model)
+        config = Optimizer(
+            lr=1.0,
+            momentum=0.0,
+            weight_decay=0.0,
+            decay_bn_and_bias=decay_bn_and_bias,
+            clip_norm=clip,
+        )
+        optimizer = optim.make_optimizer(model, config)
+        optimizer.set_lr(0.5)
+        loss_of(model, 0, scale=scale).backward()
+        optimizer.step()
+        updates[clip] = {name: before[name] - value for name, value in current(model).items()}
+    free, clipped = updates[None], updates[0.2]
+    assert (norm(free) > 0.1) == (scale > 1)  # the case is what it is meant to be
+    share = min(1.0, 0.5 * 0.2 / norm(free))
+    for name in TRAINABLE:
+        np.testing.assert_allclose(clipped[name], share * free[name], rtol=1e-3, atol=1e-6)
+    assert norm(clipped) <= 0.5 * 0.2 * (1 + 1e-4)
+
+
+# ------------------------------------------------------------------ optimizer state
+
+
+def continue_training(model: nn.Layer, arrays: Optional[optim.Arrays]) -> optim.Arrays:
+    """Two more steps with a new optimizer that was given `arrays`; returns the weights."""
+    optimizer = optim.make_optimizer(model, Optimizer(nesterov=True))
+    if arrays is not None:
+        optim.load_optimizer_arrays(optimizer, model, arrays)
+    train(model, optimizer, range(10, 12))
+    return state_arrays(model)
+
+
+def as_file(arrays: optim.Arrays) -> optim.Arrays:
+    """Through the bytes of a checkpoint."""
+    buffer = io.BytesIO()
+    write_arrays(buffer, arrays)
+    return parse_arrays(buffer.getvalue(), Path('optimizer.pdopt'))
+
+
+@pytest.mark.parametrize('decay_bn_and_bias', [False, True])
+def test_state_is_keyed_by_structured_names(decay_bn_and_bias):
+    model = tiny()
+    optimizer = optim.make_optimizer(model, Optimizer(decay_bn_and_bias=decay_bn_and_bias))
+    train(model, optimizer, range(1))
+    arrays = optim.optimizer_arrays(optimizer, model)
+    assert sorted(arrays) == sorted(f'{name}/velocity_0' for name in TRAINABLE)
+    for name, parameter in trainable(model).items():
+        assert list(arrays[f'{name}/velocity_0'].shape) == list(parameter.shape)
+
+
+@pytest.mark.parametrize('models_between', [0, 1, 11])
+def test_state_survives_a_change_of_automatic_names(models_between):
+    model = tiny()
+    optimizer = optim.make_optimizer(model, Optimizer(nesterov=True))
+    train(model, optimizer, range(3))
+    weights, arrays = state_arrays(model), as_file(optim.optimizer_arrays(optimizer, model))
+    train(model, optimizer, range(10, 12))
+    expected = state_arrays(model)
+
+    between = [Tiny(width=5) for _ in range(models_between)]
+    other = Tiny()
+    assert other.conv.weight.name not in {m.conv.weight.name for m in [model, *between]}
+    other.set_state_dict(weights)
+    resumed = continue_training(other, arrays)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(resumed[name], value, err_msg=name)
+
+    forgetful = Tiny()
+    forgetful.set_state_dict(weights)
+    assert (continue_training(forgetful, None)['fc.weight'] != expected['fc.weight']).any()
+
+
+def test_state_is_bit_identical_after_a_round_trip():
+    """Before any further step, too: a run that is stopped as soon as it resumes saves again."""
+    model = tiny()
+    optimizer = optim.make_optimizer(model, Optimizer())
+    train(model, optimizer, range(3))
+    arrays = optim.optimizer_arrays(optimizer, model)
+    other = Tiny()
+    fresh = optim.make_optimizer(other, Optimizer())
+    optim.load_optimizer_arrays(fresh, other, as_file(arrays))
+    again = optim.optimizer_arrays(fresh, other)
+    assert sorted(again) == sorted(arrays)
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(again[name], value, err_msg=name)
+
+
+def test_state_is_a_copy():
+    model = tiny()
+    optimizer = optim.make_optimizer(model, Optimizer())
+    train(model, optimizer, range(1))
+    arrays = optim.optimizer_arrays(optimizer, model)
+    before = {name: value.copy() for name, value in arrays.items()}
+    train(model, optimizer, range(1, 3))
+    for name, value in before.items():
+        np.testing.assert_array_equal(arrays[name], value)
+
+
+# ------------------------------------------------------------------ averaged weights
+
+
+def test_averaged_weights_equal_the_recursion():
+    """decay = min(given, (1 + t) / (10 + t)), over weights and running statistics."""
+    model = tiny()
+    optimizer = optim.make_optimizer(model, Optimizer(lr=0.2))
+    ema = optim.AveragedWeights(model, decay=0.3)
+    expected = {name: value.astype(np.float64) for name, value in state_arrays(model).items()}
+    for step in range(6):
+        train(model, optimizer, range(step, step + 1))
+        ema.update(step)
+        decay = min(0.3, (1 + step) / (10 + step))
+        for name, value in state_arrays(model).items():
+            expected[name] = decay * expected[name] + (1 - decay) * value
+    arrays = ema.arrays()
+    assert sorted(arrays) == sorted(model.state_dict())
+    for name, value in expected.items():
+        np.testing.assert_allclose(arrays[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+        moved = np.abs(arrays[name] - state_arrays(model)[name]).max()
+        assert moved > 1e-5, f'{name} equals the last weights: nothing was averaged'
+
+
+def averaged(steps: int = 3) -> tuple[Tiny, optim.AveragedWeights]:
+    model = tiny()
+    optimizer = optim.make_optimizer(model, Optimizer(lr=0.2))
+    ema = optim.AveragedWeights(model, decay=0.9)
+    for step in range(steps):
+        train(model, optimizer, range(step, step + 1))
+        ema.update(step)
+    return model, ema
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_in_place_restores_the_own_weights(fails):
+    model, ema = averaged()
+    own, average = state_arrays(model), ema.arrays()
+    try:
+        with ema.in_place():
+            for name, value in state_arrays(model).items():
+                np.testing.assert_array_equal(value, average[name], err_msg=name)
+            assert (own['fc.weight'] != average['fc.weight']).any()
+            model.fc.weight.set_value(paddle.zeros_like(model.fc.weight))
+            if fails:
+                raise Interrupted
+    except Interrupted:
+        assert fails
+    for name, value in state_arrays(model).items():
+        np.testing.assert_array_equal(value, own[name], err_msg=name)
+    for name, value in ema.arrays().items():
+        np.testing.assert_array_equal(value, average[name], err_msg=name)
+
+
+def test_averaging_does_not_touch_the_training():
+    model, _ = averaged()
+    plain = tiny()
+    train(plain, optim.make_optimizer(plain, Optimizer(lr=0.2)), range(3))
+    for name, value in state_arrays(plain).items():
+        np.testing.assert_array_equal(state_arrays(model)[name], value, err_msg=name)
+
+
+def test_averaged_weights_round_trip():
+    model, ema = averaged()
+    other, fresh = averaged(steps=1)
+    fresh.load_arrays(as_file(ema.arrays()))
+    other.set_state_dict(state_arrays(model))
+    for average in (ema, fresh):
+        average.update(3)
+    for name, value in ema.arrays().items():
+        np.testing.assert_array_equal(fresh.arrays()[name], value, err_msg=name)
+
+
+# ------------------------------------------------------------------ loss
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize('classes', [2, 10])
+def test_cross_entropy_equals_numpy(smoothing, classes):
+    rng = np.random.default_rng(classes)
+    logits = rng.normal(scale=4, size=(9, classes)).astype(np.float32)
+    labels = rng.integers(0, classes, 9)
+    target = np.full((9, classes), smoothing / classes)
+    target[np.arange(9), labels] += 1 - smoothing
+    wide = logits.astype(np.float64)
+    log_p = wide - np.log(np.exp(wide).sum(1, keepdims=True))
+    expected = -(target * log_p).sum(1).mean()
+    loss = optim.cross_entropy(paddle.to_tensor(logits), paddle.to_tensor(labels), smoothing)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+@pytest.mark.parametrize('scale', [20.0, 1e4, 1e30])
+def test_cross_entropy_of_large_logits(smoothing, scale):
+    """Finite, and right as far as Paddle's CPU kernel goes: it cuts log probabilities at -64."""
+    logits = paddle.to_tensor(np.array([[scale, -scale, 0.0]], np.float32))
+    logits.stop_gradient = False
+    loss = optim.cross_entropy(logits, paddle.to_tensor([1]), smoothing)
+    assert math.isfinite(loss.item())
+    if scale < 30:
+        expected = (1 - smoothing) * 2 * scale + smoothing * (0 + 2 * scale + scale) / 3
+        assert loss.item() == pytest.approx(expected, rel=1e-5)
+    else:
+        assert loss.item() > 60 * (1 - smoothing)
+    loss.backward()
+    gradient = logits.grad.numpy().ravel()
+    np.testing.assert_allclose(gradient, [1, -1, 0] - smoothing * np.array([1 / 3, -2 / 3, 1 / 3]),
+                               atol=1e-5)  # fmt: skip
