@@ -64,10 +64,11 @@ def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[s
     runtime.seed_everything(config.seed)
     dataset = data.load_data(config.data)
     batches, tests = data.train_batches(dataset, config), data.test_batches(dataset, config)
-    model = build_model(config, dataset, log)
+    snapshot = find_snapshot(run, resume, log) if resume is not None else None
+    model = build_model(config, dataset, log, pretrained=snapshot is None)
     trainer = Trainer(model, config, batches=batches, classes=dataset.classes, log=log)
-    if resume is not None:
-        restore(trainer, run, resume, log)
+    if snapshot is not None:
+        restore(trainer, snapshot, run, log)
     if runtime.RANK == 0:
         run.open(config)
     log.attach(run, epochs_done=trainer.progress.epoch)
@@ -82,7 +83,8 @@ def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[s
         log.close()
 
 
-def build_model(config: Config, dataset: DataSet, log: Log) -> nn.Layer:
+def build_model(config: Config, dataset: DataSet, log: Log, *, pretrained: bool) -> nn.Layer:
+    """The network, with the weights of model.pretrained unless a checkpoint will bring its own."""
     from engine import data, models
     from engine.weights import load_weights
 
@@ -93,36 +95,39 @@ def build_model(config: Config, dataset: DataSet, log: Log) -> nn.Layer:
         f'images of {len(dataset.classes)} classes, from {dataset.origin}'
     )
     log.line(f'model: {config.model.name}, {models.parameter_count(model):,} parameters')
-    if config.model.pretrained:
+    if pretrained and config.model.pretrained:
         report = load_weights(model, config.model.pretrained)
         log.line(f'pretrained: {len(report.mapped)} arrays from {config.model.pretrained}')
     return model
 
 
-def restore(trainer: Trainer, run: RunFolder, resume: str, log: Log) -> None:
-    """Put the trainer where the newest sound checkpoint left off, if there is one."""
-    snapshot = find_snapshot(run, resume, log)
-    if snapshot is None:
-        if not run.config_file.exists():
-            run.require_new()
-        log.line(f'resume: no checkpoint in {run.path}; starting from the beginning')
-        return
+def find_snapshot(run: RunFolder, resume: str, log: Log) -> Optional[Snapshot]:
+    """The checkpoint to go on from; None where this run has not saved one yet."""
+    path = Path(resume) if resume else run.path
+    if is_checkpoint(path):
+        return load(path)
+    snapshot = RunFolder(path).checkpoints().newest(log.line)
+    if snapshot is not None:
+        return snapshot
+    if resume:
+        raise UserError(f'--resume {path}: neither a checkpoint nor a run folder with a sound one')
+    if runtime.RANK == 0 and not run.config_file.exists():
+        run.require_new()
+    log.line(f'resume: no checkpoint in {run.path}; starting from the beginning')
+    return None
+
+
+def restore(trainer: Trainer, snapshot: Snapshot, run: RunFolder, log: Log) -> None:
+    """Put the trainer where the checkpoint left off."""
+    assert snapshot.path is not None
     for line in differences(snapshot.state['config'], to_dict(trainer.config)):
         log.line(f'resume: the config has changed: {line}')
     trainer.restore(snapshot)
+    if run.path.resolve() not in snapshot.path.resolve().parents:  # the beginning of another run
+        if runtime.RANK == 0:
+            run.require_new()
+        trainer.progress.best, trainer.progress.best_epoch = 0.0, None
     log.line(f'resume: going on from {snapshot.path}, step {trainer.step}')
-
-
-def find_snapshot(run: RunFolder, resume: str, log: Log) -> Optional[Snapshot]:
-    if not resume:
-        return run.checkpoints().newest(log.line)
-    path = Path(resume)
-    if is_checkpoint(path):
-        return load(path)
-    found = RunFolder(path).checkpoints().newest(log.line)
-    if found is None:
-        raise UserError(f'--resume {path}: neither a checkpoint nor a run folder with a sound one')
-    return found
 
 
 def show_first_batch(batches: Batches, log: Log) -> None:
@@ -166,7 +171,7 @@ def one_epoch(
         every = config.train.save_every_steps
         if every and trainer.step % every == 0 and trainer.inside_epoch:
             save(trainer, checkpoints)
-        if collected or runtime.WORLD == 1:  # to ask the other processes costs a wait
+        if collected or runtime.agreeing_is_cheap():
             stop.check()
 
     log.epoch_starts(trainer)
@@ -199,7 +204,8 @@ def save(trainer: Trainer, checkpoints: Checkpoints) -> None:
 def say_what_next(trainer: Trainer, run: RunFolder, log: Log) -> None:
     """The result, and where it lies."""
     record, progress = log.last_record, trainer.progress
-    if record is None:
+    if record is None or 'eval_accuracy' not in record:
+        log.line(f'nothing is left to train after epoch {progress.epoch - 1}')
         return
     log.line(
         f'finished after epoch {record["epoch"]}: accuracy {100 * record["eval_accuracy"]:.2f} % '

@@ -1,7 +1,7 @@
 """Checkpoints that a kill at any instant cannot spoil.
 
 checkpoints/epoch_0010/{model.pdparams, optimizer.pdopt, ema.pdparams, state.json, manifest.json}
-checkpoints/latest       one line: the name of the newest
+checkpoints/latest       one line for people and scripts: the name of the newest
 
 A checkpoint is written into a temporary folder, synced, and renamed; only then does `latest` name
 it, and only then do old ones go. The manifest has every file's size and SHA-256, so that damage is
@@ -145,8 +145,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
+        error.filename = str(path)
         raise
     _sync_folder(path.parent)
 

@@ -9,6 +9,7 @@ and CIFAR-100's equivalents. Where nothing is found, the python archive is downl
 
 from __future__ import annotations
 
+import fcntl
 import tarfile
 import zlib
 from dataclasses import dataclass
@@ -108,9 +109,10 @@ TRAIN_FOLDERS = ('', 'train')
 TEST_FOLDERS = ('', 'eval', 'test', 'val', 'cifar-10-verify-bin', '../cifar-10-verify-bin')
 
 Arrays = tuple[np.ndarray, np.ndarray]
-Read = Callable[
-    [str], Optional[bytes]
-]  # file name -> its content, None where there is no such file
+# File name -> its content, None where there is no such file.
+Read = Callable[[str], Optional[bytes]]
+# How the files are written, readers of the training and of the test files, and where they are.
+Found = tuple[Encoding, Read, Read, str]
 
 
 def load_cifar(name: str, root: Path, *, fetch: bool) -> tuple[Arrays, Arrays, list[str], str]:
@@ -124,8 +126,7 @@ def load_cifar(name: str, root: Path, *, fetch: bool) -> tuple[Arrays, Arrays, l
         variant, Path('~/.cache/paddle/dataset/cifar').expanduser()
     )
     if found is None and fetch:
-        _fetch(variant, root)
-        found = _find(variant, root)
+        found = _fetch(variant, root)
     if found is None:
         raise UserError(_nowhere(variant, root))
     encoding, train_at, test_at, where = found
@@ -141,7 +142,7 @@ def load_cifar(name: str, root: Path, *, fetch: bool) -> tuple[Arrays, Arrays, l
 # ------------------------------------------------------------------ finding
 
 
-def _find(variant: Variant, root: Path) -> Optional[tuple[Encoding, Read, Read, str]]:
+def _find(variant: Variant, root: Path) -> Optional[Found]:
     """The first place that holds any training file: how it is written, and how to read it."""
     for encoding in (variant.python, variant.binary):
         for base in (root, root / encoding.folder):
@@ -150,11 +151,15 @@ def _find(variant: Variant, root: Path) -> Optional[tuple[Encoding, Read, Read, 
             if train is not None:
                 at = _folder_reader(train)
                 return encoding, at, _folder_reader(test) if test else at, str(train)
-        archive = root if root.name == encoding.archive else root / encoding.archive
+        archive = _archive_at(root, encoding)
         if archive.is_file():
             at = _archive_reader(archive, encoding.folder)
             return encoding, at, at, str(archive)
     return None
+
+
+def _archive_at(root: Path, encoding: Encoding) -> Path:
+    return root if root.name == encoding.archive else root / encoding.archive
 
 
 def _first_with(base: Path, folders: tuple[str, ...], files: tuple[str, ...]) -> Optional[Path]:
@@ -271,11 +276,19 @@ def _class_names(variant: Variant, encoding: Encoding, read: Read, where: str) -
 # ------------------------------------------------------------------ downloading
 
 
-def _fetch(variant: Variant, root: Path) -> None:
-    archive = variant.python.archive
-    urls = [mirror + archive for mirror in MIRRORS]
+def _fetch(variant: Variant, root: Path) -> Optional[Found]:
+    """Download the python archive; a process that waited for another one's download takes that."""
+    target = _archive_at(root, variant.python)
+    urls = [mirror + target.name for mirror in MIRRORS]
     try:
-        download(urls, root / archive, md5=variant.md5)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.with_name(f'.{target.name}.lock').open('wb') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = _find(variant, root)
+            if found is None:
+                download(urls, target, md5=variant.md5)
+                found = _find(variant, root)
+            return found
     except OSError as error:
         raise UserError(f'{_nowhere(variant, root)} (download failed: {error})') from None
 

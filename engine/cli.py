@@ -19,7 +19,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = REPOSITORY / 'configs' / 'wrn28_10_cifar10.yaml'
 
 # The disk or the system says no, which a user can mend; any other OSError is a bug of ours.
-REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+REFUSALS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO),
+    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+)
 EXIT_USER, EXIT_DIVERGED, EXIT_STOPPED = 2, 3, 75
 
 
@@ -64,7 +67,10 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
-        print(f'{Path(sys.argv[0]).name}: {error.filename}: {error.strerror}', file=sys.stderr)
+        print(
+            f'{Path(sys.argv[0]).name}: {error.filename or "writing"}: {error.strerror}',
+            file=sys.stderr,
+        )
         sys.exit(EXIT_USER)
     except KeyboardInterrupt:
         print('interrupted; nothing was saved by this command', file=sys.stderr)

@@ -117,11 +117,24 @@ def load_config(path: Union[str, Path], overrides: Sequence[str] = ()) -> Config
     given = settings.read_yaml(path, Config)
     given.update(settings.read_override(text, Config) for text in overrides)
     config: Config = settings.build(Config, given)
-    if not config.output.dir:
-        folder = dataclasses.replace(config.output, dir=str(Path('output') / path.stem))
-        config = dataclasses.replace(config, output=folder)
+    folder = Path(config.output.dir or Path('output') / path.stem).expanduser()
+    config = dataclasses.replace(config, output=Output(dir=str(folder)))
     _check(config, lambda name: given[name].origin if name in given else str(path))
-    return config
+    return _scale_values(config, given)
+
+
+def _scale_values(config: Config, given: Mapping[str, settings.Setting]) -> Config:
+    """Piecewise values that start at optimizer.lr: scaled to it if it was overridden."""
+    values, lr = config.schedule.values, config.optimizer.lr
+    if config.schedule.name != 'piecewise' or not values or values[0] == lr:
+        return config
+    if 'optimizer.lr' not in given or not given['optimizer.lr'].origin.startswith('-o'):
+        raise UserError(
+            f'{given["schedule.values"].origin}: schedule.values starts at {values[0]:g}, but '
+            f'optimizer.lr is {lr:g}: give both the same (-o optimizer.lr alone scales the values)'
+        )
+    scaled = tuple(lr * value / values[0] for value in values)
+    return dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, values=scaled))
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -141,7 +141,7 @@ def train_batches(data: DataSet, config: Config) -> Batches:
     side = min(data.train.pixels.shape[2:])
     if augmentation.crop_padding >= side or augmentation.cutout > 2 * side:
         raise UserError(f'data.crop_padding and data.cutout must suit images of {side} pixels')
-    return Batches(
+    batches = Batches(
         data.train,
         batch_size=config.data.batch_size,
         mean=data.mean,
@@ -152,6 +152,11 @@ def train_batches(data: DataSet, config: Config) -> Batches:
         rank=runtime.RANK,
         world=runtime.WORLD,
     )
+    if not len(batches):
+        raise UserError(
+            f'{len(data.train)} training images are fewer than {runtime.WORLD} processes'
+        )
+    return batches
 
 
 def test_batches(data: DataSet, config: Config) -> Batches:

@@ -112,8 +112,10 @@ class Log:
 
     def _estimate(self, trainer: Trainer) -> None:
         """After the second step: say so if this would take days, and what would not."""
+        if len(self._step_ends) == 2:
+            return
         self._step_ends.append(time.monotonic())
-        if len(self._step_ends) != 2:
+        if len(self._step_ends) == 1:
             return
         left = (trainer.steps - trainer.step) * (self._step_ends[1] - self._step_ends[0])
         if left > HOPELESS_S:

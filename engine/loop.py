@@ -127,6 +127,7 @@ class Trainer:
             self.log.advance(self, iteration, show=collected)
             after_step(collected)
         self.collect()
+        self._require_finite_weights()
 
     def _train_step(self, images: np.ndarray, labels: np.ndarray) -> None:
         runtime.seed_step(self.config.seed, self.step)
@@ -176,6 +177,15 @@ class Trainer:
                 f'{self.lr_at(step):.6g}); the checkpoints before it are intact. A lower '
                 'optimizer.lr, schedule.warmup_epochs or optimizer.clip_norm usually helps'
             )
+
+    def _require_finite_weights(self) -> None:
+        """The last step's loss was that of the weights before it."""
+        for name, array in state_arrays(self.model).items():
+            if not np.isfinite(array).all():
+                raise Diverged(
+                    f'{name} is no longer finite after step {self.step - 1} (learning rate '
+                    f'{self.lr_at(self.step - 1):.6g}); the checkpoints before it are intact'
+                )
 
     def _timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches, with the time that each was waited for."""
@@ -239,6 +249,7 @@ class Trainer:
             'epoch': self.progress.epoch,
             'progress': asdict(self.progress),
             'step': self.step,
+            'steps_per_epoch': len(self.batches),
             'images_per_step': self.batches.size(0),
             'classes': self.classes,
             'config': to_dict(self.config),
@@ -258,13 +269,13 @@ class Trainer:
             raise UserError(f'{where} was trained on other classes: {_first_few(state["classes"])}')
         fit_weights(self.model, snapshot.model, where)
         progress = Progress(**{**state['progress'], 'sums': Sums(**state['progress']['sums'])})
-        before = state['images_per_step'], state['config']['seed']
-        now = self.batches.size(0), self.config.seed
+        before = state['steps_per_epoch'], state['images_per_step'], state['config']['seed']
+        now = len(self.batches), self.batches.size(0), self.config.seed
         if progress.batch and before != now:
             raise UserError(
-                f'{where} lies inside an epoch with {before[0]} images a step and seed '
-                f'{before[1]}, now it would be {now[0]} and {now[1]}: keep them (data.batch_size, '
-                'processes, seed), or resume from the end of an epoch'
+                f'{where} lies inside an epoch: steps, images a step and seed were {before}, now '
+                f'they would be {now}; keep them (data.batch_size, processes, seed), or resume '
+                'from the end of an epoch'
             )
         load_optimizer_arrays(self.optimizer, self.model, snapshot.optimizer)
         if self.ema is not None:

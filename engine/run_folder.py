@@ -6,13 +6,13 @@ checkpoints/, eval/}
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
-import json
 from pathlib import Path
 from typing import BinaryIO, Optional, Sequence
 
 from engine.checkpoint import MANIFEST, Checkpoints, write_atomically
-from engine.config import Config, load_config, to_yaml
+from engine.config import Config, Output, load_config, to_yaml
 from engine.errors import UserError
 
 
@@ -56,12 +56,15 @@ class RunFolder:
 
 def load_run_config(run: Path, overrides: Sequence[str]) -> Config:
     """The resolved config of a run, wherever its folder is now, with overrides on top."""
-    return load_config(run / 'config.yaml', [f'output.dir={json.dumps(str(run))}', *overrides])
+    config = load_config(run / 'config.yaml', overrides)
+    if any(text.startswith('output.dir=') for text in overrides):
+        return config
+    return dataclasses.replace(config, output=Output(dir=str(run)))
 
 
 def find_run(path: Path) -> Optional[Path]:
     """The run that `path` is, or lies in: its folder, a checkpoint's, or a weight file."""
-    for folder in (path, *path.parents[:3]):
+    for folder in (path, *list(path.parents)[:3]):
         if (folder / 'config.yaml').is_file() and (folder / 'train.log').is_file():
             return folder
     return None

@@ -105,6 +105,13 @@ def average_over_ranks(tensors: Iterable[Tensor]) -> None:
             tensor.scale_(1.0 / WORLD)
 
 
+def agreeing_is_cheap() -> bool:
+    """Whether processes can talk after each step without holding up a device's queue."""
+    import paddle
+
+    return WORLD == 1 or paddle.get_device() == 'cpu'
+
+
 def seed_everything(seed: int) -> None:
     """Seed what draws the initial weights."""
     import paddle

@@ -143,6 +143,9 @@ def _require_known(name: str, keys: 'Mapping[str, Field[Any]]', origin: str) -> 
     if name in keys:
         return
     sections = {known.split('.')[0] for known in keys if '.' in known}
+    if name in sections:
+        inside = ', '.join(known for known in keys if known.startswith(f'{name}.'))
+        raise UserError(f'{origin}: {name} is a section; its keys are {inside}')
     near = [] if '.' in name else difflib.get_close_matches(name, sections, n=1, cutoff=0.7)
     # The right word in the wrong section (train.lr) is nearer than letters can tell.
     alike = [known for known in keys if known.split('.')[-1] == name.split('.')[-1]]

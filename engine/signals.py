@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import sys
 from types import FrameType, TracebackType
 from typing import Any, Optional
 
@@ -41,7 +41,8 @@ class StopSignals:
 
     def _note(self, number: int, frame: Optional[FrameType]) -> None:
         self.asked = signal.Signals(number).name
-        print(f'\n{self.asked}: saving after this step; once more ends at once', file=sys.stderr)
+        # Not print: a handler may interrupt a print that holds the stream's lock.
+        os.write(2, f'\n{self.asked}: saving after this step; once more ends at once\n'.encode())
         self._restore()
 
     def _restore(self) -> None:

@@ -26,7 +26,10 @@ _PADDLE_NAMES = 'StructuredToParameterName@@'  # what paddle.save adds to a stat
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a file's entries: names that were loaded, left out, or kept as initialised."""
+    """What became of a file's entries: names that were loaded, left out, or kept as initialised.
+
+    All are loaded, as long as only files of the model itself are read.
+    """
 
     mapped: list[str]
     dropped: list[str]

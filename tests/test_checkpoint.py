@@ -586,7 +586,7 @@ def test_kill_before_each_change_of_the_disk(tmp_path, keep, second):
 
 
 def test_a_failed_replacement_leaves_the_old_checkpoint(tmp_path, monkeypatch):
-    """"On any failure the ones before are as they were", also when it is the last rename."""
+    """ "On any failure the ones before are as they were", also when it is the last rename."""
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save('epoch_0001', snapshot(1))
     replace = os.replace

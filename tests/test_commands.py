@@ -308,3 +308,75 @@ def test_help_is_quick():
         [sys.executable, str(REPOSITORY / 'train.py'), '--help'], check=True, capture_output=True
     )
     assert time.monotonic() - start_time < 2.0  # benchmarks/ has the exact figure
+
+
+def test_resuming_another_run_never_overwrites_this_one(finished, command, tmp_path):
+    run, _ = finished
+    here = ('-o', f'output.dir={tmp_path / "here"}')
+    assert command('train.py', *QUICK, 'seed=5', 'train.max_steps=2', *here).returncode == 0
+    before = (tmp_path / 'here' / 'config.yaml').read_text()
+    result = command('train.py', '--resume', str(run), *here)
+    assert result.returncode == 2
+    assert 'holds a run already' in one_line(result.stderr)
+    assert (tmp_path / 'here' / 'config.yaml').read_text() == before
+
+
+def test_a_run_can_branch_off_a_checkpoint_of_another(finished, command, tmp_path):
+    first = finished[0] / 'checkpoints' / 'epoch_0002'
+    branch = tmp_path / 'branch-\N{SNOWMAN}-\N{ROCKET}'
+    result = command('train.py', '--resume', str(first), '-o', f'output.dir={branch}')
+    assert result.returncode == 0, result.stderr
+    assert weights(branch) == weights(finished[0])
+    assert (branch / 'best.pdparams').exists()
+    assert command('eval.py', '-w', str(branch)).returncode == 0
+
+
+def test_less_training_than_is_done_already_is_said(command, tmp_path):
+    short = (*QUICK, 'eval.every=3', 'train.save_every=1')
+    assert command('train.py', *short, 'train.max_steps=15').returncode == 0
+    process = command('train.py', *short, '--resume', '-o', 'train.epochs=2')
+    assert process.returncode == 0, process.stderr
+    assert 'Traceback' not in process.stderr
+
+
+def test_a_resumed_run_needs_its_pretrained_file_no_more(finished, command, tmp_path):
+    start_from = tmp_path / 'start.pdparams'
+    start_from.write_bytes((finished[0] / 'best.pdparams').read_bytes())
+    arguments = (*QUICK, f'model.pretrained={start_from}', 'train.epochs=2')
+    first = command('train.py', *arguments, 'train.max_steps=5')
+    assert 'pretrained: ' in first.stdout, first.stderr
+    start_from.unlink()
+    result = command('train.py', *arguments, '--resume')
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_name_that_no_disk_takes_is_one_line(command, tmp_path):
+    result = command('train.py', *QUICK, f'output.dir={"x" * 300}')
+    assert result.returncode == 2
+    assert 'name too long' in one_line(result.stderr).lower()
+
+
+def test_a_full_disk_while_saving_is_one_line_and_the_last_checkpoint_is_intact(tmp_path):
+    """RLIMIT_FSIZE stands for the disk: the checkpoint's largest file does not fit any more."""
+    arguments = (*QUICK, 'train.epochs=1')
+    first = start(tmp_path, *arguments)
+    first.communicate(timeout=120)
+    run = tmp_path / 'output' / 'quickstart'
+    before = weights(run, 'epoch_0001')
+    code = (
+        'import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); '
+        'resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); '
+        'script = sys.argv[1]; sys.argv = sys.argv[1:]; '
+        f'sys.path.insert(0, {str(REPOSITORY)!r}); runpy.run_path(script, run_name="__main__")'
+    )
+    script = [str(REPOSITORY / 'train.py'), *QUICK, 'train.epochs=2', '--resume']
+    result = subprocess.run(
+        [sys.executable, '-c', code, *script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 2, result.stderr
+    assert 'too large' in one_line(result.stderr).lower()
+    assert weights(run, 'epoch_0001') == before

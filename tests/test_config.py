@@ -697,3 +697,20 @@ def test_overrides_may_follow_one_o_or_many():
     assert args.config == Path('x.yaml')
     assert parser.parse_args([]).override == []
     assert parser.parse_args([]).config is None
+
+
+def test_values_follow_an_overridden_rate_and_the_resolved_config_says_so():
+    recipe = REPOSITORY / 'configs' / 'wrn28_10_cifar10.yaml'
+    values = load_config(recipe, ['optimizer.lr=0.1']).schedule.values
+    assert values[:3] == pytest.approx((0.1, 0.02, 0.004))
+
+
+def test_values_that_contradict_the_rate_are_refused():
+    recipe = REPOSITORY / 'configs' / 'wrn28_10_cifar10.yaml'
+    with pytest.raises(UserError, match=r'schedule\.values starts at 0\.1, but optimizer\.lr is 0\.05'):
+        load_config(recipe, ['schedule.values=[0.1, 0.05, 0.04, 0.03, 0.02, 0.01, 0.001]'])
+
+
+def test_a_section_given_a_value_lists_its_keys():
+    with pytest.raises(UserError, match=r'model is a section; its keys are model\.name'):
+        load_config(REPOSITORY / 'configs' / 'quickstart.yaml', ['model=wide_resnet16_2'])

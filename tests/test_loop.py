@@ -69,9 +69,7 @@ def new_trainer(
     else:
         model = Smallest(dropout=config.model.dropout)
     batches = data.train_batches(data.load_data(config.data), config)
-    return Trainer(
-        model, config, batches=batches, classes=classes or list(CLASSES), log=Silence()
-    )
+    return Trainer(model, config, batches=batches, classes=classes or list(CLASSES), log=Silence())
 
 
 class Pause(Exception):

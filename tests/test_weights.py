@@ -406,11 +406,11 @@ def test_the_sentinel_would_have_been_written(tmp_path):
         b"cos\nsystem\n(S'touch SENTINEL'\ntR.",  # GLOBAL, REDUCE
         b"(S'touch SENTINEL'\nios\nsystem\n.",  # INST
         b"(cos\nsystem\nS'touch SENTINEL'\no.",  # OBJ
-        b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0etouch SENTINEL\x85R.",  # STACK_GLOBAL
-        b"cnumpy\nndarray.tofile\n.",  # a dotted name behind an allowed one
-        b"\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.",
-        b"\x80\x04\x8c\x05numpy\x8c\x13f2py.compile.__init__\x93.",
-        b"\x80\x02\x82\x01.",  # EXT1
+        b'\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x0etouch SENTINEL\x85R.',  # STACK_GLOBAL
+        b'cnumpy\nndarray.tofile\n.',  # a dotted name behind an allowed one
+        b'\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.',
+        b'\x80\x04\x8c\x05numpy\x8c\x13f2py.compile.__init__\x93.',
+        b'\x80\x02\x82\x01.',  # EXT1
         b'Pid\n.',  # PERSID
     ],
 )
