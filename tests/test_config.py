@@ -707,7 +707,9 @@ def test_values_follow_an_overridden_rate_and_the_resolved_config_says_so():
 
 def test_values_that_contradict_the_rate_are_refused():
     recipe = REPOSITORY / 'configs' / 'wrn28_10_cifar10.yaml'
-    with pytest.raises(UserError, match=r'schedule\.values starts at 0\.1, but optimizer\.lr is 0\.05'):
+    with pytest.raises(
+        UserError, match=r'schedule\.values starts at 0\.1, but optimizer\.lr is 0\.05'
+    ):
         load_config(recipe, ['schedule.values=[0.1, 0.05, 0.04, 0.03, 0.02, 0.01, 0.001]'])
 
 
