@@ -2,6 +2,7 @@
 
 Claim: the time of an epoch is a straight line in the number of images, and resident memory in the
 tenth epoch is what it was in the second, with an evaluation, a checkpoint and curves after each.
+The times are those of one thread, which vary less.
 Falsified by: python3 -m benchmarks growth, which also draws both: benchmarks/growth.png
 """
 
@@ -57,9 +58,8 @@ def run(quick: bool) -> Result:
 
 def time_epochs(images: int) -> list[tuple[int, float]]:
     """(images, seconds) of each epoch of a run but the first."""
-    with TrainingRun(
-        'quickstart.yaml', *COMMON, f'data.num_images={images}', 'train.epochs=3', 'eval.every=3'
-    ) as training:
+    settings = (*COMMON, f'data.num_images={images}', 'train.epochs=3', 'eval.every=3')
+    with TrainingRun('quickstart.yaml', *settings, OMP_NUM_THREADS='1') as training:
         training.finish()
         return [(images, epoch['seconds']) for epoch in training.epochs()[1:]]
 

@@ -16,13 +16,13 @@ from benchmarks.processes import failure, start
 class TrainingRun(contextlib.ExitStack):
     """`train.py -c configs/<config> -o overrides`, in a run folder that goes away with it."""
 
-    def __init__(self, config: str, *overrides: str) -> None:
+    def __init__(self, config: str, *overrides: str, **environment: str) -> None:
         super().__init__()
         folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
         self._folder, self._errors = folder / 'run', folder / 'stderr'
         command = [sys.executable, 'train.py', '-c', f'configs/{config}']
         command += ['-o', f'output.dir={self._folder}', *overrides]
-        self._process = start(self, command, self._errors, {})
+        self._process = start(self, command, self._errors, environment)
 
     def lines(self) -> Iterator[str]:
         """What it prints, as it comes."""
