@@ -24,24 +24,17 @@ def curves(records: Sequence[dict[str, Any]], path: Path) -> None:
     loss.plot(at, [r['eval_loss'] for r in evaluated], label='test', **style)
     loss.set(title='loss', xlabel='epoch')
     accuracy.plot(epochs, [100 * r['train_accuracy'] for r in records], label='training', **style)
-    accuracy.plot(at, [100 * r['eval_accuracy'] for r in evaluated], label='test', **style)
+    percent = [100 * r['eval_accuracy'] for r in evaluated]
+    label = f'test, at last {percent[-1]:.2f} %' if percent else 'test'
+    accuracy.plot(at, percent, label=label, **style)
     accuracy.set(title='accuracy (%)', xlabel='epoch')
-    if evaluated:
-        last = evaluated[-1]
-        accuracy.annotate(
-            f'{100 * last["eval_accuracy"]:.2f} %',
-            (last['epoch'], 100 * last['eval_accuracy']),
-            textcoords='offset points',
-            xytext=(-4, -14),
-            ha='right',
-        )
     rate.plot(epochs, [r['lr'] for r in records], color='tab:gray', **style)
     rate.set(title="learning rate at the epoch's end", xlabel='epoch')
     for axes in (loss, accuracy, rate):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
     loss.legend()
-    accuracy.legend(loc='lower right', bbox_to_anchor=(1, 0.08))
+    accuracy.legend(loc='lower right')
     _save(figure, path)
 
 
