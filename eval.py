@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Optional
 
 from engine import cli, runtime
-from engine.checkpoint import Snapshot, load
-from engine.config import Config, load_config
+from engine.config import Config
 from engine.errors import UserError
-from engine.run_folder import RunFolder, find_run, is_checkpoint, load_run_config
+from engine.run_folder import RunFolder, find_run, load_run_config, read_snapshot
 from engine.weights import Arrays, read_arrays
 
 
@@ -56,13 +55,9 @@ def settle(args: argparse.Namespace) -> tuple[Config, Path]:
     if args.weights is not None:
         if not args.weights.exists():
             raise UserError(f'-w {args.weights}: there is nothing')
-        run = find_run(args.weights)
-        if run is not None and args.config is None:
-            return load_run_config(run, args.override), args.weights
-        return load_config(args.config or cli.DEFAULT_CONFIG, args.override), args.weights
-    config = load_config(args.config or cli.DEFAULT_CONFIG, args.override)
-    run = Path(config.output.dir)
-    if not (run / 'config.yaml').is_file():
+        return cli.load_settled(args, find_run(args.weights)), args.weights
+    run = Path(cli.load_settled(args, None).output.dir)
+    if not RunFolder(run).config_file.is_file():
         raise UserError(f'{run} holds no run yet; train first, or name the weights with -w PATH')
     return load_run_config(run, args.override), run
 
@@ -71,19 +66,14 @@ def read_weights(path: Path) -> Weights:
     """Arrays of a file, of a checkpoint, or of a run's newest checkpoint that is sound."""
     if path.is_file():
         return Weights(read_arrays(path), path, 'as they are in the file', None)
-    snapshot = load(path) if is_checkpoint(path) else newest(path)
+    snapshot = read_snapshot(path, print)
+    if snapshot is None:
+        raise UserError(f'{path}: no checkpoint there; -w takes a weight file, checkpoint or run')
     classes = snapshot.state['classes']
     where = snapshot.path or path
     if snapshot.ema is not None:
         return Weights(snapshot.ema, where, 'averaged (EMA)', classes)
     return Weights(snapshot.model, where, 'of the last step', classes)
-
-
-def newest(path: Path) -> Snapshot:
-    snapshot = RunFolder(path).checkpoints().newest(print)
-    if snapshot is None:
-        raise UserError(f'{path}: no checkpoint there; -w takes a weight file, checkpoint or run')
-    return snapshot
 
 
 def evaluate(config: Config, weights: Weights) -> None:

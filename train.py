@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from engine import cli, runtime
-from engine.checkpoint import Checkpoints, Snapshot, load, write_atomically
-from engine.config import Config, differences, load_config, to_dict
+from engine.checkpoint import Checkpoints, Snapshot, write_atomically
+from engine.config import Config, differences, to_dict
 from engine.errors import Diverged, Stopped, UserError
-from engine.run_folder import RunFolder, find_run, is_checkpoint, load_run_config
+from engine.run_folder import RunFolder, find_run, read_snapshot
 from engine.weights import write_arrays
 
 if TYPE_CHECKING:  # these import paddle, which waits until the arguments are known to be good
@@ -46,10 +46,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def settle_config(args: argparse.Namespace) -> Config:
     """The config to train with: of the run that --resume names, unless -c names another."""
-    run = find_run(Path(args.resume)) if args.resume else None
-    if run is not None and args.config is None:
-        return load_run_config(run, args.override)
-    return load_config(args.config or cli.DEFAULT_CONFIG, args.override)
+    return cli.load_settled(args, find_run(Path(args.resume)) if args.resume else None)
 
 
 def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[str]) -> None:
@@ -104,9 +101,7 @@ def build_model(config: Config, dataset: DataSet, log: Log, *, pretrained: bool)
 def find_snapshot(run: RunFolder, resume: str, log: Log) -> Optional[Snapshot]:
     """The checkpoint to go on from; None where this run has not saved one yet."""
     path = Path(resume) if resume else run.path
-    if is_checkpoint(path):
-        return load(path)
-    snapshot = RunFolder(path).checkpoints().newest(log.line)
+    snapshot = read_snapshot(path, log.line)
     if snapshot is not None:
         return snapshot
     if resume:

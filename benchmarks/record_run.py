@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import RESULTS, machine
+from benchmarks.report import machine, read_results, write_results
 from engine.run_folder import load_run_config
 
 
@@ -46,11 +46,11 @@ def describe(run: Path) -> dict[str, Any]:
 def main() -> None:
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    content = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    content = read_results()
     for folder in map(Path, sys.argv[1:]):
         content.setdefault('runs', {})[folder.name] = describe(folder)
         print(f'{folder.name}: {100 * content["runs"][folder.name]["accuracy"]:.2f} %')
-    RESULTS.write_text(json.dumps(content, indent=2) + '\n')
+    write_results(content)
 
 
 if __name__ == '__main__':

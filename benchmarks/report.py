@@ -69,9 +69,18 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def merge(name: str, result: Result) -> None:
     """Put one benchmark's result into results.json; the others stay."""
-    everything = json.loads(RESULTS.read_text(encoding='utf-8')) if RESULTS.exists() else {}
     claims = [{**asdict(claim), 'reached': claim.reached} for claim in result.claims]
-    everything[name] = {'machine': machine(), 'claims': claims, **result.figures}
+    write_results(
+        {**read_results(), name: {'machine': machine(), 'claims': claims, **result.figures}}
+    )
+
+
+def read_results() -> dict[str, Any]:
+    """The content of results.json, which may not be there yet."""
+    return dict(json.loads(RESULTS.read_text(encoding='utf-8'))) if RESULTS.exists() else {}
+
+
+def write_results(everything: dict[str, Any]) -> None:
     text = json.dumps(everything, indent=2) + '\n'
     write_atomically(RESULTS, lambda file: file.write(text.encode()))
 

@@ -21,10 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Iterator, Optional
 
-import numpy as np
-
 from engine.errors import Diverged, UserError
-from engine.weights import Arrays, parse_arrays, write_arrays
+from engine.weights import Arrays, first_not_finite, parse_arrays, write_arrays
 
 MODEL, OPTIMIZER, EMA, STATE, MANIFEST = (
     'model.pdparams',
@@ -57,7 +55,9 @@ class Checkpoints:
 
         Raises Diverged for weights that are not finite, UserError when the disk refuses.
         """
-        _require_finite(snapshot.model)
+        bad = first_not_finite(snapshot.model)
+        if bad is not None:
+            raise Diverged(f'{bad} is no longer finite; it was not saved')
         target, temporary = self.folder / name, self.folder / f'.{name}.writing'
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -242,9 +242,3 @@ def _saved_at(path: Path) -> float:
         return float(json.loads((path / MANIFEST).read_bytes())['saved_at'])
     except (OSError, ValueError, KeyError, TypeError):
         return path.stat().st_mtime
-
-
-def _require_finite(arrays: Arrays) -> None:
-    for name, array in arrays.items():
-        if not np.isfinite(array).all():
-            raise Diverged(f'{name} is no longer finite; it was not saved')

@@ -10,10 +10,11 @@ import errno
 import signal
 import sys
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Optional
 
 from engine import config as configs
 from engine.errors import Diverged, Stopped, UserError
+from engine.run_folder import load_run_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = REPOSITORY / 'configs' / 'wrn28_10_cifar10.yaml'
@@ -51,6 +52,13 @@ def parser(description: str) -> argparse.ArgumentParser:
         help='change config keys, e.g. -o optimizer.lr=0.05 -o train.epochs=2',
     )
     return result
+
+
+def load_settled(args: argparse.Namespace, run: Optional[Path]) -> configs.Config:
+    """The config of `run`, if there is one and -c names no other; with the overrides on top."""
+    if run is not None and args.config is None:
+        return load_run_config(run, args.override)
+    return configs.load_config(args.config or DEFAULT_CONFIG, args.override)
 
 
 def run(main: Callable[[], None]) -> None:

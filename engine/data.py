@@ -8,7 +8,7 @@ disk only has to offer the same three things as `Batches`: len(), set_epoch() an
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterator
 
@@ -70,6 +70,7 @@ class Batches:
         self.augmentation = augmentation or Augmentation()
         self.shuffle, self.seed = shuffle, seed
         self.rank, self.world = rank, world
+        self._together = batch_size * world
         padding, mode = self.augmentation.crop_padding, self.augmentation.padding_mode
         self._padded = pad(images.pixels, padding, mode)
         self.set_epoch(0)
@@ -79,7 +80,7 @@ class Batches:
         self._epoch, self._skip = epoch, skip
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.images), self.batch_size * self.world)
+        whole, rest = divmod(len(self.images), self._together)
         return whole + (rest >= (self.world if self.shuffle else 1))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -90,16 +91,15 @@ class Batches:
 
     def size(self, number: int) -> int:
         """Images of one batch, over all processes."""
-        together = self.batch_size * self.world
-        return min(together, len(self.images) - number * together)
+        return min(self._together, len(self.images) - number * self._together)
 
     def rows(self) -> list[np.ndarray]:
         """For each batch of the epoch, the images that this process takes."""
         order = np.arange(len(self.images))
         if self.shuffle:
             order = np.random.default_rng([self.seed, self._epoch]).permutation(order)
-        together = self.batch_size * self.world
-        batches = (order[number * together :][:together] for number in range(len(self)))
+        starts = range(0, len(self) * self._together, self._together)
+        batches = (order[start : start + self._together] for start in starts)
         return [np.array_split(batch, self.world)[self.rank] for batch in batches]
 
     def _batch(self, rows: np.ndarray, rng: np.random.Generator) -> Batch:
@@ -127,8 +127,7 @@ def load_data(config: Data) -> DataSet:
         data = _synthetic(config)
     if config.mean is None or config.std is None:
         return data
-    mean, std = np.array(config.mean), np.array(config.std)
-    return DataSet(data.train, data.test, data.classes, mean, std, data.origin)
+    return replace(data, mean=np.array(config.mean), std=np.array(config.std))
 
 
 def train_batches(data: DataSet, config: Config) -> Batches:

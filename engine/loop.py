@@ -27,7 +27,7 @@ from engine.optim import (
     make_schedule,
     optimizer_arrays,
 )
-from engine.weights import Arrays, fit_weights, state_arrays
+from engine.weights import Arrays, first_not_finite, fit_weights, state_arrays
 
 
 @dataclass
@@ -180,12 +180,12 @@ class Trainer:
 
     def _require_finite_weights(self) -> None:
         """The last step's loss was that of the weights before it."""
-        for name, array in state_arrays(self.model).items():
-            if not np.isfinite(array).all():
-                raise Diverged(
-                    f'{name} is no longer finite after step {self.step - 1} (learning rate '
-                    f'{self.lr_at(self.step - 1):.6g}); the checkpoints before it are intact'
-                )
+        bad = first_not_finite(state_arrays(self.model))
+        if bad is not None:
+            raise Diverged(
+                f'{bad} is no longer finite after step {self.step - 1} (learning rate '
+                f'{self.lr_at(self.step - 1):.6g}); the checkpoints before it are intact'
+            )
 
     def _timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches, with the time that each was waited for."""

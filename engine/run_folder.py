@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 from pathlib import Path
-from typing import BinaryIO, Optional, Sequence
+from typing import BinaryIO, Callable, Optional, Sequence
 
-from engine.checkpoint import MANIFEST, Checkpoints, write_atomically
+from engine.checkpoint import MANIFEST, Checkpoints, Snapshot, load, write_atomically
 from engine.config import Config, Output, load_config, to_yaml
 from engine.errors import UserError
 
@@ -70,5 +70,11 @@ def find_run(path: Path) -> Optional[Path]:
     return None
 
 
-def is_checkpoint(path: Path) -> bool:
-    return (path / MANIFEST).is_file()
+def read_snapshot(path: Path, warn: Callable[[str], None]) -> Optional[Snapshot]:
+    """The checkpoint at `path`, or the newest sound one of the run at `path`.
+
+    `warn` hears of those that were skipped. UserError if the checkpoint itself is damaged.
+    """
+    if (path / MANIFEST).is_file():
+        return load(path)
+    return RunFolder(path).checkpoints().newest(warn)

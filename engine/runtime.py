@@ -146,7 +146,7 @@ def versions() -> dict[str, str]:
 def _cores() -> int:
     try:
         return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows
+    except AttributeError:  # macOS
         return os.cpu_count() or 1
 
 

@@ -95,7 +95,7 @@ class _Reader:
         seen = set()
         for key_node, value_node in node.value:
             name, where = f'{prefix}{key_node.value}', self._where(key_node)
-            if name in seen:
+            if name in seen or name in self.settings:  # the latter: as a.b, and in a section a
                 raise UserError(f'{where}: duplicate key {name}; keep one of the two')
             seen.add(name)
             if any(known.startswith(f'{name}.') for known in self.known):
@@ -103,8 +103,6 @@ class _Reader:
                     self.flatten(value_node, f'{name}.')
                 continue
             _require_known(name, self.known, where)
-            if name in self.settings:  # once as a.b, once in a section a
-                raise UserError(f'{where}: duplicate key {name}; keep one of the two')
             try:
                 value = self.loader.construct_object(value_node, deep=True)
             except (yaml.YAMLError, ValueError) as error:

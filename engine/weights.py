@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Mapping, Union
+from typing import TYPE_CHECKING, BinaryIO, Mapping, Optional, Union
 
 import numpy as np
 
@@ -103,6 +103,11 @@ def fit_weights(model: nn.Layer, arrays: Mapping[str, np.ndarray], where: str) -
 def state_arrays(model: nn.Layer) -> Arrays:
     """A copy of the model's weights and running statistics."""
     return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def first_not_finite(arrays: Mapping[str, np.ndarray]) -> Optional[str]:
+    """The name of an array that holds an infinity or a NaN, None where there is none."""
+    return next((name for name, array in arrays.items() if not np.isfinite(array).all()), None)
 
 
 def _differences(theirs: np.ndarray, ours: np.ndarray) -> list[tuple[str, str]]:
