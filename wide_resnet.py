@@ -1,36 +1,26 @@
 """Wide Residual Networks (Zagoruyko & Komodakis, BMVC 2016, https://arxiv.org/abs/1605.07146).
 
 WRN-d-k for 32x32 images: Table 1 of the paper, the block of its Figure 1(d) and section 2.4
-(dropout between the two convolutions). The file needs nothing but paddle, so it can be copied
-alone.
+(dropout between the two convolutions). WRN-50-2 and WRN-101-2 for photographs (section 3, Table 8):
+ResNet's bottleneck with a wider 3x3 convolution, which is resnext.py's with a cardinality of 1.
+The two files need nothing but paddle, so they can be copied alone.
 
     model = WideResNet(depth=28, widen_factor=10, num_classes=10, dropout=0.3)
     logits = model(images)                    # float32 [N, 3, H, W] -> [N, 10]
+    model = wide_resnet50_2(num_classes=1000)
 
-State-dict names are those of xternalz/WideResNet-pytorch and of Paddle Contrib's wide_resnet.
+State-dict names are those of xternalz/WideResNet-pytorch and of Paddle Contrib's wide_resnet;
+those of WRN-50-2 are torchvision's and paddle.vision's.
 """
 
 from __future__ import annotations
 
-import math
+from functools import partial
 
 from paddle import Tensor, nn
 from paddle.nn import functional as F
-from paddle.nn.initializer import Constant, Normal, Uniform
 
-
-def _conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> nn.Conv2D:
-    """Convolution without bias (a batch norm follows), He-normal over the fan-out."""
-    std = math.sqrt(2.0 / (kernel * kernel * out_channels))
-    return nn.Conv2D(
-        in_channels,
-        out_channels,
-        kernel,
-        stride=stride,
-        padding=kernel // 2,
-        weight_attr=Normal(0.0, std),
-        bias_attr=False,
-    )
+from resnext import ResNeXt, classifier, conv
 
 
 class WideBlock(nn.Layer):
@@ -45,12 +35,14 @@ class WideBlock(nn.Layer):
     ) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2D(in_channels)
-        self.conv1 = _conv(in_channels, out_channels, 3, stride)
+        self.conv1 = conv(in_channels, out_channels, 3, stride=stride)
         self.bn2 = nn.BatchNorm2D(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = _conv(out_channels, out_channels, 3)
+        self.conv2 = conv(out_channels, out_channels, 3)
         changes_width = in_channels != out_channels
-        self.convShortcut = _conv(in_channels, out_channels, 1, stride) if changes_width else None
+        self.convShortcut = (
+            conv(in_channels, out_channels, 1, stride=stride) if changes_width else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(x))
@@ -101,17 +93,19 @@ class WideResNet(nn.Layer):
             raise ValueError(f'dropout must be in [0, 1), not {dropout}')
         blocks = (depth - 4) // 6
         w1, w2, w3 = (width * widen_factor for width in (16, 32, 64))
-        self.conv1 = _conv(3, 16, 3)
+        self.conv1 = conv(3, 16, 3)
         self.block1 = WideGroup(blocks, 16, w1, stride=1, dropout=dropout)
         self.block2 = WideGroup(blocks, w1, w2, stride=2, dropout=dropout)
         self.block3 = WideGroup(blocks, w2, w3, stride=2, dropout=dropout)
         self.bn1 = nn.BatchNorm2D(w3)
-        bound = 1.0 / math.sqrt(w3)
-        self.fc = nn.Linear(
-            w3, num_classes, weight_attr=Uniform(-bound, bound), bias_attr=Constant(0.0)
-        )
+        self.fc = classifier(w3, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.block3(self.block2(self.block1(self.conv1(x))))
         out = F.relu(self.bn1(out))
         return self.fc(out.mean([2, 3]))
+
+
+# ResNet-50 and -101 with 3x3 convolutions twice as wide, 1,000 classes unless told otherwise.
+wide_resnet50_2 = partial(ResNeXt, depth=50, cardinality=1, width=128)
+wide_resnet101_2 = partial(ResNeXt, depth=101, cardinality=1, width=128)

@@ -1,41 +1,200 @@
-"""Names of networks, and the networks: build('wide_resnet28_10', num_classes=10, dropout=0.3)."""
+"""Names of networks, and the networks: build('wide_resnet28_10', num_classes=10, dropout=0.3).
+
+python3 -m engine.models        lists the networks of the papers, their sizes and costs
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Optional
 
 if TYPE_CHECKING:  # the names are checked before paddle is imported
     from paddle import nn
 
 _WIDE_RESNET = re.compile(r'wide_resnet(\d+)_(\d+)')
+_RESNEXT = re.compile(r'resnext(\d+)_(\d+)x(\d+)d')
+_PHOTO_DEPTHS = {'wide_resnet': (50, 101), 'resnext': (50, 101, 152)}
+
+# The networks that the papers report, and where.
+MODELS = {
+    'wide_resnet16_8': 'WRN paper, Table 4',
+    'wide_resnet28_10': 'WRN paper, Table 5',
+    'wide_resnet40_4': 'WRN paper, Table 4',
+    'wide_resnet40_10': "MindSpore's recipe",
+    'wide_resnet50_2': 'WRN paper, Table 8',
+    'wide_resnet101_2': 'torchvision',
+    'resnext29_8x64d': 'ResNeXt paper, Table 7',
+    'resnext29_16x64d': 'ResNeXt paper, Table 7',
+    'resnext50_32x4d': 'ResNeXt paper, Table 3',
+    'resnext50_64x4d': 'paddle.vision',
+    'resnext101_32x4d': 'ResNeXt paper, Table 3',
+    'resnext101_64x4d': 'ResNeXt paper, Table 5',
+    'resnext152_32x4d': 'paddle.vision',
+    'resnext152_64x4d': "MindSpore's recipe",
+}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a name says."""
+
+    family: str  # wide_resnet or resnext
+    depth: int
+    cardinality: int  # 1 in a wide_resnet
+    width: int  # the widen factor of a wide_resnet
+    for_photos: bool  # four stages behind a 7x7 stem, else three behind a 3x3 one
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that the network was designed for."""
+        return 224 if self.for_photos else 32
+
+    @property
+    def preactivated(self) -> bool:
+        """The block of WRN-d-k, which has dropout, and no batch norm at its end."""
+        return self.family == 'wide_resnet' and not self.for_photos
+
+
+def parse(name: str) -> Spec:
+    """ValueError, saying what is wrong with it, if there is no such network."""
+    match = _WIDE_RESNET.fullmatch(name) or _RESNEXT.fullmatch(name)
+    if match is None:
+        raise ValueError(
+            'must be like wide_resnet28_10 (depth 28, widen factor 10) or resnext50_32x4d '
+            f'(depth 50, 32 groups of width 4), not {name!r}'
+        )
+    family = name[: match.start(1)]
+    depth, *sizes = map(int, match.groups())
+    for_photos = depth in _PHOTO_DEPTHS[family]
+    rest, step = (4, 6) if family == 'wide_resnet' else (2, 9)
+    if not for_photos and (depth < rest + step or (depth - rest) % step):
+        below = max(rest + step, depth - (depth - rest) % step)
+        photos = ', '.join(map(str, _PHOTO_DEPTHS[family]))
+        raise ValueError(
+            f'has depth {depth}, which must be {step}n + {rest}, so {below} or {below + step} '
+            f'(for small images), or one of {photos} (for photographs)'
+        )
+    if min(sizes) < 1:
+        what = 'widen factor' if family == 'wide_resnet' else 'cardinality or width'
+        raise ValueError(f'has {what} 0, which must be 1 or more')
+    cardinality, width = (1, *sizes) if family == 'wide_resnet' else sizes
+    return Spec(family, depth, cardinality, width, for_photos)
 
 
 def check_name(name: str) -> Optional[str]:
     """None if `build` knows the name, else what is wrong with it."""
-    match = _WIDE_RESNET.fullmatch(name)
-    if match is None:
-        return f'must be like wide_resnet28_10 (depth 28, widen factor 10), not {name!r}'
-    depth, widen_factor = map(int, match.groups())
-    if depth < 10 or (depth - 4) % 6:
-        below = max(10, depth - (depth - 4) % 6)
-        return f'has depth {depth}, which must be 6n + 4: {below} or {below + 6}'
-    return None if widen_factor else 'has widen factor 0, which must be 1 or more'
+    try:
+        parse(name)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
-def build(name: str, *, num_classes: int, dropout: float = 0.0) -> nn.Layer:
-    """The network of that name with fresh weights; ValueError if there is none."""
-    problem = check_name(name)
-    if problem:
-        raise ValueError(f'model name {problem}')
+def build(
+    name: str,
+    *,
+    num_classes: int,
+    dropout: float = 0.0,
+    zero_init_last_bn: bool = False,
+    init: str = 'he',
+) -> nn.Layer:
+    """The network of that name with fresh weights; ValueError if there is none.
+
+    `dropout` is for wide_resnet{6n+4}_{k}, `zero_init_last_bn` for all others. `init` of the
+    convolutions is 'he' (normal, over the fan-out) or 'xavier' (uniform, with gain sqrt 2).
+    """
+    try:
+        spec = parse(name)
+    except ValueError as error:
+        raise ValueError(f'model name {error}') from None
+    if dropout and not spec.preactivated:
+        raise ValueError(f'{name} has no dropout')
+    if zero_init_last_bn and spec.preactivated:
+        raise ValueError(f'{name} has no batch norm at the end of its blocks')
+    model = _construct(spec, num_classes, dropout, zero_init_last_bn)
+    if init == 'xavier':
+        _initialise_xavier(model)
+    return model
+
+
+def _construct(spec: Spec, num_classes: int, dropout: float, zero_init: bool) -> nn.Layer:
+    from resnext import CifarResNeXt, ResNeXt
     from wide_resnet import WideResNet
 
-    depth, widen_factor = map(int, _WIDE_RESNET.fullmatch(name).groups())  # type: ignore[union-attr]
-    return WideResNet(
-        depth=depth, widen_factor=widen_factor, num_classes=num_classes, dropout=dropout
+    if spec.preactivated:
+        return WideResNet(
+            depth=spec.depth, widen_factor=spec.width, num_classes=num_classes, dropout=dropout
+        )
+    wider = 64 if spec.family == 'wide_resnet' else 1  # WRN-50-k widens ResNet-50's 64 channels
+    return (ResNeXt if spec.for_photos else CifarResNeXt)(
+        depth=spec.depth,
+        cardinality=spec.cardinality,
+        width=wider * spec.width,
+        num_classes=num_classes,
+        zero_init_last_bn=zero_init,
     )
+
+
+def _initialise_xavier(model: nn.Layer) -> None:
+    """Glorot & Bengio 2010 with the gain of ReLU, as MindSpore's WRN-40-10 has it."""
+    from paddle import nn
+
+    for layer in model.sublayers():
+        if isinstance(layer, nn.Conv2D):
+            out_channels, in_channels, *kernel = layer.weight.shape
+            fans = (out_channels + in_channels) * kernel[0] * kernel[1]
+            bound = (2.0 * 6.0 / fans) ** 0.5
+            nn.initializer.Uniform(-bound, bound)(layer.weight)
 
 
 def parameter_count(model: nn.Layer) -> int:
     """Trainable parameters (the running statistics of batch norms are none)."""
     return sum(p.size for p in model.parameters() if not p.stop_gradient)
+
+
+def multiply_adds(model: nn.Layer, image_size: int) -> int:
+    """Multiply-adds of convolutions and the last layer for one image, counted as they happen."""
+    import paddle
+    from paddle import nn
+
+    counts = []
+
+    def count(layer: nn.Layer, inputs: tuple[paddle.Tensor], output: paddle.Tensor) -> None:
+        # Each output value sums over one filter: all but the first axis of a convolution's weight
+        # [out, in / groups, k, k], the first axis of a linear layer's [in, out].
+        convolution = isinstance(layer, nn.Conv2D)
+        filter_size = layer.weight[0].size if convolution else layer.weight.shape[0]
+        counts.append(output.size * filter_size)
+
+    kinds = (nn.Conv2D, nn.Linear)
+    counted = [layer for layer in model.sublayers() if isinstance(layer, kinds)]
+    hooks = [layer.register_forward_post_hook(count) for layer in counted]
+    training = model.training
+    model.eval()
+    with paddle.no_grad():
+        model(paddle.zeros([1, 3, image_size, image_size]))
+    for hook in hooks:
+        hook.remove()
+    model.train() if training else model.eval()
+    return sum(counts)
+
+
+def main() -> None:
+    from engine import runtime
+
+    runtime.prepare_cpu()
+    runtime.start_paddle('cpu')
+    print('model              parameters  multiply-adds  input    classes  reported in')
+    for name, source in MODELS.items():
+        spec = parse(name)
+        classes = 1000 if spec.for_photos else 10
+        model = build(name, num_classes=classes)
+        cost = multiply_adds(model, spec.image_size) / 1e9
+        side = f'{spec.image_size}x{spec.image_size}'
+        count = parameter_count(model)
+        print(f'{name:17} {count:11,}  {cost:11.2f} G  {side:8} {classes:6}  {source}', flush=True)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,213 @@
+"""ResNeXt (Xie, Girshick, Dollar, Tu & He, CVPR 2017, https://arxiv.org/abs/1611.05431).
+
+The bottleneck of Figure 3(c), the ImageNet networks of Table 1 and section 5.1, and ResNeXt-29 for
+CIFAR (section 5.3). The file needs nothing but paddle, so it can be copied alone.
+
+    model = resnext50_32x4d(num_classes=1000)
+    logits = model(images)                    # float32 [N, 3, H, W] -> [N, 1000]
+
+State-dict names are those of torchvision and paddle.vision. The 3x3 convolution has
+`cardinality * width` channels in the first stage and doubles with each stage; with a cardinality
+of 1 and a width of 128 the same network is WRN-50-2 (wide_resnet.py).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Sequence
+
+from paddle import Tensor, nn
+from paddle.nn import functional as F
+from paddle.nn.initializer import Constant, Normal, Uniform
+
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+STEM = 64  # channels before the first stage
+EXPANSION = 4  # the stages end with 256, 512, 1024 (and 2048) channels, whatever the cardinality
+
+
+def conv(
+    in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1
+) -> nn.Conv2D:
+    """Convolution without bias (a batch norm follows), He-normal over the fan-out."""
+    std = math.sqrt(2.0 / (kernel * kernel * out_channels))
+    return nn.Conv2D(
+        in_channels,
+        out_channels,
+        kernel,
+        stride=stride,
+        padding=kernel // 2,
+        groups=groups,
+        weight_attr=Normal(0.0, std),
+        bias_attr=False,
+    )
+
+
+def classifier(features: int, num_classes: int) -> nn.Linear:
+    """The last layer, with zero bias."""
+    bound = 1.0 / math.sqrt(features)
+    return nn.Linear(
+        features, num_classes, weight_attr=Uniform(-bound, bound), bias_attr=Constant(0.0)
+    )
+
+
+class Bottleneck(nn.Layer):
+    """1x1, grouped 3x3, 1x1 convolution, each with a batch norm, and a shortcut (Figure 3(c)).
+
+    The stride sits on the 3x3 convolution. Where size or width change, the shortcut is a 1x1
+    convolution and a batch norm.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        inner_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        cardinality: int = 1,
+        zero_init_last_bn: bool = False,
+    ) -> None:
+        super().__init__()
+        self.conv1 = conv(in_channels, inner_channels, 1)
+        self.bn1 = nn.BatchNorm2D(inner_channels)
+        self.conv2 = conv(inner_channels, inner_channels, 3, stride=stride, groups=cardinality)
+        self.bn2 = nn.BatchNorm2D(inner_channels)
+        self.conv3 = conv(inner_channels, out_channels, 1)
+        gamma = Constant(0.0 if zero_init_last_bn else 1.0)
+        self.bn3 = nn.BatchNorm2D(out_channels, weight_attr=gamma)
+        self.downsample = None
+        if stride != 1 or in_channels != out_channels:
+            self.downsample = nn.Sequential(
+                conv(in_channels, out_channels, 1, stride=stride), nn.BatchNorm2D(out_channels)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        return F.relu(out + shortcut)
+
+
+def _stages(
+    blocks: Sequence[int], *, cardinality: int, width: int, num_classes: int, zero_init: bool
+) -> list[nn.Sequential]:
+    """The stages of Table 1; each after the first halves the image and doubles the channels."""
+    if cardinality < 1 or width < 1 or num_classes < 1:
+        raise ValueError('cardinality, width and num_classes must be 1 or more')
+    stages, in_channels = [], STEM
+    for number, count in enumerate(blocks):
+        inner = cardinality * width * 2**number
+        out_channels = STEM * EXPANSION * 2**number
+        layers = []
+        for index in range(count):
+            stride = 2 if number > 0 and index == 0 else 1
+            layers.append(
+                Bottleneck(
+                    in_channels,
+                    inner,
+                    out_channels,
+                    stride=stride,
+                    cardinality=cardinality,
+                    zero_init_last_bn=zero_init,
+                )
+            )
+            in_channels = out_channels
+        stages.append(nn.Sequential(*layers))
+    return stages
+
+
+class ResNeXt(nn.Layer):
+    """ResNeXt-depth, `cardinality`x`width`d, for images of about 224 pixels (Table 1).
+
+    Args:
+        depth: 50, 101 or 152.
+        cardinality: groups of the 3x3 convolutions (32 or 64 in the paper).
+        width: channels of a group in the first stage (4 in the paper).
+        num_classes: outputs of the last layer.
+        zero_init_last_bn: start each block as its shortcut, with a zero gamma in its last batch
+            norm (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
+
+    Input float32 [N, 3, H, W], from 32 pixels; output logits [N, num_classes].
+    Raises ValueError for a depth, cardinality, width or class count that makes no network.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int,
+        cardinality: int = 32,
+        width: int = 4,
+        num_classes: int = 1000,
+        zero_init_last_bn: bool = False,
+    ) -> None:
+        super().__init__()
+        if depth not in BLOCKS:
+            raise ValueError(f'depth must be one of {", ".join(map(str, BLOCKS))}, not {depth}')
+        self.conv1 = conv(3, STEM, 7, stride=2)
+        self.bn1 = nn.BatchNorm2D(STEM)
+        self.maxpool = nn.MaxPool2D(3, stride=2, padding=1)
+        self.layer1, self.layer2, self.layer3, self.layer4 = _stages(
+            BLOCKS[depth],
+            cardinality=cardinality,
+            width=width,
+            num_classes=num_classes,
+            zero_init=zero_init_last_bn,
+        )
+        self.fc = classifier(STEM * EXPANSION * 8, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
+        return self.fc(out.mean([2, 3]))
+
+
+class CifarResNeXt(nn.Layer):
+    """ResNeXt-depth, `cardinality`x`width`d, for images of 32 pixels (section 5.3).
+
+    Args:
+        depth: 9n + 2; 29 in the paper.
+        cardinality, width, num_classes, zero_init_last_bn: as in ResNeXt; the paper has 8x64d and
+            16x64d.
+
+    Input float32 [N, 3, H, W]; output logits [N, num_classes].
+    Raises ValueError for a depth, cardinality, width or class count that makes no network.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int = 29,
+        cardinality: int = 8,
+        width: int = 64,
+        num_classes: int = 10,
+        zero_init_last_bn: bool = False,
+    ) -> None:
+        super().__init__()
+        if depth < 11 or (depth - 2) % 9:
+            raise ValueError(f'depth must be 9n + 2 (11, 20, 29, 38, ...), not {depth}')
+        self.conv1 = conv(3, STEM, 3)
+        self.bn1 = nn.BatchNorm2D(STEM)
+        self.layer1, self.layer2, self.layer3 = _stages(
+            [(depth - 2) // 9] * 3,
+            cardinality=cardinality,
+            width=width,
+            num_classes=num_classes,
+            zero_init=zero_init_last_bn,
+        )
+        self.fc = classifier(STEM * EXPANSION * 4, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.layer3(self.layer2(self.layer1(out)))
+        return self.fc(out.mean([2, 3]))
+
+
+# The networks of sections 5.1 and 5.2, each with num_classes=1000 unless told otherwise.
+resnext50_32x4d = partial(ResNeXt, depth=50, cardinality=32, width=4)
+resnext50_64x4d = partial(ResNeXt, depth=50, cardinality=64, width=4)
+resnext101_32x4d = partial(ResNeXt, depth=101, cardinality=32, width=4)
+resnext101_64x4d = partial(ResNeXt, depth=101, cardinality=64, width=4)
+resnext152_32x4d = partial(ResNeXt, depth=152, cardinality=32, width=4)
+resnext152_64x4d = partial(ResNeXt, depth=152, cardinality=64, width=4)
