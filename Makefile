@@ -19,8 +19,8 @@ lint: $(VENV)/dev                 ## style and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(BENCH)/ready             ## every figure of the README, side by side in one run
-	$(BENCH)/bin/python -m benchmarks
+bench: $(BENCH)/ready             ## every figure of the README, side by side in one run; PHOTOS=DIR for those of photographs
+	$(BENCH)/bin/python -m benchmarks $(if $(PHOTOS),--photos $(PHOTOS))
 
 clean:
 	rm -rf .venv .venv-bench

@@ -5,20 +5,30 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from engine import cli, runtime
 from engine.config import Config
 from engine.errors import UserError
-from engine.run_folder import RunFolder, find_run, load_run_config, read_snapshot
-from engine.weights import Arrays, read_arrays
+from engine.run_folder import (
+    RunFolder,
+    find_run,
+    load_run_config,
+    read_classes,
+    read_snapshot,
+)
+from engine.weights import OFFICIAL, Converted, read_weights, resolve
+
+if TYPE_CHECKING:  # these import paddle, which waits until the arguments are known to be good
+    from engine.data import DataSet
+    from engine.evaluation import Evaluation
 
 
 @dataclass(frozen=True)
 class Weights:
     """What is measured: arrays, where they come from, and the classes if they are recorded."""
 
-    arrays: Arrays
+    content: Converted
     path: Path
     kind: str
     classes: Optional[list[str]]
@@ -27,7 +37,7 @@ class Weights:
 def main() -> None:
     args = parse_arguments()
     config, path = settle(args)
-    weights = read_weights(path)
+    weights = find_weights(path)
     machine = [runtime.prepare_cpu(), runtime.start_paddle(config.device)]
     if runtime.RANK == 0:
         print(*machine, sep='\n')
@@ -41,8 +51,8 @@ def parse_arguments() -> argparse.Namespace:
         '--weights',
         type=Path,
         metavar='PATH',
-        help='weight file, checkpoint or run folder (default: the newest checkpoint of the run in '
-        'output.dir)',
+        help="anybody's weight file, a checkpoint, a run folder, or the name of official weights "
+        'such as resnext50_32x4d (default: the newest checkpoint of the run in output.dir)',
     )
     return parser.parse_args()
 
@@ -53,7 +63,7 @@ def settle(args: argparse.Namespace) -> tuple[Config, Path]:
     Weights that lie in a run are measured with that run's own config, unless -c names another.
     """
     if args.weights is not None:
-        if not args.weights.exists():
+        if not args.weights.exists() and str(args.weights) not in OFFICIAL:
             raise UserError(f'-w {args.weights}: there is nothing')
         return cli.load_settled(args, find_run(args.weights)), args.weights
     run = Path(cli.load_settled(args, None).output.dir)
@@ -62,44 +72,63 @@ def settle(args: argparse.Namespace) -> tuple[Config, Path]:
     return load_run_config(run, args.override), run
 
 
-def read_weights(path: Path) -> Weights:
+def find_weights(path: Path) -> Weights:
     """Arrays of a file, of a checkpoint, or of a run's newest checkpoint that is sound."""
-    if path.is_file():
-        return Weights(read_arrays(path), path, 'as they are in the file', None)
+    if not path.is_dir():
+        path, run = resolve(path), find_run(path)
+        classes = read_classes(run) if run is not None else None
+        return Weights(read_weights(path), path, 'as they are in the file', classes)
     snapshot = read_snapshot(path, print)
     if snapshot is None:
         raise UserError(f'{path}: no checkpoint there; -w takes a weight file, checkpoint or run')
-    classes = snapshot.state['classes']
-    where = snapshot.path or path
+    classes, where = snapshot.state['classes'], snapshot.path or path
     if snapshot.ema is not None:
-        return Weights(snapshot.ema, where, 'averaged (EMA)', classes)
-    return Weights(snapshot.model, where, 'of the last step', classes)
+        return Weights(Converted(snapshot.ema, ''), where, 'averaged (EMA)', classes)
+    return Weights(Converted(snapshot.model, ''), where, 'of the last step', classes)
 
 
 def evaluate(config: Config, weights: Weights) -> None:
     """Measure, print, and write the report."""
-    from engine import data, evaluation, models, report
+    from engine import data, evaluation, models
     from engine.weights import fit_weights
 
-    dataset = data.load_data(config.data)
+    dataset = data.load_data(config, train=False)
     if weights.classes is not None and weights.classes != dataset.classes:
         raise UserError(f'{weights.path} was trained on other classes than {dataset.origin} has')
     classes = data.class_count(dataset, config.model.num_classes)
-    model = models.build(config.model.name, num_classes=classes, dropout=config.model.dropout)
-    fit_weights(model, weights.arrays, str(weights.path))
-    result = evaluation.evaluate(model, data.test_batches(dataset, config))
+    model = models.build(config.model.name, num_classes=classes)
+    account = fit_weights(model, weights.content, str(weights.path)).lines()
+    batches = data.test_batches(dataset, config)
+    result = evaluation.evaluate(model, batches, mirror=config.eval.mirror)
     if runtime.RANK:
         return
-    matrix = report.confusion_matrix(result, classes)
-    names = dataset.classes + [str(i) for i in range(len(dataset.classes), classes)]
     print(f'{config.model.name} on {config.data.name}, weights {weights.kind}: {weights.path}')
+    if weights.content.source:  # it was not one of our own checkpoints
+        print(*account, sep='\n')
     print(result.summary)
+    views = '' if config.eval.views == 'one' else f'eval.views {config.eval.views}: averaged, '
     print(
-        f'top-5 {100 * result.top5:.2f} %, loss {result.loss:.4f}, '
+        f'{views}top-5 {100 * result.top5:.2f} %, loss {result.loss:.4f}, '
         f'{len(result.labels) / result.seconds:.0f} images/s'
     )
+    write_report(config, weights, dataset, result, classes)
+
+
+def write_report(
+    config: Config, weights: Weights, dataset: DataSet, result: Evaluation, classes: int
+) -> None:
+    """The table of classes on the console, everything else in a folder."""
+    from engine import report
+
+    matrix = report.confusion_matrix(result, classes)
+    names = dataset.classes + [str(i) for i in range(len(dataset.classes), classes)]
     print(report.class_table(matrix, names))
-    about = {'weights': str(weights.path), 'kind': weights.kind, 'model': config.model.name}
+    about = {
+        'weights': str(weights.path),
+        'kind': weights.kind,
+        'model': config.model.name,
+        'views': config.eval.views,
+    }
     folder = report_folder(config, weights.path)
     written = report.write_report(
         folder, result, matrix, images=dataset.test, classes=names, about=about

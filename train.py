@@ -16,7 +16,8 @@ from engine.weights import write_arrays
 if TYPE_CHECKING:  # these import paddle, which waits until the arguments are known to be good
     from paddle import nn
 
-    from engine.data import Batches, DataSet
+    from engine.data import DataSet
+    from engine.data.batches import Batches
     from engine.log import Log
     from engine.loop import Trainer
     from engine.signals import StopSignals
@@ -59,7 +60,8 @@ def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[s
     for text in machine:
         log.line(text)
     runtime.seed_everything(config.seed)
-    dataset = data.load_data(config.data)
+    tell = log.line if runtime.RANK == 0 else print  # bad files are named by whoever meets them
+    dataset = data.load_data(config, tell=tell)
     batches, tests = data.train_batches(dataset, config), data.test_batches(dataset, config)
     snapshot = find_snapshot(run, resume, log) if resume is not None else None
     model = build_model(config, dataset, log, pretrained=snapshot is None)
@@ -67,10 +69,10 @@ def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[s
     if snapshot is not None:
         restore(trainer, snapshot, run, log)
     if runtime.RANK == 0:
-        run.open(config)
+        run.open(config, dataset.classes)
     log.attach(run, epochs_done=trainer.progress.epoch)
     try:
-        show_first_batch(batches, log)
+        log.first_batch(batches, dataset.classes)
         fit(trainer, tests, run, log)
         say_what_next(trainer, run, log)
     except (UserError, Diverged, Stopped) as end:
@@ -85,16 +87,25 @@ def build_model(config: Config, dataset: DataSet, log: Log, *, pretrained: bool)
     from engine import data, models
     from engine.weights import load_weights
 
-    classes = data.class_count(dataset, config.model.num_classes)
-    model = models.build(config.model.name, num_classes=classes, dropout=config.model.dropout)
+    assert dataset.train is not None
+    settings = config.model
+    classes = data.class_count(dataset, settings.num_classes)
+    model = models.build(
+        settings.name,
+        num_classes=classes,
+        dropout=settings.dropout,
+        zero_init_last_bn=settings.zero_init_last_bn,
+        init=settings.init,
+    )
     log.line(
         f'data: {config.data.name}, {len(dataset.train):,} training and {len(dataset.test):,} test '
-        f'images of {len(dataset.classes)} classes, from {dataset.origin}'
+        f'images of {len(dataset.classes):,} classes, from {dataset.origin}'
     )
-    log.line(f'model: {config.model.name}, {models.parameter_count(model):,} parameters')
-    if pretrained and config.model.pretrained:
-        report = load_weights(model, config.model.pretrained)
-        log.line(f'pretrained: {len(report.mapped)} arrays from {config.model.pretrained}')
+    log.line(f'model: {settings.name}, {models.parameter_count(model):,} parameters')
+    if pretrained and settings.pretrained:
+        report = load_weights(model, settings.pretrained, head=settings.pretrained_head)
+        for text in report.lines():
+            log.line(f'pretrained: {text}')
     return model
 
 
@@ -123,13 +134,6 @@ def restore(trainer: Trainer, snapshot: Snapshot, run: RunFolder, log: Log) -> N
             run.require_new()
         trainer.progress.best, trainer.progress.best_epoch = 0.0, None
     log.line(f'resume: going on from {snapshot.path}, step {trainer.step}')
-
-
-def show_first_batch(batches: Batches, log: Log) -> None:
-    from engine import plots
-
-    images, _ = next(iter(batches))
-    log.first_batch(plots.mosaic(images, batches.mean, batches.std))
 
 
 def fit(trainer: Trainer, tests: Batches, run: RunFolder, log: Log) -> None:
@@ -178,7 +182,7 @@ def one_epoch(
     evaluation = None
     if is_due(epoch, every=config.eval.every, start=config.eval.start, last=last):
         with trainer.evaluated_weights() as model:
-            evaluation = evaluate(model, tests, after_batch=stop.check)
+            evaluation = evaluate(model, tests, mirror=config.eval.mirror, after_batch=stop.check)
         log.line(evaluation.summary)
     record = trainer.end_epoch(evaluation)
     if record['best_epoch'] == epoch and runtime.RANK == 0:

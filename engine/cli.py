@@ -66,7 +66,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except (UserError, Diverged, Stopped) as error:
-        print(f'{Path(sys.argv[0]).name}: {error}', file=sys.stderr)
+        print(f'{_program()}: {error}', file=sys.stderr)
         codes = {UserError: EXIT_USER, Diverged: EXIT_DIVERGED, Stopped: EXIT_STOPPED}
         sys.exit(codes[type(error)])
     except BrokenPipeError:  # `train.py | head`: the reader has gone, which is no error of ours
@@ -75,11 +75,15 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
-        print(
-            f'{Path(sys.argv[0]).name}: {error.filename or "writing"}: {error.strerror}',
-            file=sys.stderr,
-        )
+        print(f'{_program()}: {error.filename or "writing"}: {error.strerror}', file=sys.stderr)
         sys.exit(EXIT_USER)
     except KeyboardInterrupt:
         print('interrupted; nothing was saved by this command', file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+
+
+def _program() -> str:
+    """train.py, or engine.data where it was run by python3 -m engine.data."""
+    path = Path(sys.argv[0])
+    inside = path.parent.relative_to(REPOSITORY) if REPOSITORY in path.parents else path.parent
+    return '.'.join(inside.parts) if path.name == '__main__.py' else path.name

@@ -16,26 +16,56 @@ from engine.settings import key
 
 @dataclass(frozen=True)
 class Model:
-    name: str = key('wide_resnet28_10', 'wide_resnet{depth}_{widen factor}; depth is 6n + 4')
+    name: str = key(
+        'wide_resnet28_10', 'such as resnext50_32x4d; python3 -m engine.models lists more'
+    )
     num_classes: Optional[int] = key(None, 'outputs; null takes the number of classes', low=1)
-    dropout: float = key(0.0, 'between the two convolutions of a block', low=0, below=1)
-    pretrained: Optional[str] = key(None, 'weights to start from (.pdparams, .safetensors)')
+    dropout: float = key(0.0, 'inside the blocks of wide_resnet{6n + 4}_{k}', low=0, below=1)
+    init: Literal['he', 'xavier'] = key('he', 'of convolutions: He normal or Xavier uniform')
+    zero_init_last_bn: bool = key(False, 'start the blocks of a bottleneck network as shortcuts')
+    pretrained: Optional[str] = key(
+        None, 'weights to start from: a file, or a name such as resnext50_32x4d'
+    )
+    pretrained_head: Literal['keep', 'drop'] = key(
+        'keep', 'drop: the last layer of those weights, as for other classes'
+    )
 
 
 @dataclass(frozen=True)
 class Data:
-    name: Literal['cifar10', 'cifar100', 'digits', 'synthetic'] = key('cifar10', 'the data set')
+    name: Literal['cifar10', 'cifar100', 'folder', 'digits', 'synthetic'] = key(
+        'cifar10', 'the data set; folder: pictures in a folder a class'
+    )
     root: str = key('data', 'folder or archive that holds it')
     download: bool = key(True, 'fetch CIFAR into data.root when it is nowhere to be found')
     batch_size: int = key(128, 'training images in a batch, per card', low=1)
     mean: Optional[tuple[float, ...]] = key(None, "per channel, 0-255; null: the data set's own")
     std: Optional[tuple[float, ...]] = key(None, "per channel, 0-255; null: the data set's own")
-    flip: bool = key(True, 'mirror half of the training images')
-    crop_padding: int = key(4, 'pad by so many pixels, then crop at random', low=0)
+    image_size: Optional[int] = key(
+        None, 'folder, synthetic: side of what the network sees; null: 224, 32', low=1
+    )
+    num_images: int = key(1024, 'synthetic: training images, and as many test images', low=1)
+    test_folder: Optional[str] = key(
+        None, 'folder: where the test images are; null: val, else test, in data.root'
+    )
+    holdout: float = key(0.0, 'folder: share of each class to test with', low=0, below=1)
+    on_bad_file: Literal['stop', 'skip'] = key('stop', 'folder: when a picture cannot be read')
+    workers: Optional[int] = key(None, 'folder: threads that read; null: the cores', low=1)
+    scale: tuple[float, ...] = key((0.08, 1.0), 'folder: area of a random crop')
+    ratio: tuple[float, ...] = key((3 / 4, 4 / 3), 'folder: aspect of a random crop')
+    crop_padding: int = key(4, 'sets in memory: pad by so many pixels, then crop at random', low=0)
     padding_mode: Literal['zero', 'reflect'] = key('zero', 'what the padding holds')
+    flip: bool = key(True, 'mirror half of the training images')
+    auto_augment: Literal['none', 'autoaugment_imagenet', 'autoaugment_cifar10', 'randaugment'] = (
+        key('none', 'a learned policy')
+    )
+    randaugment_operations: int = key(2, 'of an image', low=0)
+    randaugment_magnitude: float = key(9.0, "on the paper's scale, whose 10 is strong", low=0)
+    color_jitter: tuple[float, ...] = key((), 'strengths of brightness, contrast, saturation, hue')
     cutout: int = key(0, 'side of a square set to the mean, in pixels; 0: off', low=0)
-    num_images: int = key(1024, 'synthetic only: training images, and as many test images', low=1)
-    image_size: int = key(32, 'synthetic only: height and width', low=1)
+    random_erasing: float = key(0.0, 'probability of a rectangle of noise', low=0, high=1)
+    mixup: float = key(0.0, 'alpha of mixup; 0: off', low=0)
+    cutmix: float = key(0.0, 'alpha of CutMix; 0: off; with mixup, either by chance', low=0)
 
 
 @dataclass(frozen=True)
@@ -88,6 +118,17 @@ class Eval:
     every: int = key(1, 'epochs between evaluations (the last epoch is always evaluated)', low=1)
     start: int = key(0, 'first epoch that is evaluated', low=0)
     batch_size: int = key(200, '', low=1)
+    resize: Optional[int] = key(
+        None, 'folder: short side before the centre crop; null: 256/224 of data.image_size', low=1
+    )
+    views: Literal['one', 'flip', 'ten_crop'] = key(
+        'one', 'average the predictions for an image, its mirror image, or ten crops'
+    )
+
+    @property
+    def mirror(self) -> bool:
+        """Whether mirror images are looked at, too."""
+        return self.views != 'one'
 
 
 @dataclass(frozen=True)
@@ -133,7 +174,8 @@ def _scale_values(config: Config, given: Mapping[str, settings.Setting]) -> Conf
             f'{given["schedule.values"].origin}: schedule.values starts at {values[0]:g}, but '
             f'optimizer.lr is {lr:g}: give both the same (-o optimizer.lr alone scales the values)'
         )
-    scaled = tuple(lr * value / values[0] for value in values)
+    # The first is lr itself: lr * value / value may round, and the resolved config must load again.
+    scaled = (lr, *(lr * value / values[0] for value in values[1:]))
     return dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, values=scaled))
 
 
@@ -171,18 +213,50 @@ def describe_keys() -> str:
     return 'config keys (default): meaning\n' + '\n'.join(settings.describe(Config))
 
 
+Refuse = Callable[[str, str], None]
+
+# What some keys of data are for. Elsewhere, a value other than the default is refused.
+_FOLDER, _MEMORY = ('folder',), ('cifar10', 'cifar100', 'digits', 'synthetic')
+_APPLIES = {
+    'test_folder': _FOLDER,
+    'holdout': _FOLDER,
+    'on_bad_file': _FOLDER,
+    'scale': _FOLDER,
+    'ratio': _FOLDER,
+    'image_size': ('folder', 'synthetic'),
+    'num_images': ('synthetic',),
+    'crop_padding': _MEMORY,
+    'padding_mode': _MEMORY,
+}
+
+
 def _check(config: Config, origin: Callable[[str], str]) -> None:
     def refuse(name: str, problem: str) -> None:
         raise UserError(f'{origin(name)}: {name} {problem}')
 
-    problem = models.check_name(config.model.name)
-    if problem:
-        refuse('model.name', problem)
+    _check_model(config.model, refuse)
     _check_data(config.data, refuse)
+    _check_augmentation(config.data, refuse)
     _check_schedule(config, refuse)
+    if config.data.name != 'folder':
+        if config.eval.views == 'ten_crop':
+            refuse('eval.views', 'ten_crop is for data.name: folder; flip averages two views')
+        if config.eval.resize is not None:
+            refuse('eval.resize', f'has no effect with data.name: {config.data.name}; leave it out')
 
 
-def _check_data(data: Data, refuse: Callable[[str, str], None]) -> None:
+def _check_model(model: Model, refuse: Refuse) -> None:
+    try:
+        spec = models.parse(model.name)
+    except ValueError as error:
+        refuse('model.name', str(error))
+    if model.dropout and not spec.preactivated:
+        refuse('model.dropout', f'is for wide_resnet{{6n + 4}}_{{k}}; {model.name} has none')
+    if model.zero_init_last_bn and spec.preactivated:
+        refuse('model.zero_init_last_bn', f'is not for {model.name}: its blocks end otherwise')
+
+
+def _check_data(data: Data, refuse: Refuse) -> None:
     if (data.mean is None) != (data.std is None):
         refuse('data.mean' if data.std is None else 'data.std', 'needs the other of mean and std')
     if data.mean is not None and data.std is not None:
@@ -190,9 +264,30 @@ def _check_data(data: Data, refuse: Callable[[str, str], None]) -> None:
             refuse('data.mean', 'and data.std need three values each, red, green and blue')
         if min(data.std) <= 0:
             refuse('data.std', 'must be above 0')
+    for name, sets in _APPLIES.items():
+        if data.name not in sets and getattr(data, name) != getattr(Data, name):
+            refuse(
+                f'data.{name}',
+                f'has no effect with data.name: {data.name}; leave it out, or give it its default',
+            )
 
 
-def _check_schedule(config: Config, refuse: Callable[[str, str], None]) -> None:
+def _check_augmentation(data: Data, refuse: Refuse) -> None:
+    for name, largest in (('scale', 1.0), ('ratio', 1e3)):
+        pair = getattr(data, name)
+        if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= largest:
+            refuse(f'data.{name}', f'must be two numbers, 0 < low <= high <= {largest:g}')
+    jitter = data.color_jitter
+    if jitter and (
+        len(jitter) not in (3, 4) or min(jitter) < 0 or max(jitter[3:], default=0) > 0.5
+    ):
+        refuse(
+            'data.color_jitter',
+            'must be three or four strengths, such as [0.4, 0.4, 0.4, 0.1]; hue is at most 0.5',
+        )
+
+
+def _check_schedule(config: Config, refuse: Refuse) -> None:
     schedule = config.schedule
     if schedule.warmup_epochs >= config.train.epochs:
         refuse('schedule.warmup_epochs', f'must be less than train.epochs ({config.train.epochs})')

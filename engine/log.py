@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Optional, TextIO
+from typing import TYPE_CHECKING, Any, Optional, Sequence, TextIO
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from engine import plots
@@ -20,6 +21,7 @@ from engine.checkpoint import write_atomically
 from engine.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from engine.data.batches import Batches
     from engine.loop import Trainer
 
 CURVES_EVERY_S = 30.0
@@ -142,9 +144,13 @@ class Log:
             plots.curves(self._records, self._folder.curves_file)
             self._drawn = time.monotonic()
 
-    def first_batch(self, picture: np.ndarray) -> None:
-        """uint8 [H, W, 3]: what the network sees, augmented."""
-        self._vdl.add_image('first_augmented_batch', picture, 0)
+    def first_batch(self, batches: Batches, classes: Sequence[str]) -> None:
+        """What the network sees: a picture of the first batch, augmented and labelled."""
+        batch = next(iter(batches))
+        path = self._folder.first_batch_file
+        plots.first_batch(batch, batches.mean, batches.std, classes, path)
+        with Image.open(path) as picture:
+            self._vdl.add_image('first_batch', np.asarray(picture.convert('RGB')), 0)
 
     @property
     def last_record(self) -> Optional[dict[str, Any]]:
@@ -178,7 +184,7 @@ class Silence(Log):
     def epoch_ends(self, record: dict[str, Any], *, last: bool) -> None:
         self._records = [record]
 
-    def first_batch(self, picture: np.ndarray) -> None:
+    def first_batch(self, batches: Batches, classes: Sequence[str]) -> None:
         pass
 
 

@@ -14,7 +14,7 @@ from paddle import nn
 from engine import runtime
 from engine.checkpoint import Snapshot
 from engine.config import Config, to_dict
-from engine.data import Batch, Batches
+from engine.data.batches import Batch, Batches
 from engine.errors import Diverged, UserError
 from engine.evaluation import Evaluation
 from engine.log import Log
@@ -115,10 +115,10 @@ class Trainer:
         self.batches.set_epoch(progress.epoch, skip=progress.batch)
         self._pending = _Pending(self.step)
         self._clock = time.perf_counter()
-        for images, labels in self._timed(self.batches):
+        for batch in self._timed(self.batches):
             if self.step >= self.steps:
                 break
-            self._train_step(images, labels)
+            self._train_step(batch)
             progress.batch += 1
             iteration = progress.batch - 1
             collected = iteration % log_every == 0
@@ -129,22 +129,32 @@ class Trainer:
         self.collect()
         self._require_finite_weights()
 
-    def _train_step(self, images: np.ndarray, labels: np.ndarray) -> None:
+    def _train_step(self, batch: Batch) -> None:
         runtime.seed_step(self.config.seed, self.step)
         self.optimizer.set_lr(self.lr_at(self.step))
-        target = paddle.to_tensor(labels)
-        logits = self._forward(paddle.to_tensor(images))
-        loss = cross_entropy(logits, target, self.config.train.label_smoothing)
-        # Gradients are averaged over the processes; this makes it the mean over the images.
-        share = len(labels) * runtime.WORLD / self.batches.size(self.progress.batch)
-        (loss if share == 1 else loss * share).backward()
+        labels = paddle.to_tensor(batch.labels)
+        logits = self._forward(paddle.to_tensor(batch.images))
+        loss = self._loss(logits, labels, batch)
+        # Gradients are averaged over the processes; this makes it the mean over the images (but for
+        # those that data.on_bad_file: skip has left out, which the other processes don't know of).
+        share = len(batch.labels) * runtime.WORLD / self.batches.size(self.progress.batch)
+        (loss if runtime.WORLD == 1 or share == 1 else loss * share).backward()
         self.optimizer.step()
         self.optimizer.clear_grad()
         if self.ema is not None:
             self.ema.update(self.step)
         self._pending.losses.append(loss.detach())
-        self._pending.correct.append((logits.argmax(-1) == target).sum())
-        self._pending.images.append(len(labels))
+        self._pending.correct.append((logits.argmax(-1) == labels).sum())
+        self._pending.images.append(len(batch.labels))
+
+    def _loss(self, logits: paddle.Tensor, labels: paddle.Tensor, batch: Batch) -> paddle.Tensor:
+        """Of mixed images (mixup, CutMix), the mean of both labels' losses by their shares."""
+        smoothing = self.config.train.label_smoothing
+        loss = cross_entropy(logits, labels, smoothing)
+        if batch.partners is None:
+            return loss
+        other = cross_entropy(logits, paddle.to_tensor(batch.partners), smoothing)
+        return batch.share * loss + (1 - batch.share) * other
 
     def collect(self) -> None:
         """Fetch the pending results, check them, and add them to the epoch's sums."""

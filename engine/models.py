@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Optional
 if TYPE_CHECKING:  # the names are checked before paddle is imported
     from paddle import nn
 
-_WIDE_RESNET = re.compile(r'wide_resnet(\d+)_(\d+)')
-_RESNEXT = re.compile(r'resnext(\d+)_(\d+)x(\d+)d')
+_NUMBER = '(0|[1-9][0-9]*)'
+_WIDE_RESNET = re.compile(f'wide_resnet{_NUMBER}_{_NUMBER}')
+_RESNEXT = re.compile(f'resnext{_NUMBER}_{_NUMBER}x{_NUMBER}d')
 _PHOTO_DEPTHS = {'wide_resnet': (50, 101), 'resnext': (50, 101, 152)}
 
 # The networks that the papers report, and where.
@@ -112,6 +113,8 @@ def build(
         raise ValueError(f'{name} has no dropout')
     if zero_init_last_bn and spec.preactivated:
         raise ValueError(f'{name} has no batch norm at the end of its blocks')
+    if init not in ('he', 'xavier'):
+        raise ValueError(f'init must be he or xavier, not {init!r}')
     model = _construct(spec, num_classes, dropout, zero_init_last_bn)
     if init == 'xavier':
         _initialise_xavier(model)
@@ -170,13 +173,16 @@ def multiply_adds(model: nn.Layer, image_size: int) -> int:
     kinds = (nn.Conv2D, nn.Linear)
     counted = [layer for layer in model.sublayers() if isinstance(layer, kinds)]
     hooks = [layer.register_forward_post_hook(count) for layer in counted]
-    training = model.training
-    model.eval()
-    with paddle.no_grad():
-        model(paddle.zeros([1, 3, image_size, image_size]))
-    for hook in hooks:
-        hook.remove()
-    model.train() if training else model.eval()
+    was_training = {layer: layer.training for layer in model.sublayers(include_self=True)}
+    try:
+        model.eval()
+        with paddle.no_grad():
+            model(paddle.zeros([1, 3, image_size, image_size]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer, training in was_training.items():
+            layer.training = training
     return sum(counts)
 
 

@@ -9,6 +9,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from engine.checkpoint import write_atomically
+from engine.data.batches import Batch
+
+DPI = 110
+FIRST = 32  # images of the first batch that are shown
+MANY_CLASSES = 120  # more names than that would not be legible
 
 
 def curves(records: Sequence[dict[str, Any]], path: Path) -> None:
@@ -46,9 +51,10 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
     axes = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
-    size = 9 if count <= 20 else max(3, 500 / count * 0.6)
-    axes.set_xticks(range(count), classes, rotation=90, fontsize=size)
-    axes.set_yticks(range(count), classes, fontsize=size)
+    if count <= MANY_CLASSES:
+        size = 9 if count <= 20 else max(3, 500 / count * 0.6)
+        axes.set_xticks(range(count), classes, rotation=90, fontsize=size)
+        axes.set_yticks(range(count), classes, fontsize=size)
     axes.set(xlabel='predicted', ylabel='true')
     if count <= 20:
         for row, column in zip(*np.nonzero(matrix)):
@@ -71,7 +77,8 @@ def picture_grid(
     """uint8 [N, 3, H, W] with a caption each."""
     columns = min(columns, len(pixels))
     rows = -(-len(pixels) // columns)
-    figure = Figure(figsize=(1.5 * columns, 1.9 * rows), layout='constrained')
+    side = max(1.5, pixels.shape[-1] / DPI)  # inches: large enough to show every pixel
+    figure = Figure(figsize=(side * columns, (side + 0.4) * rows), layout='constrained')
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis('off')
     for axes, image, title in zip(figure.axes, pixels, titles):
@@ -80,17 +87,24 @@ def picture_grid(
     _save(figure, path)
 
 
-def mosaic(batch: np.ndarray, mean: np.ndarray, std: np.ndarray, *, columns: int = 8) -> np.ndarray:
-    """The first images of a normalised batch [N, 3, H, W] as one uint8 picture [H', W', 3]."""
-    shown = batch[: columns * columns] * std.reshape(-1, 1, 1) + mean.reshape(-1, 1, 1)
-    pixels = np.clip(np.rint(shown), 0, 255).astype(np.uint8)
-    _, channels, height, width = pixels.shape
-    rows = -(-len(pixels) // columns)
-    canvas = np.zeros((rows * columns, channels, height, width), np.uint8)
-    canvas[: len(pixels)] = pixels
-    grid = canvas.reshape(rows, columns, channels, height, width).transpose(0, 3, 1, 4, 2)
-    return grid.reshape(rows * height, columns * width, channels)
+def first_batch(
+    batch: Batch, mean: np.ndarray, std: np.ndarray, classes: Sequence[str], path: Path
+) -> None:
+    """What the network sees: the first images of a normalised batch, their labels above them."""
+    pixels = unnormalise(batch.images[:FIRST], mean, std)
+    titles = [classes[label] for label in batch.labels[:FIRST]]
+    if batch.partners is not None:
+        own, other = f'{100 * batch.share:.0f} %', f'{100 * (1 - batch.share):.0f} %'
+        partners = [classes[label] for label in batch.partners[:FIRST]]
+        titles = [f'{own} {a}\n{other} {b}' for a, b in zip(titles, partners)]
+    picture_grid(pixels, titles, path)
+
+
+def unnormalise(images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """uint8 [N, 3, H, W] of a normalised batch."""
+    shown = images * std.reshape(-1, 1, 1) + mean.reshape(-1, 1, 1)
+    return np.asarray(np.clip(np.rint(shown), 0, 255).astype(np.uint8))
 
 
 def _save(figure: Figure, path: Path) -> None:
-    write_atomically(path, lambda file: figure.savefig(file, format='png', dpi=110))
+    write_atomically(path, lambda file: figure.savefig(file, format='png', dpi=DPI))

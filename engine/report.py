@@ -12,10 +12,11 @@ import numpy as np
 
 from engine import plots
 from engine.checkpoint import write_atomically
-from engine.data import Images
+from engine.data.batches import ImageSet
 from engine.evaluation import Evaluation
 
-WORST = 40
+WORST = 40  # mistakes that are shown
+TABLE = 50  # classes that are printed
 
 
 def confusion_matrix(evaluation: Evaluation, classes: int) -> np.ndarray:
@@ -26,16 +27,26 @@ def confusion_matrix(evaluation: Evaluation, classes: int) -> np.ndarray:
 
 
 def class_table(matrix: np.ndarray, classes: Sequence[str]) -> str:
-    """A line a class: images, how many are right, and what it is most often taken for."""
-    width = max(5, *(len(name) for name in classes))
+    """A line a class: images, how many are right, and what it is most often taken for.
+
+    Of many classes, those of the lowest accuracy; the files of the report have all.
+    """
+    shown = list(range(len(classes)))
+    if len(classes) > TABLE:
+        tested = np.flatnonzero(matrix.sum(1))
+        accuracy = np.diag(matrix)[tested] / matrix[tested].sum(1)
+        shown = tested[np.argsort(accuracy, kind='stable')][:TABLE].tolist()
+    width = max(5, *(len(classes[index]) for index in shown))
     lines = [f'{"class":{width}}  images  correct  accuracy  most often taken for']
-    for index, name in enumerate(classes):
+    for index in shown:
         images, correct = int(matrix[index].sum()), int(matrix[index, index])
         others = matrix[index].copy()
         others[index] = 0
         taken = f'{classes[others.argmax()]} ({others.max()})' if others.any() else '-'
         share = f'{100 * correct / images:.2f} %' if images else '-'
-        lines.append(f'{name:{width}}  {images:6}  {correct:7}  {share:>8}  {taken}')
+        lines.append(f'{classes[index]:{width}}  {images:6}  {correct:7}  {share:>8}  {taken}')
+    if len(classes) > TABLE:
+        lines.append(f'(the {len(shown)} least accurate of {len(classes):,} classes)')
     return '\n'.join(lines)
 
 
@@ -56,7 +67,7 @@ def write_report(
     evaluation: Evaluation,
     matrix: np.ndarray,
     *,
-    images: Images,
+    images: ImageSet,
     classes: Sequence[str],
     about: dict[str, Any],
 ) -> list[str]:
@@ -75,7 +86,8 @@ def write_report(
             f'({100 * evaluation.probabilities[i]:.0f} %)'
             for i in worst
         ]
-        plots.picture_grid(images.pixels[worst], captions, folder / 'mistakes.png')
+        pictures = images.pictures(evaluation.rows[worst])
+        plots.picture_grid(pictures, captions, folder / 'mistakes.png')
         written.append('mistakes.png')
     return written
 

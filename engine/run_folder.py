@@ -1,7 +1,7 @@
 """The folder of a run: what lies where, who may write there, and finding it from a path.
 
-output/<config name>/{config.yaml, train.log, metrics.jsonl, curves.png, best.pdparams, vdl/,
-checkpoints/, eval/}
+output/<config name>/{config.yaml, classes.txt, train.log, metrics.jsonl, first_batch.png,
+curves.png, best.pdparams, vdl/, checkpoints/, eval/}
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config_file = path / 'config.yaml'
+        self.classes_file = path / 'classes.txt'
         self.log_file = path / 'train.log'
         self.metrics_file = path / 'metrics.jsonl'
+        self.first_batch_file = path / 'first_batch.png'
         self.curves_file = path / 'curves.png'
         self.best_file = path / 'best.pdparams'
         self.vdl_folder = path / 'vdl'
@@ -41,17 +43,25 @@ class RunFolder:
                 '-o output.dir=DIR'
             )
 
-    def open(self, config: Config) -> None:
-        """Create the folder, lock it for this process, and write config.yaml."""
+    def open(self, config: Config, classes: Sequence[str]) -> None:
+        """Create the folder, lock it for this process, write config.yaml and classes.txt."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / '.lock').open('wb')
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             write_atomically(self.config_file, lambda file: file.write(to_yaml(config).encode()))
+            names = ''.join(f'{name}\n' for name in classes)
+            write_atomically(self.classes_file, lambda file: file.write(names.encode()))
         except BlockingIOError:
             raise UserError(f'another process is training in {self.path}') from None
         except OSError as error:
             raise UserError(f'cannot write in output.dir {self.path}: {error.strerror}') from None
+
+
+def read_classes(run: Path) -> Optional[list[str]]:
+    """The classes that a run was trained on, None if they are not recorded."""
+    file = RunFolder(run).classes_file
+    return file.read_text(encoding='utf-8').splitlines() if file.is_file() else None
 
 
 def load_run_config(run: Path, overrides: Sequence[str]) -> Config:

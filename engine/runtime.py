@@ -34,7 +34,7 @@ def prepare_cpu() -> str:
     unless told otherwise: together a factor of 3 to 5 in training. What the user has set stays.
     """
     assert 'paddle' not in sys.modules, 'too late: these variables are read when paddle is imported'
-    threads = max(1, _cores() // int(os.environ.get('PADDLE_LOCAL_SIZE', WORLD)))
+    threads = cores_per_process()
     wanted = {'OMP_NUM_THREADS': (str(threads), 'the cores of this process')}
     if threads > 1:  # by default they spin for 200 ms, which slows the serial half of a convolution
         wanted['KMP_BLOCKTIME'] = ('1', 'idle threads sleep')
@@ -46,6 +46,15 @@ def prepare_cpu() -> str:
             reason = 'your setting'
         told.append(f'{name}={os.environ.setdefault(name, value)} ({reason})')
     return 'CPU: ' + ', '.join(told)
+
+
+def cores_per_process() -> int:
+    """The cores that this process may use, when all processes of this machine share them."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        cores = os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get('PADDLE_LOCAL_SIZE', WORLD)))
 
 
 def start_paddle(device: str) -> str:
@@ -141,13 +150,6 @@ def versions() -> dict[str, str]:
         'paddle': paddle.__version__,
         'numpy': np.__version__,
     }
-
-
-def _cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        return os.cpu_count() or 1
 
 
 def _is_amd() -> bool:

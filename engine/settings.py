@@ -19,10 +19,16 @@ from engine.errors import UserError
 
 
 def key(
-    default: Any, doc: str, *, low: Optional[float] = None, below: Optional[float] = None
+    default: Any,
+    doc: str,
+    *,
+    low: Optional[float] = None,
+    below: Optional[float] = None,
+    high: Optional[float] = None,
 ) -> Any:
-    """A config field: its default, one line of help, and its bounds (low <= value < below)."""
-    return dataclasses.field(default=default, metadata={'doc': doc, 'low': low, 'below': below})
+    """A config field: its default, a line of help, and bounds (low <= value < below, <= high)."""
+    bounds = {'low': low, 'below': below, 'high': high}
+    return dataclasses.field(default=default, metadata={'doc': doc, **bounds})
 
 
 @dataclass(frozen=True)
@@ -217,11 +223,13 @@ def _convert(name: str, field: 'Field[Any]', setting: Setting) -> Any:
     if type(value) is not hint or (hint is float and not _is_number(value)):  # nor .nan nor .inf
         words = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a text'}
         raise refuse(words[hint])
-    low, below = field.metadata['low'], field.metadata['below']
+    low, below, high = (field.metadata[bound] for bound in ('low', 'below', 'high'))
     if low is not None and value < low:
         raise refuse(f'{low} or more')
     if below is not None and value >= below:
         raise refuse(f'less than {below}')
+    if high is not None and value > high:
+        raise refuse(f'{high} or less')
     return value
 
 

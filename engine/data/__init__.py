@@ -1,0 +1,216 @@
+"""Data sets -> batches.
+
+`load_data` gives a DataSet by name, `train_batches` and `test_batches` what the loop iterates.
+
+    python3 -m engine.data --check DIR       names every picture below DIR that cannot be read
+    python3 -m engine.data --pack DIR OUT    the same pictures, the short side 256, quick to read
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import numpy as np
+
+from engine import runtime
+from engine.config import Config
+from engine.data.augment import Augmentation
+from engine.data.batches import ArrayBatches, Batches, Images, ImageSet
+from engine.data.cifar import VARIANTS, load_cifar
+from engine.errors import UserError
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+PHOTO_SIZE, RESIZE_RATIO = 224, 256 / 224  # what ImageNet networks are evaluated with
+
+
+@dataclass(frozen=True)
+class DataSet:
+    train: Optional[ImageSet]  # None where only evaluation was asked for
+    test: ImageSet
+    classes: list[str]
+    mean: np.ndarray  # of 0-255, a value a channel
+    std: np.ndarray
+    origin: str
+
+
+def load_data(
+    config: Config, *, train: bool = True, tell: Callable[[str], None] = print
+) -> DataSet:
+    """The data set that the config names. UserError if it is missing or damaged.
+
+    Without `train`, the training images need not be there. `tell` hears of bad files.
+    """
+    name = config.data.name
+    if name in VARIANTS:
+        data = _cifar(config)
+    elif name == 'folder':
+        data = _folder(config, train, tell)
+    elif name == 'digits':
+        data = _digits()
+    else:
+        data = _synthetic(config)
+    if config.data.mean is None or config.data.std is None:
+        return data
+    return replace(data, mean=np.array(config.data.mean), std=np.array(config.data.std))
+
+
+def train_batches(data: DataSet, config: Config) -> Batches:
+    """The shuffled, augmented batches of the training images, this process's part of each."""
+    assert data.train is not None
+    augmentation = _augmentation(config)
+    options = {
+        'batch_size': config.data.batch_size,
+        'shuffle': True,
+        'seed': config.seed,
+        **_common(data),
+    }
+    if isinstance(data.train, Images):
+        side = min(data.train.pixels.shape[2:])
+        if augmentation.crop_padding >= side or augmentation.cutout > 2 * side:
+            raise UserError(f'data.crop_padding and data.cutout must suit images of {side} pixels')
+        batches: Batches = ArrayBatches(data.train, augmentation=augmentation, **options)
+    else:
+        batches = _photo_batches(data.train, config, augmentation, options)
+    if not len(batches):
+        raise UserError(
+            f'{len(data.train)} training images are fewer than {runtime.WORLD} processes'
+        )
+    return batches
+
+
+def test_batches(data: DataSet, config: Config) -> Batches:
+    """The test images in their order, this process's part of each batch."""
+    options = {'batch_size': config.eval.batch_size, **_common(data)}
+    if isinstance(data.test, Images):
+        return ArrayBatches(data.test, **options)
+    from engine.data.photos import PhotoBatches, Photos
+
+    assert isinstance(data.test, Photos)
+    return PhotoBatches(data.test, view=data.test.view, **options)
+
+
+def class_count(data: DataSet, wanted: int | None) -> int:
+    """model.num_classes, or the set's own number of classes; UserError if the labels don't fit."""
+    if wanted is not None and wanted < len(data.classes):
+        raise UserError(
+            f'model.num_classes is {wanted}, but the labels of {data.origin} go up to '
+            f'{len(data.classes) - 1}; leave it out, or set {len(data.classes)} or more'
+        )
+    return wanted or len(data.classes)
+
+
+def _common(data: DataSet) -> dict[str, Any]:
+    return {
+        'mean': data.mean,
+        'std': data.std,
+        'rank': runtime.RANK,
+        'world': runtime.WORLD,
+    }
+
+
+def _augmentation(config: Config) -> Augmentation:
+    from engine.data.policies import make_policy
+
+    data = config.data
+    policy = None
+    if data.auto_augment != 'none':
+        operations, magnitude = data.randaugment_operations, data.randaugment_magnitude
+        policy = make_policy(data.auto_augment, operations=operations, magnitude=magnitude)
+    return Augmentation(
+        crop_padding=data.crop_padding,
+        padding_mode=data.padding_mode,
+        flip=data.flip,
+        policy=policy,
+        jitter=data.color_jitter,
+        cutout=data.cutout,
+        random_erasing=data.random_erasing,
+        mixup=data.mixup,
+        cutmix=data.cutmix,
+    )
+
+
+def _photo_batches(
+    images: Any, config: Config, augmentation: Augmentation, options: dict[str, Any]
+) -> Batches:
+    from engine.data.photos import PhotoBatches
+    from engine.data.pictures import TrainView
+
+    view = TrainView(
+        size=images.view.size,
+        scale=(config.data.scale[0], config.data.scale[1]),
+        ratio=(config.data.ratio[0], config.data.ratio[1]),
+        flip=augmentation.flip,
+        policy=augmentation.policy,
+        jitter=augmentation.jitter,
+    )
+    return PhotoBatches(images, view=view, augmentation=augmentation, **options)
+
+
+def _cifar(config: Config) -> DataSet:
+    variant = VARIANTS[config.data.name]
+    train, test, classes, where = load_cifar(
+        config.data.name, Path(config.data.root).expanduser(), fetch=config.data.download
+    )
+    mean, std = np.array(variant.mean), np.array(variant.std)
+    return DataSet(Images(*train), Images(*test), classes, mean, std, where)
+
+
+def _folder(config: Config, train: bool, tell: Callable[[str], None]) -> DataSet:
+    from engine.data.folder import Files, find_folder
+    from engine.data.photos import Photos, without_bad_files
+    from engine.data.pictures import EvalView
+
+    data = config.data
+    found = find_folder(
+        Path(data.root), train=train, test_folder=data.test_folder, holdout=data.holdout
+    )
+    size = data.image_size or PHOTO_SIZE
+    resize = config.eval.resize or round(size * RESIZE_RATIO)
+    if resize < size:
+        raise UserError(f'eval.resize is {resize}, smaller than data.image_size ({size})')
+    view = EvalView(size=size, resize=resize, five_crops=config.eval.views == 'ten_crop')
+    workers = data.workers or runtime.cores_per_process()
+    skip = data.on_bad_file == 'skip'
+
+    def photos(files: Files) -> Photos:
+        good = without_bad_files(files, skip=skip, workers=workers, tell=tell)
+        return Photos(good, view, workers=workers, skip_bad=skip, tell=tell)
+
+    return DataSet(
+        photos(found.train) if train else None,
+        photos(found.test),
+        found.classes,
+        np.array(IMAGENET_MEAN),
+        np.array(IMAGENET_STD),
+        data.root,
+    )
+
+
+def _digits() -> DataSet:
+    from engine.data.digits import load_digits_32
+
+    pixels, labels, test_pixels, test_labels = load_digits_32()
+    return DataSet(
+        Images(pixels, labels),
+        Images(test_pixels, test_labels),
+        [str(digit) for digit in range(10)],
+        np.full(3, pixels.mean()),
+        np.full(3, pixels.std()),
+        "scikit-learn's digits",
+    )
+
+
+def _synthetic(config: Config) -> DataSet:
+    """Random pixels and labels of ten classes, for benchmarks."""
+    rng = np.random.default_rng(0)
+    size = config.data.image_size or 32
+    shape = (config.data.num_images, 3, size, size)
+
+    def images() -> Images:
+        return Images(rng.integers(0, 256, shape, np.uint8), rng.integers(0, 10, shape[0]))
+
+    half = np.full(3, 127.5)
+    return DataSet(images(), images(), [str(i) for i in range(10)], half, half, 'random images')

@@ -1,0 +1,59 @@
+"""python3 -m engine.data: check or re-encode the pictures below a folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Callable
+
+from engine import cli, runtime
+from engine.data import packing
+
+
+def main() -> None:
+    sys.argv[0] = 'engine.data'  # what errors begin with
+    parser = argparse.ArgumentParser(
+        prog='python3 -m engine.data', description='Check or re-encode a folder of pictures.'
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        '--check', type=Path, metavar='DIR', help='decode every picture and name the bad ones'
+    )
+    what.add_argument(
+        '--pack',
+        type=Path,
+        nargs=2,
+        metavar=('DIR', 'OUT'),
+        help='write every picture again as a JPEG whose short side is --size',
+    )
+    parser.add_argument(
+        '--size', type=_from(1, 65500), default=256, help='short side of --pack (256)'
+    )
+    parser.add_argument(
+        '--quality', type=_from(1, 100), default=90, help='JPEG quality of --pack (90)'
+    )
+    parser.add_argument(
+        '--workers',
+        type=_from(1, 1000),
+        default=runtime.cores_per_process(),
+        help='threads (the cores)',
+    )
+    args = parser.parse_args()
+    if args.check is not None:
+        packing.check(args.check, workers=args.workers)
+    else:
+        source, target = args.pack
+        packing.pack(source, target, size=args.size, quality=args.quality, workers=args.workers)
+
+
+def _from(low: int, high: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f'{text} is not between {low} and {high}')
+        return int(text)
+
+    return number
+
+
+cli.run(main)

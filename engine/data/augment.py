@@ -1,0 +1,165 @@
+"""Augmentation of a whole batch at once.
+
+Gather, crop, flip and colours stay in uint8, where a pixel is one byte; normalising makes the
+float32 batch, in which squares are erased and images mixed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from engine.data.policies import Policy, color_jitter
+
+Pixels = np.ndarray
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to training images, in this order; between jitter and cutout, normalising.
+
+    The first four are for sets in memory; of pictures on disk, pictures.TrainView does their work.
+    """
+
+    crop_padding: int = 0
+    padding_mode: str = 'zero'  # or 'reflect'
+    flip: bool = False
+    policy: Optional[Policy] = None
+    jitter: tuple[float, ...] = ()  # strengths of brightness, contrast, saturation (and hue)
+    cutout: int = 0  # side in pixels
+    random_erasing: float = 0.0  # probability
+    mixup: float = 0.0  # alpha of its Beta distribution
+    cutmix: float = 0.0
+
+
+def pad(images: Pixels, padding: int, mode: str) -> Pixels:
+    """uint8 [N, C, H, W] -> [N, C, H + 2 padding, W + 2 padding]; done once, before training."""
+    if not padding:
+        return images
+    widths = ((0, 0), (0, 0), (padding, padding), (padding, padding))
+    return np.pad(images, widths, mode='constant' if mode == 'zero' else 'reflect')
+
+
+def crop_and_flip(
+    padded: Pixels, rows: np.ndarray, *, padding: int, flip: bool, rng: np.random.Generator
+) -> Pixels:
+    """The images `rows` of `padded`, each cropped at its own place, half of them mirrored.
+
+    Returns uint8 [len(rows), C, H, W] in memory of its own.
+    """
+    count = len(rows)
+    if padding:
+        height, width = (side - 2 * padding for side in padded.shape[2:])
+        windows = sliding_window_view(padded, (height, width), axis=(2, 3))
+        top, left = rng.integers(0, 2 * padding + 1, size=(2, count))
+        out = windows[rows, :, top, left]
+    else:
+        out = padded[rows]
+    if flip:
+        mirrored = rng.random(count) < 0.5
+        out[mirrored] = out[mirrored, :, :, ::-1]
+    return out
+
+
+def recolour(
+    image: np.ndarray,
+    policy: Optional[Policy],
+    jitter: tuple[float, ...],
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """One uint8 image [H, W, 3] after AutoAugment or RandAugment and after colour jitter."""
+    if policy is not None:
+        image = policy(image, rng)
+    if jitter:
+        brightness, contrast, saturation, hue = (*jitter, 0.0)[:4]
+        image = color_jitter(image, (brightness, contrast, saturation, hue), rng)
+    return image
+
+
+def recolour_batch(images: Pixels, augmentation: Augmentation, rng: np.random.Generator) -> Pixels:
+    """`recolour` of each image of uint8 [N, 3, H, W], which may be changed in place."""
+    policy, jitter = augmentation.policy, augmentation.jitter
+    if policy is not None or jitter:
+        for image in images:
+            upright = np.ascontiguousarray(image.transpose(1, 2, 0))
+            image[:] = recolour(upright, policy, jitter, rng).transpose(2, 0, 1)
+    return images
+
+
+def normalise(images: Pixels, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """uint8 -> float32 (x - mean) / std, with mean and std in 0-255, one value a channel."""
+    out = images.astype(np.float32)
+    out *= (1.0 / std).astype(np.float32).reshape(-1, 1, 1)
+    out += (-mean / std).astype(np.float32).reshape(-1, 1, 1)
+    return out
+
+
+def erase(batch: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> None:
+    """Cutout and random erasing of a normalised batch, in place, where they are on."""
+    if augmentation.cutout:
+        cutout(batch, augmentation.cutout, rng)
+    if augmentation.random_erasing:
+        random_erasing(batch, augmentation.random_erasing, rng)
+
+
+def cutout(batch: np.ndarray, size: int, rng: np.random.Generator) -> None:
+    """Set one square of each image to 0, the mean (DeVries & Taylor 2017, arXiv:1708.04552).
+
+    As there, its centre is anywhere in the image, so that it may lie partly outside.
+    """
+    height, width = batch.shape[2:]
+    centres = zip(rng.integers(0, height, len(batch)), rng.integers(0, width, len(batch)))
+    for image, (y, x) in zip(batch, centres):
+        top, left = max(y - size // 2, 0), max(x - size // 2, 0)
+        image[:, top : y - size // 2 + size, left : x - size // 2 + size] = 0.0
+
+
+def random_erasing(batch: np.ndarray, probability: float, rng: np.random.Generator) -> None:
+    """Fill a rectangle of some images with noise (Zhong et al. 2017, arXiv:1708.04896).
+
+    Area 2 to 33 % of the image, aspect 0.3 to 3.3, as torchvision and timm have it; the noise is
+    normal with the mean and deviation that normalised pixels have.
+    """
+    height, width = batch.shape[2:]
+    for image in batch:
+        if rng.random() >= probability:
+            continue
+        for _ in range(10):
+            area = height * width * rng.uniform(0.02, 0.33)
+            aspect = math.exp(rng.uniform(math.log(0.3), math.log(3.3)))
+            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < h < height and 0 < w < width:
+                top, left = rng.integers(0, (height - h + 1, width - w + 1))
+                noise = rng.standard_normal((len(image), h, w), dtype=np.float32)
+                image[:, top : top + h, left : left + w] = noise
+                break
+
+
+def mix(
+    batch: np.ndarray, augmentation: Augmentation, rng: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """Mixup or CutMix of a normalised batch, in place; where both are on, either at random.
+
+    Returns each image's partner, and the share that it keeps of itself (1 where both are off).
+    """
+    alphas = augmentation.mixup, augmentation.cutmix
+    if not any(alphas):
+        return np.arange(len(batch)), 1.0
+    chosen = int(rng.integers(2)) if all(alphas) else int(alphas[0] == 0)
+    share = float(rng.beta(alphas[chosen], alphas[chosen]))
+    partners = rng.permutation(len(batch))
+    if chosen == 0:  # mixup, Zhang et al. 2017, arXiv:1710.09412
+        batch[:] = share * batch + (1 - share) * batch[partners]
+        return partners, share
+    # CutMix, Yun et al. 2019, arXiv:1905.04899: the box may lie partly outside.
+    height, width = batch.shape[2:]
+    side = math.sqrt(1 - share)
+    y, x = rng.integers(height), rng.integers(width)
+    top, bottom = (int(np.clip(y + s * side * height / 2, 0, height)) for s in (-1, 1))
+    left, right = (int(np.clip(x + s * side * width / 2, 0, width)) for s in (-1, 1))
+    batch[:, :, top:bottom, left:right] = batch[partners, :, top:bottom, left:right]
+    return partners, 1 - (bottom - top) * (right - left) / (height * width)

@@ -1,0 +1,163 @@
+"""python3 -m engine.data --check DIR and --pack DIR OUT: every picture below a folder, once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Callable, Optional
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+from tqdm import tqdm
+
+from engine.checkpoint import write_atomically
+from engine.data.folder import LABEL_LISTS, TEST_FOLDERS, legible, readings, walk
+from engine.data.parallel import parallel
+from engine.data.photos import check_fully, read_file
+from engine.data.pictures import BadPicture, Jpeg, open_picture, resized
+from engine.errors import UserError
+
+JPEG_SIDE = 65500  # libjpeg's limit
+
+
+def check(folder: Path, *, workers: int) -> None:
+    """Decode every picture and name those that cannot be read; UserError if there are any."""
+    paths = _pictures(folder)
+    bad = _run(check_fully, paths, workers=workers, complaint='')
+    if bad:
+        raise UserError(f'{len(bad):,} of {len(paths):,} pictures below {folder} cannot be read')
+    print(f'all {len(paths):,} pictures below {folder} can be read')
+
+
+def pack(source: Path, target: Path, *, size: int, quality: int, workers: int) -> None:
+    """Write each picture again as a JPEG of short side `size`, which is several times as quick to
+    read; bad ones are named and left out. Training then sees somewhat softer, twice compressed
+    crops, and evaluation the same pixels but for the compression.
+
+    OUT appears when everything is in it. After an interruption, the same command goes on.
+    """
+    if target.exists():
+        raise UserError(f'{target} is there already; choose another folder')
+    if source.resolve() in target.resolve().parents:
+        raise UserError(f'{target} lies inside {source}; choose a folder elsewhere')
+    # Another size or quality must not go on with what lies there.
+    unfinished = target.with_name(f'{target.name}.partial-{size}-{quality}')
+    if source.resolve() == unfinished.resolve():
+        raise UserError(f'{source} is what an interrupted --pack has left')
+    paths = _pictures(source)
+    names = [os.path.relpath(path, source) for path in paths]
+    packed: dict[str, Optional[str]] = dict(zip(names, _packed_names(names)))
+
+    def one(path: str) -> Optional[str]:
+        written = unfinished / (packed[os.path.relpath(path, source)] or '')
+        if written.exists():
+            return None
+        try:
+            data = _packed(read_file(path), size, quality)
+        except BadPicture as problem:
+            return str(problem)
+        written.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(written, partial(_write, content=data))
+        return None
+
+    bad = _run(one, paths, workers=workers, complaint='left out: ')
+    if len(bad) == len(paths):
+        raise UserError(f'not one picture below {source} can be read')
+    packed.update((os.path.relpath(path, source), None) for path in bad)
+    _copy_lists(source, unfinished, packed)
+    unfinished.rename(target)
+    print(f'wrote {len(paths) - len(bad):,} pictures of short side {size} to {target}')
+
+
+def _run(
+    job: Callable[[str], Optional[str]], paths: list[str], *, workers: int, complaint: str
+) -> list[str]:
+    """Do the job with every path; returns those with which something is wrong, and names them."""
+    bad = []
+    with parallel(job, paths, workers=workers) as results:
+        for path, problem in tqdm(results, total=len(paths), disable=not sys.stderr.isatty()):
+            if problem:
+                bad.append(path)
+                tqdm.write(f'{complaint}{legible(path)} {problem}', file=sys.stdout)
+    return bad
+
+
+def _packed_names(names: list[str]) -> list[str]:
+    """a.png -> a.png.jpg, but not where there is a picture of that name already."""
+    jpegs = {name for name in names if name.lower().endswith(('.jpg', '.jpeg'))}
+    taken, packed = set(jpegs), []
+    for name in names:
+        new = name
+        while name not in jpegs and (new == name or new in taken):
+            new += '.jpg'
+        taken.add(new)
+        packed.append(new)
+    return packed
+
+
+def _copy_lists(source: Path, target: Path, packed: dict[str, Optional[str]]) -> None:
+    """Copy the lists of labels, with the new names, and without what was left out (None)."""
+    folders = {''}
+    for folder in {os.path.dirname(name) for name in packed}:
+        while folder not in folders:
+            folders.add(folder)
+            folder = os.path.dirname(folder)
+    for folder, listed in sorted((folder, name) for folder in folders for name in LABEL_LISTS):
+        if not (source / folder / listed).is_file():
+            continue
+        places = {os.path.join(folder, place).rstrip('/') for place in ('', *TEST_FOLDERS)}
+        new = {
+            os.path.basename(name): os.path.basename(written) if written else None
+            for name, written in packed.items()
+            if os.path.dirname(name) in places
+        }
+        text = (source / folder / listed).read_bytes().decode(errors='surrogateescape')
+        lines = [_packed_line(line, new, kaggle='.csv' in listed) for line in text.split('\n')]
+        content = '\n'.join(line for line in lines if line is not None)
+        (target / folder).mkdir(parents=True, exist_ok=True)
+        data = content.encode(errors='surrogateescape')
+        write_atomically(target / folder / listed, partial(_write, content=data))
+
+
+def _packed_line(line: str, new: dict[str, Optional[str]], *, kaggle: bool) -> Optional[str]:
+    """The line of a list, its picture's name the new one; None where that was left out."""
+    for name, _ in readings(line, kaggle=kaggle):
+        old = os.path.basename(name)
+        written = new.get(old, old)
+        if written is None:
+            return None
+        if written != old:
+            return line.replace(old, written, 1)
+    return line
+
+
+def _write(file: BinaryIO, *, content: bytes) -> None:
+    file.write(content)
+
+
+def _packed(data: bytes, size: int, quality: int) -> bytes:
+    """The picture as a JPEG; as it is, if it is a small one already."""
+    picture = open_picture(data)
+    pixels = picture.pixels()
+    height, width = pixels.shape[:2]
+    if min(height, width) > size:
+        shape = resized(height, width, size)
+        image = Image.fromarray(pixels).resize(shape[::-1], Image.Resampling.BILINEAR)
+        pixels = np.asarray(image)
+    elif isinstance(picture, Jpeg) and picture.orientation == 1:
+        return data
+    if max(pixels.shape) > JPEG_SIDE:
+        raise BadPicture(f'is too long for a JPEG, whose sides are at most {JPEG_SIDE}')
+    return bytes(simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling='420'))
+
+
+def _pictures(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise UserError(f'{folder} is not a folder')
+    paths = sorted(walk(str(folder)))
+    if not paths:
+        raise UserError(f'there are no pictures below {folder}')
+    return paths

@@ -1,0 +1,288 @@
+"""Batches of pictures on disk, read by a pool of threads while the network trains.
+
+Threads, not processes: the decoders and resizers release Python's lock, so that threads keep all
+cores busy, and nothing is copied between processes, no worker can die unseen, and a small /dev/shm
+doesn't matter.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, Callable, Iterator, Optional
+
+import cv2
+import numpy as np
+
+from engine import runtime
+from engine.data.batches import Batch, Batches
+from engine.data.folder import Files, legible
+from engine.data.parallel import parallel
+from engine.data.pictures import (
+    JPEG,
+    JPEG_END,
+    PNG,
+    BadPicture,
+    EvalView,
+    TrainView,
+    open_picture,
+)
+from engine.errors import UserError
+
+AHEAD = 2  # batches that are being read while one is used
+PARTS = 4  # of a batch, a thread: few, because handing over costs time, and enough to share evenly
+QUICK_CHECK_S = 10.0  # how long the check before the first step may take
+HEAD = 2**16  # bytes that hold a picture's size, unless its header is huge
+ENDS = {JPEG: JPEG_END, PNG: b'IEND'}  # what is among the last bytes, if all are there
+MAX_BYTES = 2**30  # of a file: a larger one is an accident
+TOLD = 100  # bad files that are named on the console
+OTHERS = 8  # images that are tried when a whole batch cannot be read
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Photos:
+    """An ImageSet on disk."""
+
+    files: Files
+    view: EvalView
+    workers: int = 1
+    skip_bad: bool = False  # go on without files that cannot be read
+    tell: Tell = print  # hears of those
+    bad: set[str] = field(default_factory=set)  # those found while reading
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.files.labels
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def pictures(self, rows: np.ndarray) -> np.ndarray:
+        return np.stack([self._picture(self.files.paths[row]) for row in rows])
+
+    def _picture(self, path: str) -> np.ndarray:
+        try:
+            return np.asarray(self.view(read_file(path))[0].transpose(2, 0, 1))
+        except BadPicture as problem:  # it was good when it was measured
+            raise UserError(f'{legible(path)} {problem}') from None
+
+
+class PhotoBatches(Batches):
+    """Each image draws from a generator seeded by (seed, epoch, its place in the set): the same for
+    any batch size and any number of processes and threads. Of an epoch that is not used to its end,
+    nothing goes on in the background."""
+
+    images: Photos
+
+    def __init__(self, images: Photos, *, view: TrainView | EvalView, **options: Any) -> None:
+        super().__init__(images, **options)
+        self._view = view
+        self._views = 5 if isinstance(view, EvalView) and view.five_crops else 1
+        # Pixel value -> normalised value, a row a channel.
+        grey = np.arange(256)
+        self._table = ((grey - self.mean[:, None]) / self.std[:, None]).astype(np.float32)
+
+    def __iter__(self) -> Iterator[Batch]:
+        pool = ThreadPoolExecutor(self.images.workers, 'reader')
+        stop = threading.Event()
+        waiting: deque[_Reading] = deque()
+        try:
+            for rows, rng in self.remaining():
+                waiting.append(self._start(pool, stop, rows, rng))
+                if len(waiting) > AHEAD:
+                    yield self._end(waiting.popleft())
+            while waiting:
+                yield self._end(waiting.popleft())
+        finally:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _start(
+        self,
+        pool: ThreadPoolExecutor,
+        stop: threading.Event,
+        rows: np.ndarray,
+        rng: np.random.Generator,
+    ) -> _Reading:
+        size = self._view.size
+        images = np.empty((len(rows), self._views, 3, size, size), np.float32)
+        parts = np.array_split(np.arange(len(rows)), PARTS * self.images.workers)
+        readers = [
+            pool.submit(self._read, stop, rows[part], images[part[0] :])
+            for part in parts
+            if len(part)
+        ]
+        return _Reading(rows, rng, images, readers)
+
+    def _read(
+        self, stop: threading.Event, rows: np.ndarray, out: np.ndarray
+    ) -> list[Optional[str]]:
+        """Read, crop and normalise some pictures into `out`; what is wrong with each, or None."""
+        return [self._read_one(row, to) for row, to in zip(rows, out) if not stop.is_set()]
+
+    def _read_one(self, row: int, out: np.ndarray) -> Optional[str]:
+        path = self.images.files.paths[row]
+        try:
+            data = read_file(path)
+            views = self._view(data, np.random.default_rng([self.seed, self.epoch, row]))
+        except BadPicture as problem:
+            return str(problem)
+        except Exception as error:
+            raise RuntimeError(f'while reading {legible(path)}') from error
+        for view, channels in zip(views, out):
+            for channel, values, table in zip(cv2.split(view), channels, self._table):
+                cv2.LUT(channel, table, dst=values)
+        return None
+
+    def _end(self, reading: _Reading) -> Batch:
+        problems = [problem for reader in reading.readers for problem in reader.result()]
+        good = np.array([problem is None for problem in problems], dtype=bool)
+        images, rows = reading.images, reading.rows
+        if not good.all():
+            self._report(rows[~good], [problem for problem in problems if problem])
+            images, rows = (images[good], rows[good]) if good.any() else self._other(reading)
+        return self.finish(images.reshape(-1, *images.shape[2:]), rows, reading.rng)
+
+    def _other(self, reading: _Reading) -> tuple[np.ndarray, np.ndarray]:
+        """Instead of a batch of which nothing can be read: one other image, as a step of training
+        needs one; none in an evaluation. UserError if the others cannot be read either."""
+        rng = np.random.default_rng([self.seed, self.epoch, int(reading.rows[0])])
+        for row in rng.integers(0, len(self.images), OTHERS):
+            if self._read_one(row, reading.images[0]) is None:
+                count = 1 if self.shuffle else 0
+                return reading.images[:count], np.full(count, row)
+        raise UserError('not one image of a batch can be read; is data.root still there?')
+
+    def _report(self, rows: np.ndarray, problems: list[str]) -> None:
+        bad, tell = self.images.bad, self.images.tell
+        for row, problem in zip(rows, problems):
+            path = self.images.files.paths[row]
+            if not self.images.skip_bad:
+                raise UserError(f'{legible(path)} {problem}; {_ADVICE}')
+            if path in bad:
+                continue
+            bad.add(path)
+            if len(bad) <= TOLD:
+                tell(f'left out: {legible(path)} {problem}')
+            if len(bad) == TOLD:
+                tell('more will be left out without a line each')
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A batch whose images are being read."""
+
+    rows: np.ndarray
+    rng: np.random.Generator
+    images: np.ndarray
+    readers: list[Future[list[Optional[str]]]]
+
+
+_ADVICE = (
+    'remove it, or go on without such files with -o data.on_bad_file=skip '
+    '(python3 -m engine.data --check DIR finds them all)'
+)
+
+
+def read_file(path: str) -> bytes:
+    """BadPicture if it is not there or may not be read."""
+    try:
+        with _open(path) as file:
+            return file.read()
+    except OSError as error:
+        raise BadPicture(f'cannot be read ({error.strerror})') from None
+
+
+def _open(path: str) -> BinaryIO:
+    """BadPicture if it is a pipe, whose opening would wait for ever, or a device, or huge."""
+
+    def without_waiting(path: str, flags: int) -> int:
+        return os.open(path, flags | os.O_NONBLOCK)
+
+    file = open(path, 'rb', opener=without_waiting)  # noqa: SIM115
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
+        return file
+    file.close()
+    if not stat.S_ISREG(status.st_mode):
+        raise BadPicture('is not a file')
+    raise BadPicture(f'has {status.st_size:,} bytes, more than {MAX_BYTES:,}')
+
+
+def without_bad_files(files: Files, *, skip: bool, workers: int, tell: Tell) -> Files:
+    """Look at the beginning and the end of the files, for some seconds at most, before training.
+
+    Finds what is missing, empty, no picture, too large or cut off. Raises UserError that names
+    one, or with `skip` returns the rest. The processes share the work and the result.
+    """
+    deadline = time.monotonic() + QUICK_CHECK_S
+    mine = np.random.default_rng(0).permutation(len(files))[runtime.RANK :: runtime.WORLD].tolist()
+    bad: dict[int, str] = {}
+    done = 0
+    # They wait for the disk most of the time, so more threads than cores.
+    threads = max(8, workers)
+    with parallel(lambda row: check_quickly(files.paths[row]), mine, workers=threads) as checks:
+        for row, problem in checks:
+            done += 1
+            if problem:
+                bad[row] = problem
+            if time.monotonic() > deadline:
+                break
+    for row in sorted(bad)[:TOLD]:
+        tell(f'bad file: {legible(files.paths[row])} {bad[row]}')
+    flags = np.zeros(len(files) + 1)
+    flags[list(bad)] = 1
+    flags[-1] = len(mine) - done
+    flags = runtime.sum_over_ranks(flags)
+    good, count, left = np.flatnonzero(flags[:-1] == 0), int(flags[:-1].sum()), int(flags[-1])
+    if left and runtime.RANK == 0:
+        tell(
+            f'checked files for {QUICK_CHECK_S:.0f} s; {left:,} of {len(files):,} are '
+            'left for when they are read (python3 -m engine.data --check DIR checks all)'
+        )
+    if not count:
+        return files
+    if not skip:
+        row = int(flags[:-1].argmax())
+        more = f', and so are {count - 1:,} more of {len(files):,}' if count > 1 else ''
+        raise UserError(f'{legible(files.paths[row])} {bad.get(row, "is bad")}{more}; {_ADVICE}')
+    if not len(good):
+        raise UserError(
+            f'none of {len(files):,} files can be read, {legible(files.paths[0])} for one'
+        )
+    if runtime.RANK == 0:
+        tell(f'{count:,} of {len(files):,} files are left out, because they cannot be read')
+    return files.only(good)
+
+
+def check_quickly(path: str) -> Optional[str]:
+    """What is wrong with a file as far as its beginning and its end tell; None if nothing."""
+    try:
+        with _open(path) as file:
+            head = file.read(HEAD)
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 64))
+            tail = file.read()
+        open_picture(head)
+        if any(head.startswith(start) and end in tail for start, end in ENDS.items()):
+            return None
+    except OSError as error:
+        return f'cannot be read ({error.strerror})'
+    except BadPicture:  # or its header is longer than HEAD
+        pass
+    return check_fully(path)
+
+
+def check_fully(path: str) -> Optional[str]:
+    """What is wrong with a file, every pixel decoded; None if nothing."""
+    try:
+        open_picture(read_file(path)).pixels()
+    except BadPicture as problem:
+        return str(problem)
+    return None

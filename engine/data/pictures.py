@@ -1,0 +1,301 @@
+"""One picture file: its bytes -> upright RGB pixels -> the square that the network sees.
+
+JPEG files are decoded by simplejpeg (libjpeg-turbo), the only decoder here that notices damage in
+the middle of one (as far as one can: a JPEG has no checksums), and everything else, CMYK among it,
+by Pillow. What a file is, its first bytes say, not its name. Every failure is a BadPicture that
+says what is wrong, without the file's name.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import zlib
+from dataclasses import dataclass
+from typing import Any, Optional
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from engine.data.augment import recolour
+from engine.data.policies import Policy
+
+MAX_PIXELS = 2**27  # 134 million: a larger picture is an accident or an attack
+FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')
+JPEG, JPEG_END = b'\xff\xd8', b'\xff\xd9'
+PNG = b'\x89PNG\r\n\x1a\n'
+
+_EXIF_ORIENTATION = 0x0112
+# Orientation -> whether rows, and whether columns, are mirrored, after a transposition from 5 on.
+_MIRRORED = {
+    2: (False, True),
+    3: (True, True),
+    4: (True, False),
+    5: (False, False),
+    6: (False, True),
+    7: (True, True),
+    8: (True, False),
+}
+# What libjpeg says of files that are whole all the same. Some cameras leave a byte or two before a
+# marker; four and more are what damaged pixels leave over.
+_HARMLESS = re.compile(r'\b[1-3] extraneous bytes before marker|Invalid SOS parameters')
+
+cv2.setNumThreads(1)  # the pictures of a batch are read in parallel already
+Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is checked here, by an error instead of a warning
+
+
+class BadPicture(Exception):
+    """A file that cannot be read; the text says why."""
+
+
+class Jpeg:
+    """A JPEG file that simplejpeg decodes; height and width are the upright picture's."""
+
+    def __init__(self, data: bytes, height: int, width: int) -> None:
+        self._data, self._stored = data, (height, width)
+        self.orientation = _jpeg_orientation(data)
+        turned = self.orientation >= 5
+        self.height, self.width = (width, height) if turned else (height, width)
+
+    def pixels(self, shrink: int = 1) -> np.ndarray:
+        """uint8 [H, W, 3], each side divided by `shrink` (1, 2, 4 or 8; rounded up)."""
+        options: dict[str, Any] = {'colorspace': 'RGB'}
+        options['min_height'], options['min_width'] = (-(-side // shrink) for side in self._stored)
+        try:
+            pixels = simplejpeg.decode_jpeg(self._data, **options)
+        except Exception as error:
+            if not _HARMLESS.search(str(error)):
+                raise BadPicture(f'is damaged ({_first_line(error)})') from None
+            # Of all that may come after a warning, Pillow at least sees a missing end.
+            return OtherFormat(self._data).pixels()
+        return _upright(pixels, self.orientation)
+
+
+class OtherFormat:
+    """A file that Pillow decodes, not before its pixels or their upright size are asked for."""
+
+    def __init__(self, data: bytes) -> None:
+        if not data:
+            raise BadPicture('is empty')
+        try:
+            self._image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except UnidentifiedImageError:
+            raise BadPicture('is not a picture') from None
+        except Exception as error:  # a damaged header can raise anything at all
+            raise BadPicture(f'is damaged ({_first_line(error)})') from None
+        _require_moderate(*self._image.size)
+        self._data = data
+        self._pixels: Optional[np.ndarray] = None
+
+    @property
+    def height(self) -> int:
+        return int(self.pixels().shape[0])
+
+    @property
+    def width(self) -> int:
+        return int(self.pixels().shape[1])
+
+    def pixels(self, shrink: int = 1) -> np.ndarray:
+        """As Jpeg.pixels, but whole in any case. Of an animation, the first picture."""
+        if self._pixels is None:
+            if self._data.startswith(PNG):
+                _require_sound_png(self._data)
+            try:
+                self._image.load()
+                self._pixels = np.asarray(_as_rgb(_turned(self._image)))
+            except BadPicture:
+                raise
+            except Exception as error:  # so can damaged pixels
+                raise BadPicture(f'is damaged ({_first_line(error)})') from None
+        return self._pixels
+
+
+def open_picture(data: bytes) -> Jpeg | OtherFormat:
+    """The picture in these bytes, not decoded yet. BadPicture if it is none, or is too large."""
+    if data.startswith(JPEG):
+        try:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+        except ValueError as error:
+            raise BadPicture(f'is damaged ({error})') from None
+        except KeyError:  # simplejpeg has no name for what it found
+            raise BadPicture('is damaged (it ends in its header, or has unknown colours)') from None
+        if colours in ('RGB', 'YCbCr', 'Gray'):
+            _require_moderate(width, height)
+            return Jpeg(data, height, width)
+    return OtherFormat(data)
+
+
+@dataclass(frozen=True)
+class TrainView:
+    """What training sees of a picture: RandomResizedCrop, flip, and colours.
+
+    RandomResizedCrop is that of Szegedy et al. 2015 (arXiv:1409.4842, section 6): a crop of
+    `scale` of the area and an aspect of `ratio`, both drawn, resized bilinearly to `size`. A crop
+    that is more than twice too large is decoded at a fraction of its size.
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+    policy: Optional[Policy] = None
+    jitter: tuple[float, ...] = ()
+
+    def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
+        """uint8 [1, size, size, 3]."""
+        picture = open_picture(data)
+        box = self.draw_box(picture.height, picture.width, rng)
+        shrink = 1
+        while shrink < 8 and min(box[2:]) >= 2 * shrink * self.size:
+            shrink *= 2
+        pixels = picture.pixels(shrink)
+        scale = pixels.shape[0] / picture.height, pixels.shape[1] / picture.width
+        top, left = int(box[0] * scale[0]), int(box[1] * scale[1])
+        height, width = max(1, round(box[2] * scale[0])), max(1, round(box[3] * scale[1]))
+        crop = pixels[top : top + height, left : left + width]
+        view = cv2.resize(crop, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
+        if self.flip and rng.random() < 0.5:
+            view = cv2.flip(view, 1)
+        return recolour(view, self.policy, self.jitter, rng)[None]
+
+    def draw_box(
+        self, height: int, width: int, rng: np.random.Generator
+    ) -> tuple[int, int, int, int]:
+        """Top, left, height, width of a crop; after ten vain attempts the largest in the middle."""
+        low, high = (math.log(ratio) for ratio in self.ratio)
+        for _ in range(10):
+            draws = rng.random(4)
+            area = height * width * (self.scale[0] + draws[0] * (self.scale[1] - self.scale[0]))
+            ratio = math.exp(low + draws[1] * (high - low))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return int(draws[2] * (height - h + 1)), int(draws[3] * (width - w + 1)), h, w
+        w = max(1, min(width, round(height * self.ratio[1])))
+        h = max(1, min(height, round(width / self.ratio[0])))
+        return (height - h) // 2, (width - w) // 2, h, w
+
+
+@dataclass(frozen=True)
+class EvalView:
+    """What evaluation sees: the short side resized to `resize`, then the centre, or five crops.
+
+    The same pixels as Pillow's antialiased bilinear resize of the whole picture and a crop, but
+    only the crop is computed.
+    """
+
+    size: int
+    resize: int
+    five_crops: bool = False
+
+    def __call__(self, data: bytes, rng: Optional[np.random.Generator] = None) -> np.ndarray:
+        """uint8 [1 or 5, size, size, 3]: the centre, and the four corners."""
+        pixels = open_picture(data).pixels()
+        height, width = pixels.shape[:2]
+        target = resized(height, width, self.resize)
+        down, right = target[0] - self.size, target[1] - self.size
+        corners = [(round(down / 2), round(right / 2))]
+        if self.five_crops:
+            corners += [(0, 0), (0, right), (down, 0), (down, right)]
+        return np.stack([self._crop(pixels, target, corner) for corner in corners])
+
+    def _crop(
+        self, pixels: np.ndarray, target: tuple[int, int], corner: tuple[int, int]
+    ) -> np.ndarray:
+        start, stop, window = [], [], []
+        for side, goal, first in zip(pixels.shape, target, corner):
+            factor = side / goal
+            low, high = first * factor, (first + self.size) * factor
+            reach = math.ceil(max(factor, 1.0)) + 1  # how far the filter looks beyond the crop
+            window.append(
+                slice(max(0, math.floor(low) - reach), min(side, math.ceil(high) + reach))
+            )
+            start.append(low - window[-1].start)
+            stop.append(high - window[-1].start)
+        image = Image.fromarray(pixels[window[0], window[1]])
+        box = (start[1], start[0], stop[1], stop[0])
+        return np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box))
+
+
+def resized(height: int, width: int, short: int) -> tuple[int, int]:
+    """Height and width after the short side became `short`, rounded as torchvision does."""
+    least = min(height, width)
+    return int(short * height / least), int(short * width / least)
+
+
+def _require_moderate(width: int, height: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise BadPicture(f'has {width} x {height} pixels, more than {MAX_PIXELS / 1e6:.0f} million')
+
+
+def _require_sound_png(data: bytes) -> None:
+    """BadPicture if a checksum of pixels is wrong, at which Pillow does not look."""
+    at = len(PNG)
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], 'big')
+        written = data[end : end + 4]
+        if len(written) < 4:
+            return  # cut off, which Pillow sees, if pixels are missing
+        found = zlib.crc32(data[at + 4 : end]).to_bytes(4, 'big')
+        if data[at + 4 : at + 8] == b'IDAT' and found != written:
+            raise BadPicture('is damaged (a checksum does not match)')
+        at = end + 4
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """Upright, if EXIF says how. It is an ornament: where it is damaged, the picture stays."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """The pixels as the camera held them."""
+    if orientation == 1:
+        return pixels
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    rows, columns = _MIRRORED[orientation]
+    return np.ascontiguousarray(pixels[:: -1 if rows else 1, :: -1 if columns else 1])
+
+
+def _jpeg_orientation(data: bytes) -> int:
+    if not _has_exif(data):
+        return 1
+    try:
+        exif = Image.open(io.BytesIO(data), formats=('JPEG',)).getexif()
+        value = exif.get(_EXIF_ORIENTATION, 1)
+    except Exception:  # as in _turned
+        return 1
+    return value if value in _MIRRORED else 1
+
+
+def _has_exif(data: bytes) -> bool:
+    """Whether one of the application segments, with which a JPEG file begins, is EXIF's."""
+    at = 2
+    while data[at : at + 1] == b'\xff' and 0xE0 <= data[at + 1] <= 0xEF:
+        if data[at + 4 : at + 10] == b'Exif\0\0':
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
+    return False
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ('I', 'I;16', 'I;16B', 'I;16L'):  # 16 bits, which convert() would clip to 8
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise BadPicture('has pixels of more than 16 bits')
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert('RGB')
+    if image.mode == 'F':
+        raise BadPicture('has floating-point pixels')
+    if image.mode == 'P' and 'transparency' in image.info:
+        image = image.convert('RGBA')
+    return image.convert('RGB')
+
+
+def _first_line(error: Any) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,243 @@
+"""Weight files <-> models.
+
+Ours are `.pdparams` (Paddle's pickle, a flat map of state-dict names to arrays) and `.safetensors`.
+Other projects' are read, too: what a file is is found from its content (here), whose it is from its
+keys (foreign.py). Nothing in a file is ever run (engine/safe_pickle.py).
+
+    report = load_weights(model, 'resnext50_32x4d-1110c45c.pth')     # torchvision's
+    print(*report.lines(), sep='\\n')
+    $ python3 -m engine.weights convert resnext50_32x4d-1110c45c.pth resnext50.pdparams
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Mapping, Optional, Union
+
+import numpy as np
+
+from engine import safe_pickle
+from engine.errors import UserError
+from engine.weights import safetensors_file, torch_file
+from engine.weights.fold import fold_biases
+from engine.weights.foreign import Arrays, Converted, account, convert, looks_like, some
+from engine.weights.official import OFFICIAL, resolve
+from engine.weights.weight_types import OTHER_CLASSES
+
+if TYPE_CHECKING:
+    from paddle import nn
+
+__all__ = [
+    'Arrays',
+    'Converted',
+    'OFFICIAL',
+    'Report',
+    'first_not_finite',
+    'fit_weights',
+    'load_weights',
+    'parse_arrays',
+    'read_arrays',
+    'read_weights',
+    'resolve',
+    'state_arrays',
+    'write_arrays',
+]
+
+HEAD = 'fc.'  # of every network here, the layer whose size is the number of classes
+
+_PADDLE_NAMES = 'StructuredToParameterName@@'  # what paddle.save adds to a state dict
+_NO_WEIGHTS = {  # how files begin that people take for weights
+    b'\x1f\x8b': 'is a gzip archive: unpack it',
+    b'\x89HDF': 'is an HDF5 file (of Keras?), which is not read',
+    b'version https://git-lfs': 'is only a pointer of Git LFS: fetch the file with git lfs pull',
+    b'<!DOCTYPE': 'is a web page: the download has not delivered the weights',
+    b'<!doctype': 'is a web page: the download has not delivered the weights',
+    b'<html': 'is a web page: the download has not delivered the weights',
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a file's entries.
+
+    `mapped` and `initial` are names of the model: loaded, and kept as initialised. `dropped` has
+    'name (reason)' of what the file has beyond them, `folded` counts convolution biases.
+    """
+
+    mapped: list[str]
+    dropped: list[str]
+    initial: list[str]
+    source: str = ''
+    folded: int = 0
+
+    def lines(self) -> list[str]:
+        """The account, for people: whose names, totals, and a few names of what was left out."""
+        lines = account(len(self.mapped), self.folded, self.dropped, self.initial)
+        return [self.source, *lines] if self.source else lines
+
+
+def write_arrays(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a .pdparams or .pdopt that paddle.load reads, too."""
+    pickle.dump(dict(arrays), file, protocol=4)
+
+
+def read_arrays(path: Union[str, Path]) -> Arrays:
+    """The arrays of a weight file under our names; `read_weights` gives the account, too."""
+    return read_weights(path).arrays
+
+
+def read_weights(path: Union[str, Path]) -> Converted:
+    """The arrays of anybody's weight file under our names, and how they came by them.
+
+    A name in OFFICIAL will do, too. UserError if the file is missing, damaged, of no network, or
+    would run code.
+    """
+    path = resolve(path)
+    try:
+        with path.open('rb') as file:
+            content, torch = _read_content(file, path)
+            converted = convert(content, path, torch=torch)
+            size = file.seek(0, 2)
+    except OSError as error:
+        raise UserError(f'cannot read the weights {path}: {error.strerror}') from None
+    claimed = sum(array.nbytes for array in converted.arrays.values())
+    if claimed > 4 * size:  # more than bfloat16 becoming float32, and a weight shared by two layers
+        raise UserError(f'{path} is damaged: {claimed:,} bytes of arrays in a file of {size:,}')
+    try:
+        converted.folded = fold_biases(converted.arrays)
+    except ValueError as error:
+        raise UserError(f'{path} has a bias that cannot be folded: {error}') from None
+    return converted
+
+
+def _read_content(file: BinaryIO, path: Path) -> tuple[Any, bool]:
+    """What is in the file, and whether it is in one of PyTorch's formats."""
+    head, size = file.read(512), file.seek(0, 2)
+    file.seek(0)
+    for beginning, what in _NO_WEIGHTS.items():
+        if head.startswith(beginning):
+            raise UserError(f'{path} is damaged or no weight file: it {what}')
+    if head[257:262] == b'ustar':
+        raise UserError(f'{path} is a tar archive: unpack it, and name the weight file inside')
+    if head.startswith((b'PK\x03\x04', b'PK\x05\x06')):
+        return torch_file.read_zip(file, path), True
+    if torch_file.MAGIC in head[:32]:
+        return torch_file.read_legacy(file, path), True
+    if path.suffix == '.safetensors' or safetensors_file.looks_like_one(head, size):
+        return _read_safetensors(file, path), False
+    return safe_pickle.guarded(safe_pickle.Unpickler(file, OTHER_CLASSES), str(path)), False
+
+
+def parse_arrays(data: bytes, path: Path) -> Arrays:
+    """The arrays of a file of our own, of which these are the bytes: names stay as they are."""
+    if path.suffix == '.safetensors':
+        content: Any = _read_safetensors(io.BytesIO(data), path)
+    else:
+        content = safe_pickle.loads(data, str(path))
+    if not isinstance(content, dict):
+        raise UserError(f'{path} holds a {type(content).__name__}, not a state dict')
+    content.pop(_PADDLE_NAMES, None)
+    foreign = [
+        repr(name)
+        for name, value in content.items()
+        if not isinstance(name, str) or not isinstance(value, np.ndarray)
+    ]
+    if foreign:
+        raise UserError(f'{path} is not a state dict: {foreign[0]} is no name of an array')
+    return content
+
+
+def load_weights(model: nn.Layer, path: Union[str, Path], *, head: str = 'keep') -> Report:
+    """Load anybody's weight file into a model whose names and shapes it matches once converted.
+
+    With head='drop' the last layer stays as it is in the model, whatever the file has. Raises
+    UserError that names the keys and shapes that don't fit; the model is then unchanged.
+    """
+    return fit_weights(model, read_weights(path), str(path), head=head)
+
+
+def fit_weights(
+    model: nn.Layer,
+    weights: Union[Converted, Mapping[str, np.ndarray]],
+    where: str,
+    *,
+    head: str = 'keep',
+) -> Report:
+    """As `load_weights`, from what `read_weights` gave, or from arrays, that came from `where`."""
+    if head not in ('keep', 'drop'):
+        raise ValueError(f"head must be 'keep' or 'drop', not {head!r}")
+    given = weights if isinstance(weights, Converted) else Converted(dict(weights), '')
+    own = {name: _Slot(tensor) for name, tensor in model.state_dict().items()}
+    initial = [name for name in own if head == 'drop' and name.startswith(HEAD)]
+    wanted = {name: slot for name, slot in own.items() if name not in initial}
+    left_out = [name for name in given.arrays if head == 'drop' and name.startswith(HEAD)]
+    arrays = {name: array for name, array in given.arrays.items() if name not in left_out}
+    if problem := _problem(arrays, wanted):
+        raise UserError(f'{where} does not fit the model: {problem}')
+    # A file in half or double precision is cast to what the model has.
+    cast = {name: np.ascontiguousarray(arrays[name], slot.dtype) for name, slot in wanted.items()}
+    model.set_state_dict({**cast, **{name: own[name].tensor for name in initial}})
+    dropped = [*given.dropped, *(f'{name} (of the head)' for name in left_out)]
+    return Report([*wanted], dropped, initial, given.source, given.folded)
+
+
+class _Slot:
+    """Where an array goes."""
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor, self.shape = tensor, tuple(tensor.shape)
+        name = str(tensor.dtype).rpartition('.')[2]
+        self.dtype = np.dtype('uint16' if name == 'bfloat16' else name)  # as tensor.numpy() has it
+
+
+def _problem(arrays: Mapping[str, np.ndarray], wanted: Mapping[str, _Slot]) -> Optional[str]:
+    """What doesn't fit, in one line that helps; None where all does."""
+    other = [
+        (name, difference)
+        for name, slot in wanted.items()
+        if name in arrays and (difference := _difference(arrays[name], slot))
+    ]
+    missing = [name for name in wanted if name not in arrays]
+    unknown = [name for name in arrays if name not in wanted]
+    problems = [f'{name} is {difference} in the model' for name, difference in other[:3]]
+    problems += [f'missing there: {some(missing)}'] if missing else []
+    problems += [f'unknown here: {some(unknown)}'] if unknown else []
+    if not problems:
+        return None
+    theirs = looks_like({name: array.shape for name, array in arrays.items()})
+    ours = looks_like({name: slot.shape for name, slot in wanted.items()})
+    if all(name.startswith(HEAD) for name in (*(name for name, _ in other), *missing, *unknown)):
+        problems.append(
+            'set model.num_classes as there, or, to train for other classes, '
+            'model.pretrained_head: drop'
+        )
+    elif theirs is not None and theirs != ours:
+        problems.append(f'the weights look like {theirs}' + (f', not {ours}' if ours else ''))
+    return '; '.join(problems)
+
+
+def _difference(array: np.ndarray, slot: _Slot) -> Optional[str]:
+    if array.shape != slot.shape:
+        return f'{list(array.shape)} there and {list(slot.shape)}'
+    same = array.dtype.kind == slot.dtype.kind
+    return None if same else f'{array.dtype} there and {slot.dtype}'
+
+
+def state_arrays(model: nn.Layer) -> Arrays:
+    """A copy of the model's weights and running statistics."""
+    return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def first_not_finite(arrays: Mapping[str, np.ndarray]) -> Optional[str]:
+    """The name of an array that holds an infinity or a NaN, None where there is none."""
+    return next((name for name, array in arrays.items() if not np.isfinite(array).all()), None)
+
+
+def _read_safetensors(file: BinaryIO, path: Path) -> Arrays:
+    try:
+        return safetensors_file.read(file)
+    except ValueError as error:
+        raise UserError(f'{path} is damaged or not a safetensors file ({error})') from None

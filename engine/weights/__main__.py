@@ -1,0 +1,75 @@
+"""python3 -m engine.weights convert IN OUT: anybody's weight file -> one of ours, once and for all.
+
+Needs neither a model nor Paddle.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from engine import cli
+from engine.checkpoint import write_atomically
+from engine.errors import UserError
+from engine.weights import read_weights, safetensors_file, write_arrays
+from engine.weights.foreign import looks_like
+
+_DESCRIPTION = """Work on weight files, without Paddle and without running anything in them.
+
+convert reads a weight file of paddle.vision, PaddleClas, Paddle Contrib, torchvision, timm or
+xternalz/WideResNet-pytorch and writes it under the names of this repository, for train.py's
+model.pretrained and eval.py's -w (which read the same files directly, too)."""
+
+
+def main() -> None:
+    args = parse_arguments()
+    convert(Path(args.input), Path(args.output))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog='python3 -m engine.weights',
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command = parser.add_subparsers(required=True, metavar='convert').add_parser(
+        'convert',
+        help='write a weight file under the names of this repository',
+        description='Write a weight file under the names of this repository, and say what became '
+        'of every array.',
+        allow_abbrev=False,
+    )
+    command.add_argument(
+        'input',
+        metavar='IN',
+        help='a .pdparams, .pth, .pth.tar, .pt, .bin or .safetensors (by content, not by suffix), '
+        "or the name of paddle.vision's weights, e.g. resnext50_32x4d",
+    )
+    command.add_argument('output', metavar='OUT', help='a new .pdparams or .safetensors')
+    return parser.parse_args()
+
+
+def convert(source: Path, target: Path) -> None:
+    """Read, write, and print the account. UserError if OUT is there or IN can't be read."""
+    if target.suffix not in ('.pdparams', '.safetensors'):
+        raise UserError(f'{target}: OUT must end with .pdparams or .safetensors')
+    if target.exists():
+        raise UserError(f'{target} exists already; it was not overwritten')
+    if not target.parent.is_dir():
+        raise UserError(f'{target}: there is no folder {target.parent}')
+    converted = read_weights(source)
+    arrays, write = converted.arrays, write_arrays
+    if target.suffix == '.safetensors':
+        write = safetensors_file.write
+    try:
+        write_atomically(target, lambda file: write(file, arrays))
+    except ValueError as error:
+        raise UserError(f'{target}: safetensors cannot hold this: {error}') from None
+    network = looks_like({name: array.shape for name, array in arrays.items()})
+    print(f'read {source}' + (f', which looks like {network}' if network else ''))
+    print(*(f'  {line}' for line in converted.lines()), sep='\n')
+    print(f'wrote {target}, {target.stat().st_size:,} bytes')
+
+
+cli.run(main)

@@ -1,0 +1,76 @@
+"""The weights that paddle.vision publishes, by the names of their networks.
+
+They are kept where Paddle itself keeps them, so that each is downloaded once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fcntl
+import hashlib
+from pathlib import Path
+from typing import Union
+
+from engine.errors import UserError
+
+ADDRESS = 'https://paddle-hapi.bj.bcebos.com/models/{}.pdparams'
+CACHE = Path('~/.cache/paddle/hapi/weights')
+
+OFFICIAL = {  # name -> MD5, as in paddle.vision.models.resnet
+    'resnext50_32x4d': 'dc47483169be7d6f018fcbb7baf8775d',
+    'resnext50_64x4d': '063d4b483e12b06388529450ad7576db',
+    'resnext101_32x4d': '967b090039f9de2c8d06fe994fb9095f',
+    'resnext101_64x4d': '98e04e7ca616a066699230d769d03008',
+    'resnext152_32x4d': '18ff0beee21f2efc99c4b31786107121',
+    'resnext152_64x4d': '77c4af00ca42c405fa7f841841959379',
+    'wide_resnet50_2': '0282f804d73debdab289bd9fea3fa6dc',
+    'wide_resnet101_2': 'd4360a2d23657f059216f5d5a1a9ac93',
+}
+
+
+def resolve(path_or_name: Union[str, Path]) -> Path:
+    """The file at that path; where there is none, the official weights of that name.
+
+    Those are downloaded unless they are there; their MD5 is checked in either case. UserError says
+    which address to fetch and where to put it when that isn't possible.
+    """
+    path, name = Path(path_or_name), str(path_or_name)
+    if path.exists():
+        return path
+    if name not in OFFICIAL:
+        near = difflib.get_close_matches(name, OFFICIAL, n=1)
+        hint = f'; did you mean {near[0]}?' if near else ''
+        raise UserError(f'cannot read the weights {name}: No such file or directory{hint}')
+    target = CACHE.expanduser() / f'{name}.pdparams'
+    try:
+        _fetch(name, target)
+    except OSError as error:
+        raise UserError(
+            f'{name}: cannot download its weights ({error}); fetch {ADDRESS.format(name)} '
+            f'elsewhere and put it at {target}'
+        ) from None
+    return target
+
+
+def _fetch(name: str, target: Path) -> None:
+    """Of several processes one downloads, and the others wait for it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f'.{target.name}.lock').open('wb') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            from engine.download import download  # which imports what only a download needs
+
+            download([ADDRESS.format(name)], target, md5=OFFICIAL[name])
+        elif _md5(target) != OFFICIAL[name]:
+            raise UserError(
+                f'{target} is damaged or not the official file of {name}: its MD5 is not '
+                f'{OFFICIAL[name]}; remove it to have it downloaded again'
+            )
+
+
+def _md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open('rb') as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
