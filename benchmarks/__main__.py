@@ -1,4 +1,4 @@
-"""python3 -m benchmarks [PART ...] [--quick]
+"""python3 -m benchmarks [PART ...] [--photos DIR] [--quick]
 
 Measures, prints tables, and keeps the figures in benchmarks/results.json. Run it on a machine that
 does nothing else. --quick only shows that everything works: its figures mean nothing, none is kept.
@@ -10,10 +10,11 @@ import argparse
 import importlib
 import sys
 import time
+from pathlib import Path
 
 from benchmarks.report import RESULTS, merge
 
-PARTS = ('train_step', 'pipeline', 'startup', 'memory', 'growth', 'profile_step')
+PARTS = ('train_step', 'pipeline', 'photos', 'startup', 'memory', 'growth', 'profile_step')
 
 
 def main() -> None:
@@ -25,6 +26,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('parts', nargs='*', metavar='PART', help=f'of {", ".join(PARTS)}')
+    parser.add_argument('--photos', type=Path, metavar='DIR', help='photographs, for photos')
     parser.add_argument('--quick', action='store_true', help='a few steps of each, nothing kept')
     args = parser.parse_args()
     unknown = [part for part in args.parts if part not in PARTS]
@@ -34,7 +36,10 @@ def main() -> None:
         start = time.perf_counter()
         module = importlib.import_module(f'benchmarks.{part}')
         print(f'\n## {part}\n\n{(module.__doc__ or "").strip()}', flush=True)
-        result = module.run(args.quick)
+        if part == 'photos' and not args.photos and not args.quick:
+            print('skipped: name a folder of <class>/*.jpg with --photos DIR')
+            continue
+        result = module.run(args.quick, *([args.photos] if part == 'photos' else []))
         result.show()
         if not args.quick:
             merge(part, result)

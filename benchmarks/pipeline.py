@@ -1,6 +1,6 @@
 """Batches of CIFAR on one core: gather, pad-4 crop, flip, normalise to float32.
 
-Claim: engine.data.Batches makes a batch at least a hundred times as fast as paddle.vision's
+Claim: engine.data.ArrayBatches makes a batch at least a hundred times as fast as paddle.vision's
 transforms through paddle.io.DataLoader make it image by image, and takes less than 1 % of the time
 of training WRN-16-2, so that it needs no worker processes.
 Falsified by: python3 -m benchmarks pipeline

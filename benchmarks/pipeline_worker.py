@@ -11,9 +11,9 @@ from PIL import Image
 
 from benchmarks.processes import Answer, seconds, serve
 from engine import runtime
-from engine.augment import Augmentation
-from engine.cifar import VARIANTS
-from engine.data import Batches, Images
+from engine.data.augment import Augmentation
+from engine.data.batches import ArrayBatches, Images
+from engine.data.cifar import VARIANTS
 
 VISION_IMAGES = 1024  # paddle.vision is measured on so many: it takes the same time for each
 
@@ -46,8 +46,8 @@ def drain(batches: Iterable[Any], images: int) -> Answer:
     return {'images': images, 'seconds': seconds(epoch)}
 
 
-def our_batches(images: Images, batch_size: int) -> Batches:
-    return Batches(
+def our_batches(images: Images, batch_size: int) -> ArrayBatches:
+    return ArrayBatches(
         images,
         batch_size=batch_size,
         mean=np.array(VARIANTS['cifar10'].mean),

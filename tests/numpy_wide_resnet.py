@@ -8,10 +8,42 @@ can only agree by both being right. A state dict is a map of names to arrays, as
 
 from __future__ import annotations
 
+import math
+from typing import Mapping, Sequence
+
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 EPSILON = 1e-5  # of every batch norm
+
+
+def random_state(shapes: Mapping[str, Sequence[int]], seed: int) -> dict[str, np.ndarray]:
+    """A random value for every weight and statistic, such that logits are of order 1.
+
+    With the statistics of a fresh model (mean 0, variance 1, scale 1, shift 0) a batch norm is the
+    identity, and a misplaced one would not be noticed.
+    """
+    rng = np.random.default_rng(seed)
+    values = {}
+    for name, shape in shapes.items():
+        if name.endswith('_variance'):
+            value = rng.uniform(0.5, 2.0, shape)
+        elif name.endswith('_mean'):
+            value = rng.normal(0, 0.5, shape)
+        elif len(shape) == 1 and name.endswith('weight'):
+            value = rng.uniform(-1.2, 1.2, shape)  # a batch norm's scale may be negative
+        elif len(shape) == 1:
+            value = rng.normal(0, 0.3, shape)
+        else:
+            fan_in = math.prod(shape[1:]) if len(shape) == 4 else shape[0]
+            value = rng.normal(0, math.sqrt(1.5 / fan_in), shape)
+        values[name] = value.astype(np.float32)
+    return values
+
+
+def images(count: int, height: int = 32, width: int = 32, channels: int = 3) -> np.ndarray:
+    rng = np.random.default_rng(7)
+    return rng.normal(size=(count, channels, height, width)).astype(np.float32)
 
 
 def convolve(x: np.ndarray, kernel: np.ndarray, stride: int) -> np.ndarray:

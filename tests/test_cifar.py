@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from cifar_files import CIFAR10_NAMES, Part, python2_pickle, small_cifar
 
-from engine import cifar, safe_pickle
-from engine.cifar import load_cifar
+from engine import safe_pickle
+from engine.data import cifar
+from engine.data.cifar import load_cifar
 from engine.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent

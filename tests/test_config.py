@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
@@ -12,13 +13,16 @@ import yaml
 from engine import cli
 from engine.config import (
     Config,
+    Data,
     describe_keys,
     differences,
     load_config,
     to_dict,
     to_yaml,
 )
+from engine.data.policies import POLICY_NAMES
 from engine.errors import UserError
+from engine.models import MODELS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RECIPES = sorted((REPOSITORY / 'configs').glob('*.yaml'))
@@ -206,6 +210,22 @@ def test_null_is_a_value_of_optional_keys(written, text):
         ('schedule.values', '[[0.1]]'),
         ('schedule.values', '"0.1, 0.2"'),
         ('data.mean', '125'),
+        ('data.scale', '0.5'),
+        ('data.scale', '[a, b]'),
+        ('data.ratio', 'null'),
+        ('data.color_jitter', '0.4'),
+        ('data.color_jitter', 'true'),
+        ('data.color_jitter', 'null'),
+        ('data.holdout', 'some'),
+        ('data.test_folder', '7'),
+        ('data.workers', '2.5'),
+        ('data.randaugment_operations', '1.5'),
+        ('data.randaugment_magnitude', 'null'),
+        ('data.mixup', 'true'),
+        ('data.cutmix', '.nan'),
+        ('data.random_erasing', 'null'),
+        ('eval.resize', '256.0'),
+        ('model.zero_init_last_bn', '1'),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_with_its_place(written, key, value):
@@ -228,6 +248,13 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_place(written, key, value
         ('data.batch_size', '0', '1'),
         ('data.crop_padding', '-1', '0'),
         ('data.cutout', '-1', '0'),
+        ('data.random_erasing', '-0.1', '0'),
+        ('data.random_erasing', '1.01', '1'),
+        ('data.mixup', '-0.2', '0.2'),
+        ('data.cutmix', '-1', '1'),
+        ('data.randaugment_operations', '-1', '0'),
+        ('data.randaugment_magnitude', '-0.5', '0'),
+        ('data.workers', '0', '1'),
         ('data.num_images', '0', '1'),
         ('data.image_size', '0', '1'),
         ('optimizer.lr', '-0.1', '0.1'),
@@ -248,14 +275,31 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_place(written, key, value
         ('eval.every', '0', '1'),
         ('eval.start', '-1', '0'),
         ('eval.batch_size', '0', '1'),
+        ('eval.resize', '0', '1'),
     ],
 )
 def test_bounds(written, key, bad, good):
     path = written('')
     text = refusal(path, f'{key}={bad}')
     assert f'-o {key}={bad}: {key} must be ' in text
-    assert 'or more' in text or 'less than' in text
-    load_config(path, [f'{key}={good}'])
+    assert any(bound in text for bound in ('or more', 'less than', 'or less'))
+    sets = {'data.num_images': 'synthetic', 'data.image_size': 'folder', 'eval.resize': 'folder'}
+    load_config(path, [f'{key}={good}', f'data.name={sets.get(key, "cifar10")}'])
+
+
+@pytest.mark.parametrize(
+    ('override', 'name'),
+    [
+        ('data.image_size=64', 'cifar10'),
+        ('data.num_images=10', 'folder'),
+        ('data.on_bad_file=skip', 'digits'),
+        ('eval.resize=40', 'cifar100'),
+    ],
+)
+def test_a_key_without_effect_is_refused(written, override, name):
+    key = override.partition('=')[0]
+    text = refusal(written(''), override, f'data.name={name}')
+    assert f'-o {override}: {key} has no effect with data.name: {name}; leave it out' in text
 
 
 @pytest.mark.parametrize(
@@ -266,13 +310,21 @@ def test_bounds(written, key, bad, good):
         ('schedule.name', 'onecycle', 'one_cycle'),
         ('device', 'cuda', 'gpu'),
         ('data.padding_mode', 'reflection', 'reflect'),
+        ('data.name', 'imagefolder', 'folder'),
+        ('data.auto_augment', 'rand_augment', 'randaugment'),
+        ('data.auto_augment', 'true', 'none'),
+        ('data.on_bad_file', 'ignore', 'skip'),
+        ('eval.views', 'tencrop', 'ten_crop'),
+        ('eval.views', '10', 'one'),
+        ('model.init', 'kaiming', 'he'),
+        ('model.pretrained_head', 'dropped', 'drop'),
     ],
 )
 def test_a_wrong_choice_lists_the_right_ones(written, key, wrong, right):
     text = refusal(written(''), f'{key}={wrong}')
     assert f'{key} must be one of ' in text
     assert right in text
-    assert repr(wrong) in text
+    assert repr(yaml.safe_load(wrong)) in text
 
 
 # ------------------------------------------------------------------ keys
@@ -380,12 +432,54 @@ def test_impossible_networks(written, name, words):
     assert all(word in text for word in words)
 
 
-@pytest.mark.parametrize('depth', [10, 16, 22, 28, 34, 40])
-def test_possible_networks(written, depth):
-    load_config(written(''), [f'model.name=wide_resnet{depth}_4'])
+@pytest.mark.parametrize(
+    ('name', 'words'),
+    [
+        ('resnext28_8x64d', ['28', '9n + 2', '20 or 29', '50, 101, 152']),
+        ('resnext30_8x64d', ['29 or 38']),
+        ('resnext2_8x64d', ['11 or 20']),
+        ('resnext34_32x4d', ['29 or 38']),
+        ('resnext50_32x0d', ['cardinality or width 0']),
+        ('resnext29_0x64d', ['cardinality or width 0']),
+        ('resnext50', ['resnext50_32x4d']),
+        ('resnext50_32x4', ['resnext50_32x4d']),
+        ('resnext50_32', ['resnext50_32x4d']),
+        ('ResNeXt50_32x4d', ['resnext50_32x4d']),
+        ('resnet50', ['resnext50_32x4d']),
+        ('wide_resnet152_2', ['152', '6n + 4', '148 or 154', '50, 101']),
+        ('wide_resnet50_0', ['widen factor 0']),
+        ('wide_resnet50_2x4d', ['wide_resnet28_10']),
+    ],
+)
+def test_impossible_networks_of_the_other_families(written, name, words):
+    path = written(f'model:\n  name: {name}\n')
+    text = refusal(path)
+    assert text.startswith(f'{path}:2: model.name ')
+    assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        *[f'wide_resnet{depth}_4' for depth in (10, 16, 22, 28, 34, 40)],
+        *['wide_resnet50_2', 'wide_resnet101_2', 'wide_resnet50_1'],
+        *[f'resnext{depth}_4x8d' for depth in (11, 20, 29, 38)],
+        *['resnext50_32x4d', 'resnext101_64x4d', 'resnext152_64x4d', 'resnext50_1x64d'],
+        *MODELS,
+    ],
+)
+def test_possible_networks(written, name):
+    assert load_config(written(''), [f'model.name={name}']).model.name == name
+
+
+def test_the_networks_of_all_papers_are_known():
+    assert {'wide_resnet28_10', 'wide_resnet50_2', 'resnext29_8x64d', 'resnext50_32x4d'} <= set(
+        MODELS
+    )
 
 
 PIECEWISE = 'schedule.name=piecewise'
+FOLDER, RESNEXT = 'data.name=folder', 'model.name=resnext50_32x4d'
 
 
 @pytest.mark.parametrize(
@@ -414,6 +508,37 @@ PIECEWISE = 'schedule.name=piecewise'
         (['data.mean=[1, 2, 3]', 'data.std=[1, 0, 3]'], ['data.std', 'above 0']),
         (['schedule.warmup_epochs=5', 'train.epochs=5'], ['schedule.warmup_epochs', 'epochs (5)']),
         (['schedule.warmup_epochs=200.5'], ['schedule.warmup_epochs', '(200)']),
+        (['data.name=folder', 'data.crop_padding=2'], ['data.crop_padding', 'folder']),
+        (['data.name=folder', 'data.crop_padding=0'], ['data.crop_padding', 'folder']),
+        (['data.name=folder', 'data.padding_mode=reflect'], ['data.padding_mode', 'folder']),
+        (['data.holdout=0.2'], ['data.holdout', 'cifar10']),
+        (['data.name=digits', 'data.holdout=0.2'], ['data.holdout', 'digits']),
+        (['data.name=synthetic', 'data.test_folder=x'], ['data.test_folder', 'synthetic']),
+        (['data.scale=[0.5, 1]'], ['data.scale', 'cifar10']),
+        (['data.name=cifar100', 'data.ratio=[0.5, 2]'], ['data.ratio', 'cifar100']),
+        (['eval.views=ten_crop'], ['eval.views', 'folder', 'flip']),
+        (['data.name=synthetic', 'eval.views=ten_crop'], ['eval.views', 'folder', 'flip']),
+        ([RESNEXT, 'model.dropout=0.3'], ['model.dropout', 'resnext50_32x4d', '6n + 4']),
+        (['model.name=resnext29_8x64d', 'model.dropout=0.3'], ['model.dropout', 'has none']),
+        (['model.name=wide_resnet50_2', 'model.dropout=0.3'], ['model.dropout', 'has none']),
+        (['model.zero_init_last_bn=true'], ['model.zero_init_last_bn', 'wide_resnet28_10']),
+        (['data.color_jitter=[0.4]'], ['data.color_jitter', 'three or four']),
+        (['data.color_jitter=[0.4, 0.4]'], ['data.color_jitter', 'three or four']),
+        (['data.color_jitter=[1, 1, 1, 0.1, 1]'], ['data.color_jitter', 'three or four']),
+        (['data.color_jitter=[0.4, -0.1, 0.4]'], ['data.color_jitter', 'three or four']),
+        (['data.color_jitter=[0.4, 0.4, 0.4, -0.1]'], ['data.color_jitter']),
+        (['data.color_jitter=[0.4, 0.4, 0.4, 0.6]'], ['data.color_jitter', 'hue', '0.5']),
+        ([FOLDER, 'data.scale=[0.5]'], ['data.scale', 'two numbers', '<= 1']),
+        ([FOLDER, 'data.scale=[]'], ['data.scale', 'two numbers']),
+        ([FOLDER, 'data.scale=[0.1, 0.5, 1]'], ['data.scale', 'two numbers']),
+        ([FOLDER, 'data.scale=[0, 1]'], ['data.scale', '0 < low']),
+        ([FOLDER, 'data.scale=[0.5, 0.4]'], ['data.scale', 'low <= high']),
+        ([FOLDER, 'data.scale=[0.5, 1.1]'], ['data.scale', 'high <= 1']),
+        ([FOLDER, 'data.ratio=[0.75]'], ['data.ratio', 'two numbers']),
+        ([FOLDER, 'data.ratio=[-1, 1]'], ['data.ratio', '0 < low']),
+        ([FOLDER, 'data.ratio=[2, 1]'], ['data.ratio', 'low <= high']),
+        ([FOLDER, 'data.holdout=1'], ['data.holdout', 'less than 1']),
+        ([FOLDER, 'data.holdout=-0.1'], ['data.holdout', '0 or more']),
     ],
 )
 def test_impossible_combinations(written, overrides, words):
@@ -428,6 +553,11 @@ def test_a_combination_is_blamed_on_the_line_that_says_it(written):
     path = written('schedule:\n  name: piecewise\n  boundaries: [1]\n  values: [1]\n')
     assert refusal(path).startswith(f'{path}:4: schedule.values ')
     load_config(path, ['schedule.name=constant'])  # whose values nobody reads
+    path = written('data:\n  name: digits\n  holdout: 0.2\n')
+    assert refusal(path).startswith(f'{path}:3: data.holdout ')
+    path = written('data:\n  color_jitter: [1]\nmodel:\n  dropout: 0.1\n')
+    assert refusal(path, RESNEXT).startswith(f'{path}:4: model.dropout ')
+    assert refusal(path).startswith(f'{path}:2: data.color_jitter ')
 
 
 @pytest.mark.parametrize(
@@ -439,6 +569,19 @@ def test_a_combination_is_blamed_on_the_line_that_says_it(written):
         [PIECEWISE, 'schedule.values=[0.1]'],
         ['data.mean=[1, 2, 3]', 'data.std=[1, 2, 3]'],
         ['schedule.warmup_epochs=4.5', 'train.epochs=5'],
+        [FOLDER],
+        [FOLDER, 'data.crop_padding=4', 'data.padding_mode=zero'],  # the defaults say nothing
+        ['data.holdout=0', 'data.scale=[0.08, 1]', 'data.test_folder=null'],
+        [FOLDER, 'data.holdout=0.2', 'data.scale=[1, 1]', 'data.ratio=[1, 1]'],
+        [FOLDER, 'data.test_folder=held', 'eval.views=ten_crop', 'eval.resize=256'],
+        ['eval.views=flip'],
+        ['model.dropout=0.3'],
+        [RESNEXT, 'model.zero_init_last_bn=true', 'model.dropout=0'],
+        ['model.name=wide_resnet50_2', 'model.zero_init_last_bn=true'],
+        ['data.color_jitter=[]'],
+        ['data.color_jitter=[0, 0, 0]'],
+        ['data.color_jitter=[0.4, 1.5, 0.4, 0.5]'],
+        ['data.auto_augment=randaugment', 'data.mixup=0.2', 'data.cutmix=1', 'data.cutout=8'],
     ],
 )
 def test_possible_combinations(written, overrides):
@@ -542,7 +685,8 @@ def independent_values(path):
 
 
 def test_there_are_recipes():
-    assert {'quickstart', 'wrn28_10_cifar10'} <= {path.stem for path in RECIPES}
+    recipes = {'quickstart', 'wrn28_10_cifar10', 'resnext29_4x8d_cifar10_short', 'finetune_folder'}
+    assert recipes <= {path.stem for path in RECIPES}
 
 
 @pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
@@ -570,8 +714,45 @@ def test_the_default_recipe_is_contribs():
 
 @pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_survives_writing_and_reading(path, written):
-    config = load_config(path, ['optimizer.lr=1e-7', 'optimizer.clip_norm=3'])
+    for overrides in ([], ['optimizer.lr=1e-7', 'optimizer.clip_norm=3']):
+        config = load_config(path, overrides)
+        assert load_config(written(to_yaml(config))) == config
+
+
+@pytest.mark.parametrize('lr', ['0.916', '0.185', '0.486', '1e-5', '0.3', '7'])
+def test_a_recipe_whose_rates_were_scaled_survives_writing_and_reading(written, lr):
+    """lr * value / value is not always lr, and the first of the values has to be."""
+    for first in ('0.05', '0.1', '0.2', '0.3'):
+        recipe = written(
+            f'optimizer: {{lr: {first}}}\n'
+            f'schedule: {{name: piecewise, boundaries: [1], values: [{first}, 0.01]}}\n'
+        )
+        config = load_config(recipe, [f'optimizer.lr={lr}', 'output.dir=x'])
+        assert config.schedule.values[1] == pytest.approx(float(lr) * 0.01 / float(first))
+        assert load_config(written(to_yaml(config))) == config
+
+
+NEW_VALUES = [
+    *[FOLDER, RESNEXT, 'model.zero_init_last_bn=true', 'model.init=xavier'],
+    *['model.pretrained=resnext50_32x4d', 'model.pretrained_head=drop'],
+    *['data.test_folder=a b', 'data.on_bad_file=skip', 'data.workers=3', 'data.image_size=96'],
+    *['data.scale=[0.25, 0.75]', 'data.ratio=[0.5, 2]', 'data.auto_augment=randaugment'],
+    *['data.randaugment_operations=3', 'data.randaugment_magnitude=7.5'],
+    *['data.color_jitter=[0.4, 0.4, 0.4, 0.1]', 'data.cutout=16', 'data.random_erasing=0.25'],
+    *['data.mixup=0.2', 'data.cutmix=1', 'eval.resize=128', 'eval.views=ten_crop'],
+]
+
+
+def test_keys_of_pictures_and_augmentation_survive_writing_and_reading(written):
+    config = load_config(written(''), NEW_VALUES)
     assert load_config(written(to_yaml(config))) == config
+    assert sorted(changed(config)) == sorted(text.partition('=')[0] for text in NEW_VALUES)
+
+
+def test_the_choices_of_auto_augment_are_the_policies():
+    choices = get_args(get_type_hints(Data)['auto_augment'])
+    assert choices[0] == 'none' == Config().data.auto_augment
+    assert sorted(choices[1:]) == sorted(POLICY_NAMES)
 
 
 @pytest.mark.parametrize(
@@ -620,27 +801,29 @@ def test_the_table_of_keys_has_every_key_with_its_default():
     for key, value in DEFAULTS.items():
         shown = 'null' if value is None else value
         assert f'\n  {key} ({shown})' in table
-    assert 'cifar10 | cifar100 | digits | synthetic' in table
+    assert 'cifar10 | cifar100 | folder | digits | synthetic' in table
 
 
 # ------------------------------------------------------------------ the command line
 
 
-# Runs a command in this very process and says on the last line whether paddle was imported.
-WITHOUT_PADDLE = """
+# Runs a command in this very process and says on the last line which of these were imported, each
+# of which takes a tenth of a second or much more.
+HEAVY = ('paddle', 'cv2', 'PIL', 'simplejpeg', 'matplotlib', 'sklearn', 'visualdl')
+NAMING_IMPORTS = f"""
 import runpy, sys
 del sys.argv[0]
 try:
     runpy.run_path(sys.argv[0], run_name='__main__')
 finally:
-    print('paddle' in sys.modules)
+    print([name for name in {HEAVY} if name in sys.modules])
 """
 
 
 def run(folder, script, *arguments):
-    """(exit code, stdout without the last line, whether paddle was imported, stderr)"""
+    """(exit code, stdout without the last line, which of HEAVY were imported, stderr)"""
     done = subprocess.run(
-        [sys.executable, '-c', WITHOUT_PADDLE, str(REPOSITORY / script), *arguments],
+        [sys.executable, '-c', NAMING_IMPORTS, str(REPOSITORY / script), *arguments],
         cwd=folder,
         env={**os.environ, 'PYTHONPATH': str(REPOSITORY)},
         capture_output=True,
@@ -652,12 +835,31 @@ def run(folder, script, *arguments):
 
 
 @pytest.mark.parametrize('script', ['train.py', 'eval.py'])
-def test_help_lists_the_keys_without_importing_paddle(tmp_path, script):
+def test_help_lists_the_keys_without_importing_anything_slow(tmp_path, script):
     code, out, imported, err = run(tmp_path, script, '--help')
-    assert (code, imported, err) == (0, 'False', '')
+    assert (code, imported, err) == (0, '[]', '')
     text = '\n'.join(out)
     assert describe_keys() in text
     assert '--override' in text
+
+
+@pytest.mark.parametrize('script', ['train.py', 'eval.py'])
+def test_help_takes_less_than_half_a_second(script):
+    """Of this process's own time, as others may keep the cores busy; the quickest of three."""
+    seconds = []
+    for _ in range(3):
+        before = os.times()
+        subprocess.run(
+            [sys.executable, str(REPOSITORY / script), '--help'], check=True, capture_output=True
+        )
+        after = os.times()
+        seconds.append(
+            after.children_user
+            - before.children_user
+            + after.children_system
+            - before.children_system
+        )
+    assert min(seconds) < 0.5
 
 
 @pytest.mark.parametrize('script', ['train.py', 'eval.py'])
@@ -673,7 +875,7 @@ def test_help_lists_the_keys_without_importing_paddle(tmp_path, script):
 )
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, script, arguments, words):
     code, out, imported, err = run(tmp_path, script, *arguments)
-    assert (code, imported, out) == (2, 'False', [])
+    assert (code, imported, out) == (2, '[]', [])
     lines = err.splitlines()
     assert len(lines) == 1, err
     assert lines[0].startswith(f'{script}: ')

@@ -7,11 +7,10 @@ import pytest
 from cifar_files import small_cifar
 from sklearn.datasets import load_digits
 
-from engine.augment import Augmentation
 from engine.config import Config, Data
 from engine.config import Eval as EvalConfig
 from engine.data import (
-    Batches,
+    ArrayBatches,
     DataSet,
     Images,
     class_count,
@@ -19,12 +18,24 @@ from engine.data import (
     test_batches,
     train_batches,
 )
+from engine.data.augment import Augmentation
+from engine.data.policies import make_policy
 from engine.errors import UserError
 
 test_batches.__test__ = False  # what it is called does not make it a test
 
 MEAN, STD = np.array([125.3, 123.0, 113.9]), np.array([63.0, 62.1, 66.7])
-EVERYTHING = Augmentation(crop_padding=2, padding_mode='reflect', flip=True, cutout=3)
+EVERYTHING = Augmentation(
+    crop_padding=2,
+    padding_mode='reflect',
+    flip=True,
+    policy=make_policy('randaugment'),
+    jitter=(0.4, 0.4, 0.4, 0.1),
+    cutout=3,
+    random_erasing=0.5,
+    mixup=0.4,
+    cutmix=1.0,
+)
 
 
 def numbered(count, side=8):
@@ -34,12 +45,12 @@ def numbered(count, side=8):
 
 
 def batches_of(images, **choices):
-    return Batches(images, **{'batch_size': 10, 'mean': MEAN, 'std': STD, **choices})
+    return ArrayBatches(images, **{'batch_size': 10, 'mean': MEAN, 'std': STD, **choices})
 
 
 def seen(batches):
     """The labels of every batch of the epoch."""
-    return [labels.tolist() for _, labels in batches]
+    return [batch.labels.tolist() for batch in batches]
 
 
 def flat(lists):
@@ -49,9 +60,12 @@ def flat(lists):
 def assert_same(batches, others):
     batches, others = list(batches), list(others)
     assert len(batches) == len(others)
-    for (pixels, labels), (other_pixels, other_labels) in zip(batches, others):
-        np.testing.assert_array_equal(pixels, other_pixels)
-        np.testing.assert_array_equal(labels, other_labels)
+    for batch, other in zip(batches, others):
+        np.testing.assert_array_equal(batch.images, other.images)
+        np.testing.assert_array_equal(batch.labels, other.labels)
+        np.testing.assert_array_equal(batch.rows, other.rows)
+        np.testing.assert_array_equal(batch.partners, other.partners)
+        assert batch.share == other.share
 
 
 # ------------------------------------------------------------------ one process
@@ -72,9 +86,11 @@ def test_every_image_comes_once_in_each_epoch(count, shuffle):
 @pytest.mark.parametrize('shuffle', [False, True])
 def test_images_keep_their_labels_and_are_normalised(shuffle):
     images = numbered(35)
-    for pixels, labels in batches_of(images, shuffle=shuffle):
+    for pixels, labels, rows, *mixed in batches_of(images, shuffle=shuffle):
         assert pixels.dtype == np.float32
-        assert labels.dtype == np.int64
+        assert labels.dtype == rows.dtype == np.int64
+        np.testing.assert_array_equal(rows, labels)  # each is labelled with its place
+        assert mixed == [None, 1.0]
         expected = np.empty(pixels.shape, np.float64)
         for i, channel, y, x in np.ndindex(pixels.shape):
             value = float(images.pixels[labels[i], channel, y, x])
@@ -151,15 +167,20 @@ def test_the_next_epoch_skips_nothing_unless_asked_to():
         Augmentation(flip=True),
         Augmentation(crop_padding=2),
         Augmentation(crop_padding=2, padding_mode='reflect'),
+        Augmentation(policy=make_policy('randaugment')),
+        Augmentation(jitter=(0.4, 0.4, 0.4)),
         Augmentation(cutout=3),
+        Augmentation(random_erasing=0.7),
+        Augmentation(mixup=0.4),
+        Augmentation(cutmix=1.0),
     ],
-    ids=['flip', 'zero', 'reflect', 'cutout'],
+    ids=['flip', 'zero', 'reflect', 'policy', 'jitter', 'cutout', 'erasing', 'mixup', 'cutmix'],
 )
 def test_each_augmentation_changes_images_and_differs_by_epoch_seed_and_image(augmentation):
     def images(epoch=0, seed=0, **choices):
         batches = batches_of(numbered(40), seed=seed, **choices)
         batches.set_epoch(epoch)
-        return np.concatenate([pixels for pixels, _ in batches])
+        return np.concatenate([batch.images for batch in batches])
 
     plain, augmented = images(), images(augmentation=augmentation)
     changed = (plain != augmented).any(axis=(1, 2, 3))
@@ -172,8 +193,8 @@ def test_each_augmentation_changes_images_and_differs_by_epoch_seed_and_image(au
 
 def test_cutout_leaves_the_mean_in_a_normalised_batch():
     batches = batches_of(numbered(20), augmentation=Augmentation(cutout=4))
-    for pixels, _ in batches:
-        assert (pixels == 0).all(axis=1).any(axis=(1, 2)).all()
+    for batch in batches:
+        assert (batch.images == 0).all(axis=1).any(axis=(1, 2)).all()
 
 
 # ------------------------------------------------------------------ several processes
@@ -237,7 +258,7 @@ def test_a_batch_holds_the_same_images_on_however_many_processes(world):
 def test_the_ranks_draw_different_augmentation():
     same = Images(np.repeat(numbered(1).pixels, 64, axis=0), np.arange(64))
     first, second = (
-        next(iter(batches_of(same, augmentation=EVERYTHING, rank=rank, world=2)))[0]
+        next(iter(batches_of(same, augmentation=EVERYTHING, rank=rank, world=2))).images
         for rank in (0, 1)
     )
     assert (first != second).any()
@@ -255,7 +276,7 @@ def naive_upsample(image):
 
 @pytest.fixture(scope='module')
 def digits():
-    return load_data(Data(name='digits'))
+    return load_data(Config(data=Data(name='digits')))
 
 
 def test_digits_are_all_there_once_with_their_labels(digits):
@@ -287,14 +308,14 @@ def test_a_fifth_of_each_digit_is_for_testing(digits):
 
 
 def test_the_split_of_digits_is_always_the_same(digits):
-    again = load_data(Data(name='digits'))
+    again = load_data(Config(data=Data(name='digits')))
     np.testing.assert_array_equal(again.test.pixels, digits.test.pixels)
     np.testing.assert_array_equal(again.train.labels, digits.train.labels)
 
 
 def test_normalised_digits_have_mean_0_and_deviation_1(digits):
-    batches = Batches(digits.train, batch_size=500, mean=digits.mean, std=digits.std)
-    pixels = np.concatenate([pixels for pixels, _ in batches])
+    batches = ArrayBatches(digits.train, batch_size=500, mean=digits.mean, std=digits.std)
+    pixels = np.concatenate([batch.images for batch in batches])
     assert abs(pixels.mean(dtype=np.float64)) < 1e-4
     assert abs(pixels.std(dtype=np.float64) - 1) < 1e-4
 
@@ -306,7 +327,7 @@ def test_cifar_comes_with_the_papers_statistics(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path / 'home'))
     small = small_cifar('cifar10')
     small.write_python_archive(tmp_path)
-    data = load_data(Data(name='cifar10', root=str(tmp_path), download=False))
+    data = load_data(Config(data=Data(name='cifar10', root=str(tmp_path), download=False)))
     np.testing.assert_array_equal(data.train.pixels, small.train_pixels)
     np.testing.assert_array_equal(data.test.labels, small.test.labels)
     assert data.classes == small.classes
@@ -319,19 +340,19 @@ def test_a_root_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     small = small_cifar('cifar100')
     small.write_binary(tmp_path / 'sets')
-    data = load_data(Data(name='cifar100', root='~/sets', download=False))
+    data = load_data(Config(data=Data(name='cifar100', root='~/sets', download=False)))
     np.testing.assert_array_equal(data.test.pixels, small.test.pixels)
 
 
 @pytest.mark.parametrize('name', ['digits', 'synthetic'])
 def test_the_configs_mean_and_std_win(name):
-    data = load_data(Data(name=name, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0)))
+    data = load_data(Config(data=Data(name=name, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))))
     assert data.mean.tolist() == [1, 2, 3]
     assert data.std.tolist() == [4, 5, 6]
 
 
 def test_synthetic_images_have_the_size_and_number_that_was_asked_for():
-    config = Data(name='synthetic', num_images=20, image_size=12)
+    config = Config(data=Data(name='synthetic', num_images=20, image_size=12))
     data, again = load_data(config), load_data(config)
     for part in (data.train, data.test):
         assert part.pixels.shape == (20, 3, 12, 12)
@@ -349,26 +370,146 @@ def test_training_batches_are_shuffled_and_augmented_and_test_batches_are_not():
     config = dataclasses.replace(
         synthetic(crop_padding=2, batch_size=16), eval=EvalConfig(batch_size=30)
     )
-    data = load_data(config.data)
+    data = load_data(config)
     train, test = train_batches(data, config), test_batches(data, config)
-    assert [len(labels) for _, labels in train] == [16, 16, 16, 2]
-    assert [len(labels) for _, labels in test] == [30, 20]
-    pixels = np.concatenate([pixels for pixels, _ in test])
+    assert [len(batch.labels) for batch in train] == [16, 16, 16, 2]
+    assert [len(batch.labels) for batch in test] == [30, 20]
+    pixels = np.concatenate([batch.images for batch in test])
     expected = (data.test.pixels - 127.5) / 127.5
     np.testing.assert_allclose(pixels, expected, rtol=0, atol=1e-5)
-    np.testing.assert_array_equal(np.concatenate([labels for _, labels in test]), data.test.labels)
+    labels = np.concatenate([batch.labels for batch in test])
+    np.testing.assert_array_equal(labels, data.test.labels)
     plain = (data.train.pixels - 127.5) / 127.5
     unchanged = [
         np.abs(plain - image).max(axis=(1, 2, 3)).min() < 1e-5
-        for pixels, _ in train
-        for image in pixels
+        for batch in train
+        for image in batch.images
     ]
     assert sum(unchanged) < 15  # 1 in 50 by chance: no shift and no flip
 
 
+# ------------------------------------------------------------------ mixed batches
+
+
+def plain_colours(count):
+    """Image i is filled with i, and labelled with it."""
+    pixels = np.empty((count, 3, 8, 8), np.uint8)
+    pixels[:] = np.arange(count)[:, None, None, None]
+    return Images(pixels, np.arange(count))
+
+
+def colour_batches(augmentation, *, count=200, **choices):
+    mean, std = np.zeros(3), np.ones(3)
+    return batches_of(
+        plain_colours(count), mean=mean, std=std, augmentation=augmentation, shuffle=True, **choices
+    )
+
+
+def test_images_of_mixup_are_their_labels_and_their_partners_by_the_share():
+    shares = set()
+    for images, labels, rows, partners, share in colour_batches(Augmentation(mixup=1.0)):
+        np.testing.assert_array_equal(labels, rows)
+        assert partners.dtype == np.int64
+        assert sorted(partners) == sorted(labels)  # of the same batch
+        expected = share * labels + (1 - share) * partners
+        np.testing.assert_allclose(images[:, 0, 0, 0], expected, rtol=1e-5)
+        assert (images == images[:, :1, :1, :1]).all()
+        shares.add(share)
+    assert len(shares) == 20, 'every batch draws a share of its own'
+
+
+def test_images_of_cutmix_hold_pixels_of_both_labels_by_the_share():
+    cut = 0
+    for images, labels, _, partners, share in colour_batches(Augmentation(cutmix=1.0)):
+        if partners is None:  # the box was empty
+            assert share == 1.0
+            partners = labels
+        own = (np.rint(images) == labels[:, None, None, None]).all(1)
+        other = (np.rint(images) == partners[:, None, None, None]).all(1)
+        assert (own | other).all()
+        apart = labels != partners
+        np.testing.assert_allclose(own[apart].mean(axis=(1, 2)), share, atol=1e-9)
+        cut += int(apart.any())
+    assert cut > 15
+
+
+def test_an_unmixed_batch_has_no_partners():
+    for batch in colour_batches(Augmentation(cutout=3, random_erasing=0.5, flip=True)):
+        assert batch.partners is None
+        assert batch.share == 1.0
+
+
+def test_images_are_erased_before_they_are_mixed():
+    """Where one of two was cut out, the other one's part is left."""
+    augmentation = Augmentation(cutout=6, mixup=1.0)
+    seen = np.zeros(4, int)
+    for images, labels, _, partners, share in colour_batches(augmentation):
+        for image, own, other in zip(images, share * labels, (1 - share) * partners):
+            possible = np.array([own + other, own, other, 0.0])
+            nearest = np.abs(image[..., None] - possible)
+            assert nearest.min(-1).max() < 1e-3
+            seen += np.bincount(nearest.argmin(-1).ravel(), minlength=4)
+    assert seen.min() > 1000, 'one of the cases never occurred'
+
+
+def test_ranks_mix_among_their_own_images():
+    for rank in (0, 1):
+        augmentation = Augmentation(mixup=1.0)
+        for batch in colour_batches(augmentation, batch_size=5, rank=rank, world=2):
+            assert sorted(batch.partners) == sorted(batch.labels)
+
+
+POLICY = {'auto_augment': 'randaugment'}
+
+
+@pytest.mark.parametrize(
+    ('plain', 'changed'),
+    [
+        ({}, {'random_erasing': 1.0}),
+        ({}, {'mixup': 0.2}),
+        ({}, {'cutmix': 1.0}),
+        ({'mixup': 0.2}, {'mixup': 0.2, 'cutmix': 1.0}),
+        ({}, {'cutout': 3}),
+        ({}, {'color_jitter': (0.4, 0.4, 0.4)}),
+        ({'color_jitter': (0.4, 0.4, 0.4)}, {'color_jitter': (0.4, 0.4, 0.4, 0.1)}),
+        ({}, {'auto_augment': 'autoaugment_imagenet'}),
+        ({'auto_augment': 'autoaugment_imagenet'}, {'auto_augment': 'autoaugment_cifar10'}),
+        ({'auto_augment': 'autoaugment_cifar10'}, POLICY),
+        (POLICY, {**POLICY, 'randaugment_operations': 3}),
+        (POLICY, {**POLICY, 'randaugment_magnitude': 4.0}),
+        ({'flip': True}, {'flip': False}),
+        ({'crop_padding': 2}, {'crop_padding': 3}),
+        ({'crop_padding': 2}, {'crop_padding': 2, 'padding_mode': 'reflect'}),
+    ],
+    ids=str,
+)
+def test_each_key_of_augmentation_changes_the_training_images_and_no_test_image(plain, changed):
+    base = {'crop_padding': 0, 'flip': False}
+    before, after = (synthetic(**{**base, **choice}) for choice in (plain, changed))
+    data = load_data(before)
+    train = [
+        np.concatenate([batch.images for batch in train_batches(data, config)])
+        for config in (before, before, after)
+    ]
+    np.testing.assert_array_equal(train[0], train[1])
+    assert (train[0] != train[2]).any(axis=(1, 2, 3)).sum() > 5
+    assert_same(test_batches(data, before), test_batches(data, after))
+
+
+def test_operations_of_randaugment_can_be_none():
+    config = synthetic(crop_padding=0, flip=False, auto_augment='randaugment')
+    none = dataclasses.replace(config.data, randaugment_operations=0)
+    plain = dataclasses.replace(config.data, auto_augment='none')
+    data = load_data(config)
+    ours, expected = (
+        train_batches(data, dataclasses.replace(config, data=choice)) for choice in (none, plain)
+    )
+    assert_same(ours, expected)
+
+
 def test_the_seed_changes_the_training_batches():
     config = synthetic(crop_padding=0, flip=False)
-    data = load_data(config.data)
+    data = load_data(config)
     first, same, other = (
         flat(seen(train_batches(data, dataclasses.replace(config, seed=seed))))
         for seed in (0, 0, 1)
@@ -379,7 +520,7 @@ def test_the_seed_changes_the_training_batches():
 
 @pytest.mark.parametrize('mode', ['zero', 'reflect'])
 def test_padding_must_be_smaller_than_the_image(mode):
-    data = load_data(synthetic().data)
+    data = load_data(synthetic())
     list(train_batches(data, synthetic(crop_padding=7, padding_mode=mode)))
     for padding in (8, 100):
         with pytest.raises(UserError, match='crop_padding'):
@@ -387,7 +528,7 @@ def test_padding_must_be_smaller_than_the_image(mode):
 
 
 def test_a_cutout_that_always_hides_everything_is_refused():
-    data = load_data(synthetic().data)
+    data = load_data(synthetic())
     list(train_batches(data, synthetic(cutout=16)))
     with pytest.raises(UserError, match='cutout'):
         train_batches(data, synthetic(cutout=17))

@@ -13,10 +13,12 @@ import paddle
 import pytest
 from paddle import nn
 
+import train
 from engine import data, models, optim
 from engine.checkpoint import Checkpoints, Snapshot
 from engine.config import Config, Data, Eval, Model, Optimizer, Schedule, Train, to_dict
-from engine.data import Batches, DataSet, Images
+from engine.data import ArrayBatches, Batches, DataSet, Images
+from engine.data.batches import Batch
 from engine.errors import Diverged, UserError
 from engine.evaluation import Evaluation, evaluate
 from engine.log import Silence
@@ -68,7 +70,7 @@ def new_trainer(
         model = models.build(config.model.name, num_classes=10, dropout=config.model.dropout)
     else:
         model = Smallest(dropout=config.model.dropout)
-    batches = data.train_batches(data.load_data(config.data), config)
+    batches = data.train_batches(data.load_data(config), config)
     return Trainer(model, config, batches=batches, classes=classes or list(CLASSES), log=Silence())
 
 
@@ -96,7 +98,7 @@ def thirteen(batch_size: int = 5) -> Batches:
     """Images to evaluate on."""
     rng = np.random.default_rng(1)
     images = Images(rng.integers(0, 256, (13, 3, 16, 16), np.uint8), rng.integers(0, 10, 13))
-    return Batches(images, batch_size=batch_size, mean=np.full(3, 127.5), std=np.full(3, 60.0))
+    return ArrayBatches(images, batch_size=batch_size, mean=np.full(3, 127.5), std=np.full(3, 60.0))
 
 
 def run_epoch(trainer: Trainer, *, until: Optional[int] = None) -> Optional[dict]:
@@ -191,6 +193,46 @@ def test_resumed_equals_uninterrupted_of_a_wide_resnet(tmp_path):
     second.restore(snapshot)
     assert timeless(run_to_end(second)) == timeless(expected)
     assert_identical(second, whole)
+
+
+STRONG = {
+    'auto_augment': 'randaugment',
+    'color_jitter': (0.4, 0.4, 0.4, 0.1),
+    'random_erasing': 0.5,
+    'cutout': 4,
+    'mixup': 0.4,
+    'cutmix': 1.0,
+}
+
+
+@pytest.mark.parametrize('stop', [1, 2, 4, 5, 8])
+def test_resumed_equals_uninterrupted_with_every_augmentation(tmp_path, stop):
+    config = changed(CONFIG, data=STRONG, train={'epochs': 3})
+    whole = new_trainer(config)
+    expected = run_to_end(whole)
+
+    first = new_trainer(config)
+    records = []
+    while first.step < stop:
+        record = run_epoch(first, until=stop)
+        records += [record] if record else []
+    assert first.inside_epoch
+    snapshot = through_disk(first.snapshot(), tmp_path, first.progress.name)
+    second = new_trainer(config)
+    second.restore(snapshot)
+    records += run_to_end(second)
+    assert_identical(second, whole)
+    assert timeless(records) == timeless(expected)
+
+
+@pytest.mark.parametrize('key', STRONG)
+def test_every_augmentation_is_on_in_that_test(key):
+    states = []
+    for choice in (STRONG, {**STRONG, key: getattr(Data, key)}):
+        trainer = new_trainer(changed(CONFIG, data=choice))
+        run_epoch(trainer)
+        states.append(state_of(trainer)['model']['fc.weight'])
+    assert (states[0] != states[1]).any()
 
 
 def test_training_depends_on_the_seed_alone():
@@ -428,7 +470,7 @@ def numbered(count: int, classes: int, batch_size: int) -> tuple[Batches, np.nda
     pixels[:] = np.arange(count)[:, None, None, None]
     labels = rng.integers(0, classes, count)
     images = Images(pixels, labels)
-    batches = Batches(images, batch_size=batch_size, mean=np.zeros(3), std=np.ones(3))
+    batches = ArrayBatches(images, batch_size=batch_size, mean=np.zeros(3), std=np.ones(3))
     return batches, rng.normal(scale=2, size=(count, classes)).astype(np.float32)
 
 
@@ -447,6 +489,7 @@ def test_evaluation_equals_numpy(count, batch_size, classes):
     p = np.exp(wide) / np.exp(wide).sum(1, keepdims=True)
     of_label = p[np.arange(count), labels]
     rank = (p > of_label[:, None]).sum(1)  # how many classes are likelier than the right one
+    np.testing.assert_array_equal(result.rows, np.arange(count))
     np.testing.assert_array_equal(result.labels, labels)
     np.testing.assert_array_equal(result.predictions, p.argmax(1))
     np.testing.assert_array_equal(result.in_top5, rank < 5)
@@ -513,7 +556,15 @@ def test_summary_is_the_line_that_scripts_grep_for():
     predictions = labels.copy()
     predictions[:340] = (labels[:340] + 1) % 10
     ones = np.ones(10_000)
-    result = Evaluation(labels, predictions, ones > 0, ones, ones, 1.0)
+    result = Evaluation(
+        rows=np.arange(10_000),
+        labels=labels,
+        predictions=predictions,
+        in_top5=ones > 0,
+        losses=ones,
+        probabilities=ones,
+        seconds=1.0,
+    )
     assert result.summary == 'acc:9660 total:10000 ratio:0.966'
 
 
@@ -552,7 +603,7 @@ def test_record_of_an_epoch():
     paddle.seed(config.seed)
     twin = Smallest(dropout=0.0)
     twin.train()
-    for images, labels in trainer.batches:
+    for images, labels, *_ in trainer.batches:
         logits = twin(paddle.to_tensor(images)).numpy().astype(np.float64)
         log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         losses += list(-log_p[np.arange(len(labels)), labels])
@@ -580,6 +631,74 @@ def test_record_of_an_epoch():
     assert trainer.progress.name == 'epoch_0001'
 
 
+def soft_targets(batch: Batch, smoothing: float) -> np.ndarray:
+    """What the labels of a mixed and smoothed batch are as probabilities: float64 [N, 10]."""
+    target = batch.share * np.eye(10)[batch.labels]
+    if batch.partners is not None:
+        target += (1 - batch.share) * np.eye(10)[batch.partners]
+    return (1 - smoothing) * target + smoothing / 10
+
+
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    wide = logits.astype(np.float64)
+    return wide - np.log(np.exp(wide).sum(1, keepdims=True))
+
+
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+@pytest.mark.parametrize('kind', ['mixup', 'cutmix'])
+def test_loss_of_mixed_images_is_that_of_both_labels_by_their_shares(kind, smoothing):
+    config = changed(
+        CONFIG,
+        data={kind: 1.0},
+        model={'dropout': 0.0},
+        optimizer={'lr': 0.0},
+        schedule={'name': 'constant', 'warmup_epochs': 0.0},
+        train={'ema': 0.0, 'label_smoothing': smoothing},
+    )
+    trainer = new_trainer(config)
+    paddle.seed(config.seed)
+    twin = Smallest(dropout=0.0)
+    twin.train()
+    losses, hits, mixed = [], [], 0
+    for batch in trainer.batches:
+        log_p = log_softmax(twin(paddle.to_tensor(batch.images)).numpy())
+        losses += list(-(soft_targets(batch, smoothing) * log_p).sum(1))
+        hits += list(log_p.argmax(1) == batch.labels)  # of the image's own label
+        mixed += int(batch.partners is not None and (batch.partners != batch.labels).any())
+    assert mixed >= 2
+    trainer.train_one_epoch(after_step=ignore)
+    record = trainer.end_epoch(None)
+    assert record['train_loss'] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert record['train_accuracy'] == pytest.approx(np.mean(hits))
+
+
+def test_a_step_on_mixed_images_goes_down_the_gradient_of_that_loss():
+    """One plain step, against Paddle's own cross entropy of soft labels."""
+    config = changed(
+        CONFIG,
+        data={'mixup': 1.0},
+        model={'dropout': 0.0},
+        optimizer={'lr': 0.5, 'momentum': 0.0, 'nesterov': False, 'weight_decay': 0.0},
+        schedule={'name': 'constant', 'warmup_epochs': 0.0},
+        train={'ema': 0.0},
+    )
+    trainer = new_trainer(config)
+    batch = next(iter(trainer.batches))
+    assert 0.05 < batch.share < 0.95
+    paddle.seed(config.seed)
+    twin = Smallest(dropout=0.0)
+    target = paddle.to_tensor(soft_targets(batch, 0.1).astype(np.float32))
+    logits = twin(paddle.to_tensor(batch.images))
+    nn.functional.cross_entropy(logits, target, soft_label=True).backward()
+    run_epoch(trainer, until=1)
+    ours = state_arrays(trainer.model)
+    for name, parameter in twin.named_parameters():
+        if not parameter.stop_gradient:
+            expected = parameter.numpy() - 0.5 * parameter.grad.numpy()
+            assert np.abs(expected - parameter.numpy()).max() > 1e-3, name
+            np.testing.assert_allclose(ours[name], expected, atol=1e-6, err_msg=name)
+
+
 def test_record_without_evaluation_says_nothing_of_one():
     trainer = new_trainer()
     trainer.train_one_epoch(after_step=ignore)
@@ -593,7 +712,15 @@ def of_accuracy(correct: int) -> Evaluation:
     labels = np.zeros(10, np.int64)
     predictions = (np.arange(10) >= correct).astype(np.int64)
     ones = np.ones(10)
-    return Evaluation(labels, predictions, ones > 0, ones, ones, 1.0)
+    return Evaluation(
+        rows=np.arange(10),
+        labels=labels,
+        predictions=predictions,
+        in_top5=ones > 0,
+        losses=ones,
+        probabilities=ones,
+        seconds=1.0,
+    )
 
 
 def finish_epoch(trainer: Trainer, correct: int) -> dict:
@@ -662,9 +789,41 @@ def test_label_smoothing_is_used():
     assert records[0]['train_loss'] != records[1]['train_loss']
 
 
+def built_by_train(**keys) -> Arrays:
+    """The weights of a fresh network, as train.py builds it with these model keys."""
+    config = changed(CONFIG, model={'dropout': 0.0, **keys})
+    paddle.seed(0)
+    dataset = data.load_data(config)
+    return state_arrays(train.build_model(config, dataset, Silence(), pretrained=False))
+
+
+def test_train_builds_the_network_that_the_config_describes():
+    plain, xavier = (built_by_train(init=init) for init in ('he', 'xavier'))
+    assert plain['fc.weight'].shape == (32 * 2, 10)
+    weight = 'block1.layer.0.conv1.weight'
+    assert xavier[weight].shape == plain[weight].shape
+    # Uniform values end where normal ones do not.
+    assert np.abs(xavier[weight]).max() < 1.8 * xavier[weight].std()
+    assert np.abs(plain[weight]).max() > 2 * plain[weight].std()
+    assert built_by_train(num_classes=12)['fc.weight'].shape == (64, 12)
+    resnext = {'name': 'resnext11_2x4d'}
+    ones, zeros = (built_by_train(zero_init_last_bn=zero, **resnext) for zero in (False, True))
+    different = [name for name in ones if (ones[name] != zeros[name]).any()]
+    assert len(different) == 3  # the last batch norms of three blocks
+    assert all((ones[name] == 1).all() and (zeros[name] == 0).all() for name in different)
+
+
+def test_train_passes_dropout_on(monkeypatch):
+    asked = []
+    build = models.build
+    monkeypatch.setattr(models, 'build', lambda *a, **k: asked.append(k) or build(*a, **k))
+    built_by_train(dropout=0.25)
+    assert asked[0]['dropout'] == 0.25
+
+
 def test_a_few_epochs_learn_the_digits():
     """Real images: far above chance after some seconds, or something in the loop is wrong."""
-    digits = data.load_data(Data(name='digits'))
+    digits = data.load_data(Config(data=Data(name='digits')))
     train, test = (
         Images(part.pixels[:count, :, ::2, ::2], part.labels[:count])
         for part, count in ((digits.train, 320), (digits.test, 100))

@@ -17,7 +17,7 @@ import numpy as np
 import paddle
 import pytest
 from paddle import nn
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from engine import safe_pickle
 from engine.errors import UserError
@@ -26,7 +26,9 @@ from engine.weights import (
     Arrays,
     fit_weights,
     load_weights,
+    parse_arrays,
     read_arrays,
+    safetensors_file,
     state_arrays,
     write_arrays,
 )
@@ -277,9 +279,30 @@ def test_pickles_of_something_else(tmp_path, content):
     refused(small(), write(tmp_path / 'other.pdparams', content))
 
 
-def test_nested_state_dict_is_refused_by_name(tmp_path):
-    path = write(tmp_path / 'nested.pdparams', {'model': state_arrays(small(1)), 'epoch': 3})
-    assert 'model' in refused(small(2), path)
+def test_nested_state_dict_is_found(tmp_path):
+    source, target = small(1), small(2)
+    path = tmp_path / 'nested.pdparams'
+    paddle.save({'model': source.state_dict(), 'epoch': 3}, str(path))
+    assert "from 'model'" in load_weights(target, path).source
+    assert_same(target, state_arrays(source))
+
+
+def test_several_state_dicts_are_refused_by_name(tmp_path):
+    content = {'one': state_arrays(small(1)), 'other': state_arrays(small(1))}
+    text = refused(small(2), write(tmp_path / 'two.pdparams', content))
+    assert 'one, other' in text
+
+
+def test_own_checkpoints_are_read_strictly(tmp_path):
+    """What is not exactly a map of names to arrays is no file of ours: nothing is converted."""
+    path = tmp_path / 'model.pdparams'
+    arrays = {'module.bn1.running_mean': np.zeros(3, np.uint16)}
+    found = parse_arrays(pickle.dumps(arrays), path)
+    assert list(found) == list(arrays)
+    assert found['module.bn1.running_mean'].dtype == np.uint16
+    for content in ({'model': arrays}, {'epoch': 3}, {1: np.zeros(3)}, [np.zeros(3)]):
+        with pytest.raises(UserError, match='not a state dict'):
+            parse_arrays(pickle.dumps(content), path)
 
 
 FUZZ = """
@@ -334,13 +357,84 @@ def test_any_changed_byte_is_survived(tmp_path, suffix):
     assert min(outcomes.values()) > 20
 
 
+def safetensors(path: Path, header: object, numbers: bytes = b'') -> Path:
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack('<Q', len(text)) + text + numbers)
+    return path
+
+
 def test_safetensors_of_a_type_that_numpy_lacks(tmp_path):
     """bfloat16 is the usual type of such files."""
-    header = {'0.weight': {'dtype': 'BF16', 'shape': [2, 3], 'data_offsets': [0, 12]}}
-    text = json.dumps(header).encode()
-    path = tmp_path / 'half.safetensors'
-    path.write_bytes(struct.pack('<Q', len(text)) + text + bytes(12))
-    refused(small(), path)
+    values = np.array([[1.0, -2.5, 0.0], [2.0**100, -0.0, np.inf]], np.float32)
+    halves = (values.view(np.uint32) >> 16).astype('<u2').tobytes()
+    header = {
+        '__metadata__': {'format': 'pt'},
+        'bn.running_mean': {'dtype': 'BF16', 'shape': [2, 3], 'data_offsets': [4, 16]},
+        'bn.running_var': {'dtype': 'F16', 'shape': [2], 'data_offsets': [0, 4]},
+    }
+    numbers = np.array([0.5, 3.0], '<f2').tobytes() + halves
+    for name in ('half.safetensors', 'half.bin'):  # by its content, whatever it is called
+        arrays = read_arrays(safetensors(tmp_path / name, header, numbers))
+        assert arrays['bn._mean'].dtype == np.float32
+        np.testing.assert_array_equal(arrays['bn._mean'], values)
+        np.testing.assert_array_equal(arrays['bn._variance'], [0.5, 3.0])
+
+
+@pytest.mark.parametrize(
+    'entry',
+    [
+        {'dtype': 'F32', 'shape': [2, 3], 'data_offsets': [0, 25]},
+        {'dtype': 'F32', 'shape': [2, 3], 'data_offsets': [24, 0]},
+        {'dtype': 'F32', 'shape': [2, 3], 'data_offsets': [4, 28]},
+        {'dtype': 'F32', 'shape': [2, 3], 'data_offsets': [-24, 0]},
+        {'dtype': 'F32', 'shape': [-2, -3], 'data_offsets': [0, 24]},
+        {'dtype': 'F32', 'shape': [1 << 62, 1 << 62], 'data_offsets': [0, 24]},
+        {'dtype': 'F32', 'shape': [0, 1 << 80], 'data_offsets': [0, 0]},
+        {'dtype': 'F32', 'shape': [6.0], 'data_offsets': [0, 24]},
+        {'dtype': 'F32', 'shape': [True, 6], 'data_offsets': [0, 24]},
+        {'dtype': 'F32', 'shape': 6, 'data_offsets': [0, 24]},
+        {'dtype': 'F32', 'shape': [6]},
+        {'dtype': 'F8_E4M3', 'shape': [24], 'data_offsets': [0, 24]},
+        {'dtype': ['F32'], 'shape': [6], 'data_offsets': [0, 24]},
+        {'dtype': 'F32', 'shape': [1] * 70 + [6], 'data_offsets': [0, 24]},
+        [],
+        None,
+    ],
+)
+def test_safetensors_whose_header_lies(tmp_path, entry):
+    header = {'0.weight': entry}
+    path = safetensors(tmp_path / 'lie.safetensors', header, bytes(24))
+    assert 'is damaged or not a safetensors file' in refused(small(), path)
+
+
+def test_safetensors_written_here_are_read_by_their_own_package(tmp_path):
+    arrays = {
+        'a': np.arange(6, dtype='>f4').reshape(2, 3),
+        'b': np.asfortranarray(np.arange(6, dtype=np.int64).reshape(2, 3)),
+        'c': np.array(1.5, np.float16),
+        'd': np.zeros((0, 3), bool),
+    }
+    path = tmp_path / 'ours.safetensors'
+    with path.open('wb') as file:
+        safetensors_file.write(file, arrays)
+    for found in (load_file(path), read_arrays(path)):
+        assert sorted(found) == sorted(arrays)
+        for name, value in arrays.items():
+            np.testing.assert_array_equal(found[name], value)
+            assert found[name].dtype == value.dtype.newbyteorder('=')
+    with pytest.raises(ValueError, match='complex'):
+        safetensors_file.write(io.BytesIO(), {'complex': np.zeros(1, complex)})
+
+
+def test_paddles_bfloat16_becomes_float32(tmp_path):
+    """paddle.save writes it as uint16."""
+    source, target = small(1), small(2)
+    path = tmp_path / 'half.pdparams'
+    halves = {name: value.astype('bfloat16') for name, value in source.state_dict().items()}
+    paddle.save(halves, str(path))
+    load_weights(target, path)
+    expected = {name: value.astype('float32').numpy() for name, value in halves.items()}
+    assert_same(target, expected)
 
 
 # ------------------------------------------------------------------ code
@@ -478,3 +572,77 @@ def test_read_arrays_needs_no_model(tmp_path):
     buffer = io.BytesIO()
     write_arrays(buffer, arrays)
     assert sorted(pickle.loads(buffer.getvalue())) == sorted(arrays)
+
+
+# ------------------------------------------------------------------ arrays that lie
+
+
+def pickled_array(shape: str, dtype: str, state: str, content: str) -> bytes:
+    """An array as pickle protocol 0 writes it, with whatever in the place of its parts."""
+    return (
+        f'cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS"b"\ntR'
+        f'(I1\n{shape}cnumpy\ndtype\n({dtype}I0\nI1\ntR{state}I00\n{content}tb.'
+    ).encode()
+
+
+F4, PLAIN = "S'f4'\n", "(I3\nS'<'\nNNNI-1\nI-1\nI0\ntb"
+EIGHT = "S'" + 8 * '\\0' + "'\n"
+AS_BYTES = f'c_codecs\nencode\n({EIGHT}S"latin1"\ntR'
+
+
+def test_the_arrays_below_would_load_if_they_did_not_lie():
+    found = safe_pickle.loads(pickled_array('(I2\nt', F4, PLAIN, AS_BYTES), 'here')
+    np.testing.assert_array_equal(found, np.zeros(2, np.float32))
+    assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ('shape', 'dtype', 'state', 'content'),
+    [
+        ('(I3\nt', F4, PLAIN, AS_BYTES),  # larger than its content
+        ('(L1000000000000L\nt', F4, PLAIN, AS_BYTES),
+        ('(L4611686018427387905L\nI4\nt', F4, PLAIN, AS_BYTES),  # 2 in 64 bits
+        ('(I-2\nt', F4, PLAIN, AS_BYTES),
+        ('(I2\nt', "S'O8'\n", PLAIN.replace('<', '|'), AS_BYTES),  # bytes as pointers
+        ('(I1\nt', "S'V8'\n", PLAIN.replace('<', '|'), AS_BYTES),
+        ('(I2\nt', "S'f4,O'\n", PLAIN, AS_BYTES),
+        ('(I2\nt', F4, PLAIN.replace('NNN', "(cnumpy\ndtype\n(S'O8'\ntR(I9\nttNN"), AS_BYTES),
+        ('(I2\nt', F4, PLAIN.replace("'<'", "'f8'"), AS_BYTES),
+        ('(I2\nt', F4, PLAIN, EIGHT),
+        ('(I2\nt', F4, PLAIN, 'N'),
+        ('I2\n', F4, PLAIN, AS_BYTES),
+    ],
+)
+def test_arrays_that_lie_are_refused(shape, dtype, state, content):
+    with pytest.raises(UserError, match=r'^here is damaged'):
+        safe_pickle.loads(pickled_array(shape, dtype, state, content), 'here')
+
+
+@pytest.mark.parametrize(
+    'opcodes',
+    [
+        # Allocating by a shape, without any content.
+        b'cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(L99999999999999L\ntS"b"\ntR.',
+        b'cnumpy\nndarray\n((L99999999999999L\ntS"f4"\ntR.',
+        b'\x80\x04cnumpy\nndarray\n(L99999999999999L\nt\x81.',
+    ],
+)
+def test_a_shape_alone_allocates_nothing(opcodes):
+    try:
+        found = safe_pickle.loads(opcodes, 'here')
+    except UserError:
+        return
+    assert getattr(found, 'size', 0) == 0
+
+
+def test_an_array_is_filled_once_only():
+    """A second time would free memory that the arrays made of it meanwhile still look at."""
+    once = pickled_array('(I2\nt', F4, PLAIN, AS_BYTES)[:-1]
+    again = once[once.index(b'(I1') :]
+    with pytest.raises(UserError, match='twice'):
+        safe_pickle.loads(once + again + b'.', 'here')
+
+
+def test_a_memo_index_allocates_nothing():
+    """The unpickler in C would allocate, and write, a table of 64 GB."""
+    assert safe_pickle.loads(b'\x80\x02Nr\xff\xff\xff\xff.', 'here') is None
