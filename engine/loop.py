@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Any, Callable, Iterable, Iterator, Optional
+from typing import Any, Callable, Generator, Iterable, Iterator, Optional
 
 import numpy as np
 import paddle
@@ -115,17 +115,19 @@ class Trainer:
         self.batches.set_epoch(progress.epoch, skip=progress.batch)
         self._pending = _Pending(self.step)
         self._clock = time.perf_counter()
-        for batch in self._timed(self.batches):
-            if self.step >= self.steps:
-                break
-            self._train_step(batch)
-            progress.batch += 1
-            iteration = progress.batch - 1
-            collected = iteration % log_every == 0
-            if collected:
-                self.collect()
-            self.log.advance(self, iteration, show=collected)
-            after_step(collected)
+        # Closed on the way out, so that nobody reads on while a stopped run is being saved.
+        with contextlib.closing(self._timed(self.batches)) as batches:
+            for batch in batches:
+                if self.step >= self.steps:
+                    break
+                self._train_step(batch)
+                progress.batch += 1
+                iteration = progress.batch - 1
+                collected = iteration % log_every == 0
+                if collected:
+                    self.collect()
+                self.log.advance(self, iteration, show=collected)
+                after_step(collected)
         self.collect()
         self._require_finite_weights()
 
@@ -197,7 +199,7 @@ class Trainer:
                 f'{self.lr_at(self.step - 1):.6g}); the checkpoints before it are intact'
             )
 
-    def _timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def _timed(self, batches: Iterable[Batch]) -> Generator[Batch, None, None]:
         """The batches, with the time that each was waited for."""
         iterator = iter(batches)
         while True:

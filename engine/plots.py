@@ -53,8 +53,9 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
     axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
     if count <= MANY_CLASSES:
         size = 9 if count <= 20 else max(3, 500 / count * 0.6)
-        axes.set_xticks(range(count), classes, rotation=90, fontsize=size)
-        axes.set_yticks(range(count), classes, fontsize=size)
+        names = [_plain(name) for name in classes]
+        axes.set_xticks(range(count), names, rotation=90, fontsize=size)
+        axes.set_yticks(range(count), names, fontsize=size)
     axes.set(xlabel='predicted', ylabel='true')
     if count <= 20:
         for row, column in zip(*np.nonzero(matrix)):
@@ -83,7 +84,7 @@ def picture_grid(
         axes.axis('off')
     for axes, image, title in zip(figure.axes, pixels, titles):
         axes.imshow(image.transpose(1, 2, 0))
-        axes.set_title(title, fontsize=8)
+        axes.set_title(_plain(title), fontsize=8)
     _save(figure, path)
 
 
@@ -104,6 +105,11 @@ def unnormalise(images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.nda
     """uint8 [N, 3, H, W] of a normalised batch."""
     shown = images * std.reshape(-1, 1, 1) + mean.reshape(-1, 1, 1)
     return np.asarray(np.clip(np.rint(shown), 0, 255).astype(np.uint8))
+
+
+def _plain(text: str) -> str:
+    """Names of classes as they are: matplotlib takes what is between two $ for a formula."""
+    return text.replace('$', r'\$')
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Callable
 
@@ -12,7 +11,6 @@ from engine.data import packing
 
 
 def main() -> None:
-    sys.argv[0] = 'engine.data'  # what errors begin with
     parser = argparse.ArgumentParser(
         prog='python3 -m engine.data', description='Check or re-encode a folder of pictures.'
     )
