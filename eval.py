@@ -90,11 +90,15 @@ def find_weights(path: Path) -> Weights:
 def evaluate(config: Config, weights: Weights) -> None:
     """Measure, print, and write the report."""
     from engine import data, evaluation, models
+    from engine.data.folder import differing
     from engine.weights import fit_weights
 
     dataset = data.load_data(config, train=False)
     if weights.classes is not None and weights.classes != dataset.classes:
-        raise UserError(f'{weights.path} was trained on other classes than {dataset.origin} has')
+        raise UserError(
+            f'{weights.path} was trained on other classes than {dataset.origin} has: '
+            f'{differing(weights.classes, dataset.classes)}'
+        )
     classes = data.class_count(dataset, config.model.num_classes)
     model = models.build(config.model.name, num_classes=classes)
     account = fit_weights(model, weights.content, str(weights.path)).lines()
@@ -140,7 +144,8 @@ def report_folder(config: Config, weights: Path) -> Path:
     """Beside the weights' run; for a lone file next to the runs, as it may belong to none."""
     run = find_run(weights)
     base = run if run is not None else Path(config.output.dir).parent
-    return base / 'eval' / weights.stem
+    views = '' if config.eval.views == 'one' else f'_{config.eval.views}'
+    return base / 'eval' / f'{weights.stem}{views}'
 
 
 if __name__ == '__main__':

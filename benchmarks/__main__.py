@@ -36,6 +36,8 @@ def main() -> None:
         start = time.perf_counter()
         module = importlib.import_module(f'benchmarks.{part}')
         print(f'\n## {part}\n\n{(module.__doc__ or "").strip()}', flush=True)
+        if part == 'photos' and args.photos and not args.photos.is_dir():
+            parser.error(f'{args.photos} is not a folder')
         if part == 'photos' and not args.photos and not args.quick:
             print('skipped: name a folder of <class>/*.jpg with --photos DIR')
             continue

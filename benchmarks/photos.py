@@ -29,7 +29,7 @@ VARIANTS = {
 
 
 def run(quick: bool, photos: Optional[Path]) -> Result:
-    rounds, repeats = (1, 1) if quick else (7, 2)
+    rounds = 1 if quick else 7
     speeds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -38,13 +38,13 @@ def run(quick: bool, photos: Optional[Path]) -> Result:
             worker = stack.enter_context(Worker('photos_worker', settings))
         for _ in range(rounds):
             for name, found in speeds.items():
-                [answer] = worker.ask('measure', which=name, repeats=repeats)
+                [answer] = worker.ask('measure', which=name)
                 found.append(answer['images'] / answer['seconds'])
         with on_cores(2):
             both = stack.enter_context(Worker('photos_worker', {**settings, 'workers': 2}))
         two = []
         for _ in range(rounds):
-            [answer] = both.ask('measure', which='train', repeats=repeats)
+            [answer] = both.ask('measure', which='train')
             two.append(answer['images'] / answer['seconds'])
         [difference] = worker.ask('difference')
     return judge({k: median(v) for k, v in speeds.items()}, median(two), difference)

@@ -39,8 +39,12 @@ class Data:
     root: str = key('data', 'folder or archive that holds it')
     download: bool = key(True, 'fetch CIFAR into data.root when it is nowhere to be found')
     batch_size: int = key(128, 'training images in a batch, per card', low=1)
-    mean: Optional[tuple[float, ...]] = key(None, "per channel, 0-255; null: the data set's own")
-    std: Optional[tuple[float, ...]] = key(None, "per channel, 0-255; null: the data set's own")
+    mean: Optional[tuple[float, ...]] = key(
+        None, "per channel, 0-255; null: the data set's own", example=[125.3, 123.0, 113.9]
+    )
+    std: Optional[tuple[float, ...]] = key(
+        None, "per channel, 0-255; null: the data set's own", example=[63.0, 62.1, 66.7]
+    )
     image_size: Optional[int] = key(
         None, 'folder, synthetic: side of what the network sees; null: 224, 32', low=1
     )
@@ -61,7 +65,9 @@ class Data:
     )
     randaugment_operations: int = key(2, 'of an image', low=0)
     randaugment_magnitude: float = key(9.0, "on the paper's scale, whose 10 is strong", low=0)
-    color_jitter: tuple[float, ...] = key((), 'strengths of brightness, contrast, saturation, hue')
+    color_jitter: tuple[float, ...] = key(
+        (), 'strengths of brightness, contrast, saturation, hue', example=[0.4, 0.4, 0.4]
+    )
     cutout: int = key(0, 'side of a square set to the mean, in pixels; 0: off', low=0)
     random_erasing: float = key(0.0, 'probability of a rectangle of noise', low=0, high=1)
     mixup: float = key(0.0, 'alpha of mixup; 0: off', low=0)

@@ -15,6 +15,7 @@ from engine import runtime
 from engine.checkpoint import Snapshot
 from engine.config import Config, to_dict
 from engine.data.batches import Batch, Batches
+from engine.data.folder import differing
 from engine.errors import Diverged, UserError
 from engine.evaluation import Evaluation
 from engine.log import Log
@@ -146,6 +147,8 @@ class Trainer:
         if self.ema is not None:
             self.ema.update(self.step)
         self._pending.losses.append(loss.detach())
+        if batch.partners is not None and batch.share < 0.5:
+            labels = paddle.to_tensor(batch.partners)
         self._pending.correct.append((logits.argmax(-1) == labels).sum())
         self._pending.images.append(len(batch.labels))
 
@@ -278,7 +281,11 @@ class Trainer:
         """Go on where the snapshot was taken. UserError if it is of another model or data set."""
         where, state = str(snapshot.path), snapshot.state
         if state['classes'] != self.classes:
-            raise UserError(f'{where} was trained on other classes: {_first_few(state["classes"])}')
+            how = differing(state['classes'], self.classes)
+            raise UserError(
+                f'{where} was trained on other classes: {how}; '
+                'model.pretrained and model.pretrained_head: drop begin a new run with its weights'
+            )
         fit_weights(self.model, snapshot.model, where)
         progress = Progress(**{**state['progress'], 'sums': Sums(**state['progress']['sums'])})
         before = state['steps_per_epoch'], state['images_per_step'], state['config']['seed']
@@ -298,7 +305,3 @@ class Trainer:
 def is_due(epoch: int, *, every: int, start: int = 0, last: int) -> bool:
     """Whether something that happens every so many epochs happens after this one."""
     return epoch == last or (epoch >= start and (epoch - start + 1) % every == 0)
-
-
-def _first_few(names: list[str]) -> str:
-    return ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the names are checked before paddle is imported
     from paddle import nn
@@ -81,15 +81,6 @@ def parse(name: str) -> Spec:
         raise ValueError(f'has {what} 0, which must be 1 or more')
     cardinality, width = (1, *sizes) if family == 'wide_resnet' else sizes
     return Spec(family, depth, cardinality, width, for_photos)
-
-
-def check_name(name: str) -> Optional[str]:
-    """None if `build` knows the name, else what is wrong with it."""
-    try:
-        parse(name)
-    except ValueError as error:
-        return str(error)
-    return None
 
 
 def build(

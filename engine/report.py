@@ -36,7 +36,7 @@ def class_table(matrix: np.ndarray, classes: Sequence[str]) -> str:
         tested = np.flatnonzero(matrix.sum(1))
         accuracy = np.diag(matrix)[tested] / matrix[tested].sum(1)
         shown = tested[np.argsort(accuracy, kind='stable')][:TABLE].tolist()
-    width = max(5, *(len(classes[index]) for index in shown))
+    width = max(5, *(plots.text_width(classes[index]) for index in shown))
     lines = [f'{"class":{width}}  images  correct  accuracy  most often taken for']
     for index in shown:
         images, correct = int(matrix[index].sum()), int(matrix[index, index])
@@ -44,7 +44,8 @@ def class_table(matrix: np.ndarray, classes: Sequence[str]) -> str:
         others[index] = 0
         taken = f'{classes[others.argmax()]} ({others.max()})' if others.any() else '-'
         share = f'{100 * correct / images:.2f} %' if images else '-'
-        lines.append(f'{classes[index]:{width}}  {images:6}  {correct:7}  {share:>8}  {taken}')
+        name = classes[index] + ' ' * (width - plots.text_width(classes[index]))
+        lines.append(f'{name}  {images:6}  {correct:7}  {share:>8}  {taken}')
     if len(classes) > TABLE:
         lines.append(f'(the {len(shown)} least accurate of {len(classes):,} classes)')
     return '\n'.join(lines)
@@ -81,8 +82,9 @@ def write_report(
     written = ['eval.json', 'confusion.csv', 'confusion.png']
     worst = worst_mistakes(evaluation)
     if len(worst):
+        names = [plots.shortened(name, plots.CAPTION) for name in classes]
         captions = [
-            f'{classes[evaluation.labels[i]]}\nnot {classes[evaluation.predictions[i]]} '
+            f'{names[evaluation.labels[i]]}\nnot {names[evaluation.predictions[i]]} '
             f'({100 * evaluation.probabilities[i]:.0f} %)'
             for i in worst
         ]

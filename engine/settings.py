@@ -25,10 +25,14 @@ def key(
     low: Optional[float] = None,
     below: Optional[float] = None,
     high: Optional[float] = None,
+    example: Optional[list[float]] = None,
 ) -> Any:
-    """A config field: its default, a line of help, and bounds (low <= value < below, <= high)."""
+    """A config field: its default, a line of help, and bounds (low <= value < below, <= high).
+
+    `example` is shown to whoever gives a list wrongly; a default that is not empty does for it.
+    """
     bounds = {'low': low, 'below': below, 'high': high}
-    return dataclasses.field(default=default, metadata={'doc': doc, **bounds})
+    return dataclasses.field(default=default, metadata={'doc': doc, 'example': example, **bounds})
 
 
 @dataclass(frozen=True)
@@ -216,7 +220,9 @@ def _convert(name: str, field: 'Field[Any]', setting: Setting) -> Any:
         return value
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)) or not all(_is_number(item) for item in value):
-            raise refuse('a list of numbers, such as [60, 120]')
+            default: Any = field.default
+            example = list(default or ()) or field.metadata['example'] or [60, 120]
+            raise refuse(f'a list of numbers, such as {example}')
         return tuple(float(item) for item in value)
     if hint is float and _is_number(value):
         value = float(value)

@@ -241,7 +241,15 @@ def test_the_estimate_names_shorter_configs_and_goes_on(tmp_path, command):
         (('model.num_classes=5',), 'model.num_classes is 5'),
         (('output.dir=/dev/null/run',), '/dev/null/run'),
         (('device=gpu',), 'device: gpu is not here'),
-        (('data.name=cifar10', 'data.download=false'), 'CIFAR-10 is not in data'),
+        (
+            (
+                'data.name=cifar10',
+                'data.image_size=null',
+                'data.num_images=1024',
+                'data.download=false',
+            ),
+            'CIFAR-10 is not in data',
+        ),
         (('model.pretrained=nowhere.pdparams',), 'nowhere.pdparams'),
     ],
 )
@@ -283,8 +291,9 @@ def test_eval_of_two_views_says_so_and_equals_their_average(finished, command):
     result = command('eval.py', '-w', str(run), '-o', 'eval.views=flip')
     assert result.returncode == 0, result.stderr
     assert re.search(r'^eval\.views flip: averaged, top-5 [\d.]+ %, loss ', result.stdout, re.M)
-    report = json.loads((folder / 'eval.json').read_text())
+    report = json.loads((run / 'eval' / 'epoch_0003_flip' / 'eval.json').read_text())
     assert report['views'] == 'flip'
+    assert json.loads((folder / 'eval.json').read_text()) == alone
 
     config = load_run_config(run, [])
     dataset = data.load_data(config)
@@ -322,7 +331,7 @@ def test_a_run_with_every_augmentation_goes_on_from_inside_an_epoch(command, tmp
     assert re.findall('acc:.*', second.stdout)[-1] == re.findall('acc:.*', whole.stdout)[-1]
     # And what training saw of both views is what eval.py sees.
     assert command('eval.py', '-w', str(run)).returncode == 0
-    report = json.loads((run / 'eval' / 'epoch_0002' / 'eval.json').read_text())
+    report = json.loads((run / 'eval' / 'epoch_0002_flip' / 'eval.json').read_text())
     record = json.loads((run / 'metrics.jsonl').read_text().splitlines()[-1])
     assert report['views'] == 'flip'
     assert record['eval_loss'] == pytest.approx(report['loss'], abs=1e-5)

@@ -918,3 +918,9 @@ def test_values_that_contradict_the_rate_are_refused():
 def test_a_section_given_a_value_lists_its_keys():
     with pytest.raises(UserError, match=r'model is a section; its keys are model\.name'):
         load_config(REPOSITORY / 'configs' / 'quickstart.yaml', ['model=wide_resnet16_2'])
+
+
+@pytest.mark.parametrize('kind', ['*.md', 'configs/*.yaml'])
+def test_no_figure_is_still_to_be_filled_in(kind):
+    for path in REPOSITORY.glob(kind):
+        assert '@@' not in path.read_text(encoding='utf-8'), path

@@ -73,7 +73,7 @@ def test_what_a_name_says(name, expected):
     assert (spec.family, spec.depth, spec.cardinality, spec.width, spec.for_photos) == expected
     assert spec.image_size == (224 if spec.for_photos else 32)
     assert spec.preactivated == (spec.family == 'wide_resnet' and not spec.for_photos)
-    assert models.check_name(name) is None
+    models.parse(name)
 
 
 REFUSED = [
@@ -120,7 +120,9 @@ REFUSED = [
 
 @pytest.mark.parametrize(('name', 'hint'), REFUSED)
 def test_other_names_are_refused_with_what_is_taken(name, hint):
-    message = models.check_name(name)
+    with pytest.raises(ValueError) as refused:
+        models.parse(name)
+    message = str(refused.value)
     assert hint in message
     assert '\n' not in message
     with pytest.raises(ValueError, match='must be') as error:
@@ -133,8 +135,8 @@ def test_other_names_are_refused_with_what_is_taken(name, hint):
 
 def test_names_are_checked_without_paddle():
     program = (
-        'import sys; from engine.models import MODELS, check_name\n'
-        'print([check_name(name) for name in MODELS].count(None), "paddle" in sys.modules)'
+        'import sys; from engine.models import MODELS, parse\n'
+        'print(len([parse(name) for name in MODELS]), "paddle" in sys.modules)'
     )
     done = subprocess.run(
         [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True, timeout=60

@@ -267,7 +267,7 @@ def test_truncated_file(tmp_path, suffix, share):
 def test_folder_and_nothing(tmp_path, suffix):
     folder = tmp_path / f'folder{suffix}'
     folder.mkdir()
-    assert 'directory' in refused(small(), folder).lower()
+    assert 'is a folder; name the weight file in it' in refused(small(), folder)
     assert 'No such file' in refused(small(), tmp_path / f'nowhere{suffix}')
 
 

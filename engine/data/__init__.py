@@ -138,6 +138,8 @@ def _photo_batches(
     from engine.data.photos import PhotoBatches
     from engine.data.pictures import TrainView
 
+    if augmentation.cutout > 2 * images.view.size:
+        raise UserError(f'data.cutout must suit images of {images.view.size} pixels')
     view = TrainView(
         size=images.view.size,
         scale=(config.data.scale[0], config.data.scale[1]),

@@ -156,21 +156,21 @@ def _list_test(root: Path, folder: Path, classes: list[str]) -> Files:
         return _list_flat(root, folder, classes)
     if own != classes:
         raise UserError(
-            f'{folder} has other classes than the training images: {_compare(own, classes)}'
+            f'{folder} has other classes than the training images: {differing(own, classes)}'
         )
     return _list_classes(folder, classes)
 
 
-def _compare(test: Sequence[str], train: Sequence[str]) -> str:
-    """'only there: cat; missing there: dog, ...'"""
+def differing(there: Sequence[str], here: Sequence[str]) -> str:
+    """How two lists of classes differ: 'only there: cat; missing there: dog, ...'."""
     parts = []
     for what, names in (
-        ('only there', sorted(set(test) - set(train))),
-        ('missing there', sorted(set(train) - set(test))),
+        ('only there', sorted(set(there) - set(here))),
+        ('missing there', sorted(set(here) - set(there))),
     ):
         if names:
             parts.append(f'{what}: {", ".join(names[:5])}{", ..." if len(names) > 5 else ""}')
-    return '; '.join(parts)
+    return '; '.join(parts) or 'the same in another order'
 
 
 def _list_flat(root: Path, folder: Path, classes: list[str]) -> Files:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import threading
 import time
 from collections import deque
@@ -42,6 +43,7 @@ ENDS = {JPEG: JPEG_END, PNG: b'IEND'}  # what is among the last bytes, if all ar
 MAX_BYTES = 2**30  # of a file: a larger one is an accident
 TOLD = 100  # bad files that are named on the console
 OTHERS = 8  # images that are tried when a whole batch cannot be read
+OF_IMAGE, OF_OTHERS = 1, 2  # kinds of random streams
 
 Tell = Callable[[str], None]
 
@@ -93,9 +95,11 @@ class PhotoBatches(Batches):
         pool = ThreadPoolExecutor(self.images.workers, 'reader')
         stop = threading.Event()
         waiting: deque[_Reading] = deque()
+        memory = _Memory()
         try:
             for rows, rng in self.remaining():
-                waiting.append(self._start(pool, stop, rows, rng))
+                images = memory.take((len(rows), self._views, 3, self._view.size, self._view.size))
+                waiting.append(self._start(pool, stop, rows, rng, images))
                 if len(waiting) > AHEAD:
                     yield self._end(waiting.popleft())
             while waiting:
@@ -110,9 +114,8 @@ class PhotoBatches(Batches):
         stop: threading.Event,
         rows: np.ndarray,
         rng: np.random.Generator,
+        images: np.ndarray,
     ) -> _Reading:
-        size = self._view.size
-        images = np.empty((len(rows), self._views, 3, size, size), np.float32)
         parts = np.array_split(np.arange(len(rows)), PARTS * self.images.workers)
         readers = [
             pool.submit(self._read, stop, rows[part], images[part[0] :])
@@ -131,7 +134,7 @@ class PhotoBatches(Batches):
         path = self.images.files.paths[row]
         try:
             data = read_file(path)
-            views = self._view(data, np.random.default_rng([self.seed, self.epoch, row]))
+            views = self._view(data, self._rng(row, OF_IMAGE))
         except BadPicture as problem:
             return str(problem)
         except Exception as error:
@@ -140,6 +143,11 @@ class PhotoBatches(Batches):
             for channel, values, table in zip(cv2.split(view), channels, self._table):
                 cv2.LUT(channel, table, dst=values)
         return None
+
+    def _rng(self, row: int, kind: int) -> np.random.Generator:
+        # Streams that differ only by zeros at the end are one: the kind is never 0, and its place
+        # lies beyond those that Batches uses.
+        return np.random.default_rng([self.seed, self.epoch, row, 0, kind])
 
     def _end(self, reading: _Reading) -> Batch:
         problems = [problem for reader in reading.readers for problem in reader.result()]
@@ -153,7 +161,7 @@ class PhotoBatches(Batches):
     def _other(self, reading: _Reading) -> tuple[np.ndarray, np.ndarray]:
         """Instead of a batch of which nothing can be read: one other image, as a step of training
         needs one; none in an evaluation. UserError if the others cannot be read either."""
-        rng = np.random.default_rng([self.seed, self.epoch, int(reading.rows[0])])
+        rng = self._rng(int(reading.rows[0]), OF_OTHERS)
         for row in rng.integers(0, len(self.images), OTHERS):
             if self._read_one(row, reading.images[0]) is None:
                 count = 1 if self.shuffle else 0
@@ -183,6 +191,25 @@ class _Reading:
     rng: np.random.Generator
     images: np.ndarray
     readers: list[Future[list[Optional[str]]]]
+
+
+class _Memory:
+    """Arrays for batches, each used again once nobody else holds it or a view of it.
+
+    Fresh memory of that size comes from the system page by page, and that takes time.
+    """
+
+    def __init__(self) -> None:
+        self._arrays: list[np.ndarray] = []
+
+    def take(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An array of that shape with any content."""
+        for array in self._arrays:
+            # Held by the list, by `array`, and by the call itself.
+            if sys.getrefcount(array) <= 3 and array.shape == shape:
+                return array
+        self._arrays.append(np.empty(shape, np.float32))
+        return self._arrays[-1]
 
 
 _ADVICE = (
@@ -250,9 +277,10 @@ def without_bad_files(files: Files, *, skip: bool, workers: int, tell: Tell) -> 
     if not count:
         return files
     if not skip:
-        row = int(flags[:-1].argmax())
+        row = min(bad, default=int(flags[:-1].argmax()))
+        problem = bad.get(row) or check_quickly(files.paths[row])
         more = f', and so are {count - 1:,} more of {len(files):,}' if count > 1 else ''
-        raise UserError(f'{legible(files.paths[row])} {bad.get(row, "is bad")}{more}; {_ADVICE}')
+        raise UserError(f'{legible(files.paths[row])} {problem}{more}; {_ADVICE}')
     if not len(good):
         raise UserError(
             f'none of {len(files):,} files can be read, {legible(files.paths[0])} for one'

@@ -263,24 +263,27 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _jpeg_orientation(data: bytes) -> int:
-    if not _has_exif(data):
+    segment = _exif_segment(data)
+    if not segment:
         return 1
+    exif = Image.Exif()
     try:
-        exif = Image.open(io.BytesIO(data), formats=('JPEG',)).getexif()
+        exif.load(segment)
         value = exif.get(_EXIF_ORIENTATION, 1)
     except Exception:  # as in _turned
         return 1
     return value if value in _MIRRORED else 1
 
 
-def _has_exif(data: bytes) -> bool:
-    """Whether one of the application segments, with which a JPEG file begins, is EXIF's."""
+def _exif_segment(data: bytes) -> bytes:
+    """EXIF's part of the application segments, with which a JPEG file begins; b'' without one."""
     at = 2
     while data[at : at + 1] == b'\xff' and 0xE0 <= data[at + 1] <= 0xEF:
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
         if data[at + 4 : at + 10] == b'Exif\0\0':
-            return True
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], 'big')
-    return False
+            return data[at + 4 : end]
+        at = end
+    return b''
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

@@ -23,7 +23,15 @@ from engine import safe_pickle
 from engine.errors import UserError
 from engine.weights import safetensors_file, torch_file
 from engine.weights.fold import fold_biases
-from engine.weights.foreign import Arrays, Converted, account, convert, looks_like, some
+from engine.weights.foreign import (
+    PADDLE_NAMES,
+    Arrays,
+    Converted,
+    account,
+    convert,
+    looks_like,
+    some,
+)
 from engine.weights.official import OFFICIAL, resolve
 from engine.weights.weight_types import OTHER_CLASSES
 
@@ -48,7 +56,6 @@ __all__ = [
 
 HEAD = 'fc.'  # of every network here, the layer whose size is the number of classes
 
-_PADDLE_NAMES = 'StructuredToParameterName@@'  # what paddle.save adds to a state dict
 _NO_WEIGHTS = {  # how files begin that people take for weights
     b'\x1f\x8b': 'is a gzip archive: unpack it',
     b'\x89HDF': 'is an HDF5 file (of Keras?), which is not read',
@@ -96,6 +103,8 @@ def read_weights(path: Union[str, Path]) -> Converted:
     would run code.
     """
     path = resolve(path)
+    if path.is_dir():
+        raise UserError(f'{path} is a folder; name the weight file in it, such as best.pdparams')
     try:
         with path.open('rb') as file:
             content, torch = _read_content(file, path)
@@ -139,7 +148,7 @@ def parse_arrays(data: bytes, path: Path) -> Arrays:
         content = safe_pickle.loads(data, str(path))
     if not isinstance(content, dict):
         raise UserError(f'{path} holds a {type(content).__name__}, not a state dict')
-    content.pop(_PADDLE_NAMES, None)
+    content.pop(PADDLE_NAMES, None)
     foreign = [
         repr(name)
         for name, value in content.items()
@@ -211,8 +220,8 @@ def _problem(arrays: Mapping[str, np.ndarray], wanted: Mapping[str, _Slot]) -> O
     ours = looks_like({name: slot.shape for name, slot in wanted.items()})
     if all(name.startswith(HEAD) for name in (*(name for name, _ in other), *missing, *unknown)):
         problems.append(
-            'set model.num_classes as there, or, to train for other classes, '
-            'model.pretrained_head: drop'
+            'these are other classes: to train for them, set model.pretrained_head: drop; '
+            'to measure those of the file, model.num_classes'
         )
     elif theirs is not None and theirs != ours:
         problems.append(f'the weights look like {theirs}' + (f', not {ours}' if ours else ''))

@@ -37,7 +37,7 @@ _WRAPPERS = re.compile(
 _STEMS = ('conv1.weight', 'conv._conv.weight')
 _COUNTERS = ('num_batches_tracked', 'n_averaged')
 _MAX_DEPTH = 3
-_PADDLE_NAMES = 'StructuredToParameterName@@'  # what paddle.save adds to a state dict
+PADDLE_NAMES = 'StructuredToParameterName@@'  # what paddle.save adds to a state dict
 
 _CLAS_LAYERS = {'_conv': 'conv', '_batch_norm': 'bn'}
 _CLAS_BLOCK = re.compile(r'bb_(\d+)_(\d+)\.(conv[012]|short)\.(_conv|_batch_norm)\.(\w+)')
@@ -163,7 +163,7 @@ def _arrays_of(state: Mapping[Any, Any], path: Path) -> tuple[Arrays, list[str]]
             shown = repr(name[:100]) if isinstance(name, str) else f'a {type(name).__name__}'
             raise UserError(f'{path} is not a state dict: {shown} is no name of an array')
         problem = value.problem if isinstance(value, Tensor) else None
-        if name == _PADDLE_NAMES:
+        if name == PADDLE_NAMES:
             continue
         if name.rpartition('.')[2] in _COUNTERS:
             dropped.append(f'{name} (counters)')
