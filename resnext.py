@@ -45,6 +45,8 @@ def conv(
 
 def classifier(features: int, num_classes: int) -> nn.Linear:
     """The last layer, with zero bias."""
+    if num_classes < 1:
+        raise ValueError(f'num_classes must be 1 or more, not {num_classes}')
     bound = 1.0 / math.sqrt(features)
     return nn.Linear(
         features, num_classes, weight_attr=Uniform(-bound, bound), bias_attr=Constant(0.0)
@@ -91,11 +93,11 @@ class Bottleneck(nn.Layer):
 
 
 def _stages(
-    blocks: Sequence[int], *, cardinality: int, width: int, num_classes: int, zero_init: bool
+    blocks: Sequence[int], cardinality: int, width: int, zero_init: bool
 ) -> list[nn.Sequential]:
     """The stages of Table 1; each after the first halves the image and doubles the channels."""
-    if cardinality < 1 or width < 1 or num_classes < 1:
-        raise ValueError('cardinality, width and num_classes must be 1 or more')
+    if cardinality < 1 or width < 1:
+        raise ValueError(f'cardinality and width must be 1 or more, not {cardinality} and {width}')
     stages, in_channels = [], STEM
     for number, count in enumerate(blocks):
         inner = cardinality * width * 2**number
@@ -149,11 +151,7 @@ class ResNeXt(nn.Layer):
         self.bn1 = nn.BatchNorm2D(STEM)
         self.maxpool = nn.MaxPool2D(3, stride=2, padding=1)
         self.layer1, self.layer2, self.layer3, self.layer4 = _stages(
-            BLOCKS[depth],
-            cardinality=cardinality,
-            width=width,
-            num_classes=num_classes,
-            zero_init=zero_init_last_bn,
+            BLOCKS[depth], cardinality, width, zero_init_last_bn
         )
         self.fc = classifier(STEM * EXPANSION * 8, num_classes)
 
@@ -190,11 +188,7 @@ class CifarResNeXt(nn.Layer):
         self.conv1 = conv(3, STEM, 3)
         self.bn1 = nn.BatchNorm2D(STEM)
         self.layer1, self.layer2, self.layer3 = _stages(
-            [(depth - 2) // 9] * 3,
-            cardinality=cardinality,
-            width=width,
-            num_classes=num_classes,
-            zero_init=zero_init_last_bn,
+            [(depth - 2) // 9] * 3, cardinality, width, zero_init_last_bn
         )
         self.fc = classifier(STEM * EXPANSION * 4, num_classes)
 

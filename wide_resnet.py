@@ -87,8 +87,8 @@ class WideResNet(nn.Layer):
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f'depth must be 6n + 4 (10, 16, 22, 28, 40, ...), not {depth}')
-        if widen_factor < 1 or num_classes < 1:
-            raise ValueError('widen_factor and num_classes must be 1 or more')
+        if widen_factor < 1:
+            raise ValueError(f'widen_factor must be 1 or more, not {widen_factor}')
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f'dropout must be in [0, 1), not {dropout}')
         blocks = (depth - 4) // 6

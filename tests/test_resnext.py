@@ -20,11 +20,12 @@ import paddle
 import pytest
 from numpy_resnext import block as numpy_block
 from numpy_resnext import logits as numpy_logits
-from numpy_wide_resnet import images, random_state
+from numpy_wide_resnet import images
 from paddle import nn
 from paddle.vision import models as vision
 from paddle.vision.models.resnet import BottleneckBlock
 from paddle.vision.models.resnet import ResNet as VisionResNet
+from paddle_networks import randomise, run
 
 import resnext
 import wide_resnet
@@ -52,18 +53,6 @@ PUBLISHED = {
     'wide_resnet101_2': wide_resnet.wide_resnet101_2,
 }
 each_family = pytest.mark.parametrize('build', FAMILIES.values(), ids=FAMILIES)
-
-
-def randomise(model: nn.Layer, seed: int) -> dict[str, np.ndarray]:
-    """Give every weight and statistic a random value of its own; returns them."""
-    values = random_state({name: t.shape for name, t in model.state_dict().items()}, seed)
-    model.set_state_dict(values)
-    return values
-
-
-def run(model: nn.Layer, batch: np.ndarray) -> np.ndarray:
-    with paddle.no_grad():
-        return model(paddle.to_tensor(batch)).numpy()
 
 
 def shapes(build: Callable[[], nn.Layer]) -> dict[str, tuple[int, ...]]:

@@ -8,26 +8,15 @@ import numpy as np
 import paddle
 import pytest
 from numpy_wide_resnet import block as numpy_block
-from numpy_wide_resnet import images, random_state
+from numpy_wide_resnet import images
 from numpy_wide_resnet import logits as numpy_logits
 from paddle import nn
+from paddle_networks import randomise, run
 
 from engine import models
 from wide_resnet import WideBlock, WideResNet
 
 TOLERANCE = 1e-4
-
-
-def randomise(model: nn.Layer, seed: int) -> dict[str, np.ndarray]:
-    """Give every weight and statistic a random value of its own; returns them."""
-    values = random_state({name: t.shape for name, t in model.state_dict().items()}, seed)
-    model.set_state_dict(values)
-    return values
-
-
-def run(model: nn.Layer, batch: np.ndarray) -> np.ndarray:
-    with paddle.no_grad():
-        return model(paddle.to_tensor(batch)).numpy()
 
 
 @pytest.fixture
