@@ -460,7 +460,8 @@ def test_files_work_alone(tmp_path, files, program):
         'import paddle, sys\n'
         'print(list(model(paddle.zeros([2, 3, 32, 32])).shape))\n'
         'print(sorted(n for n, m in sys.modules.items()\n'
-        f'             if (getattr(m, "__file__", "") or "").startswith({str(ROOT) + os.sep!r})))\n'
+        f'             if (getattr(m, "__file__", "") or "").startswith({str(ROOT) + os.sep!r})\n'
+        '             and "site-packages" not in m.__file__))\n'  # a .venv may lie inside it
     )
     (tmp_path / 'program.py').write_text(program)
     environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
