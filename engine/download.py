@@ -74,11 +74,17 @@ def _fetch(url: str, part: Path, timeout_s: float) -> None:
         raise OSError(f'the connection broke after {part.stat().st_size:,} of {total:,} bytes')
 
 
-def _verify(part: Path, md5: str) -> None:
+def md5_of(path: Path) -> str:
+    """The MD5 of a file, in hexadecimal."""
     digest = hashlib.md5(usedforsecurity=False)
-    with part.open('rb') as file:
+    with path.open('rb') as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
-    if digest.hexdigest() != md5:
+    return digest.hexdigest()
+
+
+def _verify(part: Path, md5: str) -> None:
+    found = md5_of(part)
+    if found != md5:
         part.unlink()  # nothing of it can be trusted, so the next try starts anew
-        raise OSError(f'MD5 is {digest.hexdigest()}, not {md5}')
+        raise OSError(f'MD5 is {found}, not {md5}')

@@ -25,7 +25,7 @@ from paddle import nn
 from paddle.vision import models as vision
 from paddle.vision.models.resnet import BottleneckBlock
 from paddle.vision.models.resnet import ResNet as VisionResNet
-from paddle_networks import randomise, run
+from paddle_networks import norm, randomise, run
 
 import resnext
 import wide_resnet
@@ -75,9 +75,6 @@ def test_names_and_shapes_are_those_of_paddle_vision(name):
 
 @pytest.mark.parametrize('depth', [11, 29])
 def test_names_of_the_cifar_network(depth):
-    def norm(name: str) -> set[str]:
-        return {f'{name}.{entry}' for entry in ('weight', 'bias', '_mean', '_variance')}
-
     names = {'conv1.weight', 'fc.weight', 'fc.bias'} | norm('bn1')
     for stage in (1, 2, 3):
         for i in range((depth - 2) // 9):

@@ -27,7 +27,7 @@ from engine.weights import (
     fit_weights,
     load_weights,
     parse_arrays,
-    read_arrays,
+    read_weights,
     safetensors_file,
     state_arrays,
     write_arrays,
@@ -374,7 +374,7 @@ def test_safetensors_of_a_type_that_numpy_lacks(tmp_path):
     }
     numbers = np.array([0.5, 3.0], '<f2').tobytes() + halves
     for name in ('half.safetensors', 'half.bin'):  # by its content, whatever it is called
-        arrays = read_arrays(safetensors(tmp_path / name, header, numbers))
+        arrays = read_weights(safetensors(tmp_path / name, header, numbers)).arrays
         assert arrays['bn._mean'].dtype == np.float32
         np.testing.assert_array_equal(arrays['bn._mean'], values)
         np.testing.assert_array_equal(arrays['bn._variance'], [0.5, 3.0])
@@ -417,7 +417,7 @@ def test_safetensors_written_here_are_read_by_their_own_package(tmp_path):
     path = tmp_path / 'ours.safetensors'
     with path.open('wb') as file:
         safetensors_file.write(file, arrays)
-    for found in (load_file(path), read_arrays(path)):
+    for found in (load_file(path), read_weights(path).arrays):
         assert sorted(found) == sorted(arrays)
         for name, value in arrays.items():
             np.testing.assert_array_equal(found[name], value)
@@ -567,7 +567,7 @@ def test_complaint_says_where_and_what():
 def test_read_arrays_needs_no_model(tmp_path):
     path = tmp_path / 'model.pdparams'
     paddle.save(small(1).state_dict(), str(path))
-    arrays = read_arrays(path)
+    arrays = read_weights(path).arrays
     assert sorted(arrays) == sorted(small(1).state_dict())
     buffer = io.BytesIO()
     write_arrays(buffer, arrays)

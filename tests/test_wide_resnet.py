@@ -11,7 +11,7 @@ from numpy_wide_resnet import block as numpy_block
 from numpy_wide_resnet import images
 from numpy_wide_resnet import logits as numpy_logits
 from paddle import nn
-from paddle_networks import randomise, run
+from paddle_networks import norm, randomise, run
 
 from engine import models
 from wide_resnet import WideBlock, WideResNet
@@ -37,9 +37,6 @@ def test_class_count_changes_only_the_last_layer():
 
 def documented_names(depth: int) -> set[str]:
     """DESIGN.md, section 4, spelled out; with widen factor 1 group 1 needs no projection."""
-
-    def norm(name: str) -> set[str]:
-        return {f'{name}.{entry}' for entry in ('weight', 'bias', '_mean', '_variance')}
 
     names = {'conv1.weight', 'fc.weight', 'fc.bias'} | norm('bn1')
     for group in (1, 2, 3):

@@ -47,7 +47,6 @@ __all__ = [
     'fit_weights',
     'load_weights',
     'parse_arrays',
-    'read_arrays',
     'read_weights',
     'resolve',
     'state_arrays',
@@ -89,11 +88,6 @@ class Report:
 def write_arrays(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
     """Write a .pdparams or .pdopt that paddle.load reads, too."""
     pickle.dump(dict(arrays), file, protocol=4)
-
-
-def read_arrays(path: Union[str, Path]) -> Arrays:
-    """The arrays of a weight file under our names; `read_weights` gives the account, too."""
-    return read_weights(path).arrays
 
 
 def read_weights(path: Union[str, Path]) -> Converted:

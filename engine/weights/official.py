@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import fcntl
-import hashlib
 from pathlib import Path
 from typing import Union
 
@@ -54,23 +53,15 @@ def resolve(path_or_name: Union[str, Path]) -> Path:
 
 def _fetch(name: str, target: Path) -> None:
     """Of several processes one downloads, and the others wait for it."""
+    from engine.download import download, md5_of  # which imports what only a download needs
+
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.with_name(f'.{target.name}.lock').open('wb') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not target.exists():
-            from engine.download import download  # which imports what only a download needs
-
             download([ADDRESS.format(name)], target, md5=OFFICIAL[name])
-        elif _md5(target) != OFFICIAL[name]:
+        elif md5_of(target) != OFFICIAL[name]:
             raise UserError(
                 f'{target} is damaged or not the official file of {name}: its MD5 is not '
                 f'{OFFICIAL[name]}; remove it to have it downloaded again'
             )
-
-
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open('rb') as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
