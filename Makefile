@@ -2,14 +2,18 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BENCH  ?= .venv-bench
+OLDEST ?= .venv-oldest
 
-.PHONY: quickstart test test-slow lint bench clean
+.PHONY: quickstart test test-oldest test-slow lint bench clean
 
 quickstart: $(VENV)/user          ## train a small network on real digits, about a minute
 	$(VENV)/bin/python train.py -c configs/quickstart.yaml $(if $(wildcard output/quickstart),--resume)
 
 test: $(VENV)/dev                 ## the tests that need no network, no PyTorch and no data
 	$(VENV)/bin/python -m pytest -m 'not slow and not torch'
+
+test-oldest: $(OLDEST)/ready      ## the same with the oldest Paddle that is supported, 2.6.2
+	$(OLDEST)/bin/python -m pytest -m 'not slow and not torch'
 
 test-slow: $(BENCH)/ready         ## the slow ones, and parity with PyTorch
 	$(BENCH)/bin/python -m pytest -m 'slow or torch'
@@ -23,7 +27,7 @@ bench: $(BENCH)/ready             ## every figure of the README, side by side in
 	$(BENCH)/bin/python -m benchmarks $(if $(PHOTOS),--photos $(PHOTOS))
 
 clean:
-	rm -rf .venv .venv-bench
+	rm -rf $(VENV) $(BENCH) $(OLDEST)
 
 $(VENV)/user: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +36,11 @@ $(VENV)/user: requirements.txt
 
 $(VENV)/dev: requirements-dev.txt $(VENV)/user
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -q -r requirements-dev.txt
+	touch $@
+
+$(OLDEST)/ready: requirements-dev.txt requirements.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check -q paddlepaddle==2.6.2 -r requirements-dev.txt
 	touch $@
 
 $(BENCH)/ready: requirements-bench.txt requirements-dev.txt requirements.txt

@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING
 
-from engine import cli, runtime
+from engine import chosen_weights, cli, runtime
+from engine.chosen_weights import Weights
 from engine.config import Config
 from engine.errors import UserError
-from engine.run_folder import (
-    RunFolder,
-    find_run,
-    load_run_config,
-    read_classes,
-    read_snapshot,
-)
-from engine.weights import OFFICIAL, Converted, read_weights, resolve
+from engine.run_folder import find_run
 
 if TYPE_CHECKING:  # these import paddle, which waits until the arguments are known to be good
     from engine.data import DataSet
     from engine.evaluation import Evaluation
 
 
-@dataclass(frozen=True)
-class Weights:
-    """What is measured: arrays, where they come from, and the classes if they are recorded."""
-
-    content: Converted
-    path: Path
-    kind: str
-    classes: Optional[list[str]]
-
-
 def main() -> None:
     args = parse_arguments()
-    config, path = settle(args)
-    weights = find_weights(path)
+    runtime.join_job()
+    config, path = chosen_weights.settle(args)
+    weights = chosen_weights.find_weights(path)
     machine = [runtime.prepare_cpu(), runtime.start_paddle(config.device)]
     if runtime.RANK == 0:
         print(*machine, sep='\n')
@@ -46,45 +30,8 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = cli.parser('Measure a network on the test images.')
-    parser.add_argument(
-        '-w',
-        '--weights',
-        type=Path,
-        metavar='PATH',
-        help="anybody's weight file, a checkpoint, a run folder, or the name of official weights "
-        'such as resnext50_32x4d (default: the newest checkpoint of the run in output.dir)',
-    )
+    chosen_weights.add_option(parser)
     return parser.parse_args()
-
-
-def settle(args: argparse.Namespace) -> tuple[Config, Path]:
-    """The config to measure with, and where the weights are.
-
-    Weights that lie in a run are measured with that run's own config, unless -c names another.
-    """
-    if args.weights is not None:
-        if not args.weights.exists() and str(args.weights) not in OFFICIAL:
-            raise UserError(f'-w {args.weights}: there is nothing')
-        return cli.load_settled(args, find_run(args.weights)), args.weights
-    run = Path(cli.load_settled(args, None).output.dir)
-    if not RunFolder(run).config_file.is_file():
-        raise UserError(f'{run} holds no run yet; train first, or name the weights with -w PATH')
-    return load_run_config(run, args.override), run
-
-
-def find_weights(path: Path) -> Weights:
-    """Arrays of a file, of a checkpoint, or of a run's newest checkpoint that is sound."""
-    if not path.is_dir():
-        path, run = resolve(path), find_run(path)
-        classes = read_classes(run) if run is not None else None
-        return Weights(read_weights(path), path, 'as they are in the file', classes)
-    snapshot = read_snapshot(path, print)
-    if snapshot is None:
-        raise UserError(f'{path}: no checkpoint there; -w takes a weight file, checkpoint or run')
-    classes, where = snapshot.state['classes'], snapshot.path or path
-    if snapshot.ema is not None:
-        return Weights(Converted(snapshot.ema, ''), where, 'averaged (EMA)', classes)
-    return Weights(Converted(snapshot.model, ''), where, 'of the last step', classes)
 
 
 def evaluate(config: Config, weights: Weights) -> None:

@@ -25,11 +25,13 @@ if TYPE_CHECKING:  # these import paddle, which waits until the arguments are kn
 
 def main() -> None:
     args = parse_arguments()
+    runtime.join_job()
     config = settle_config(args)
     run = RunFolder(Path(config.output.dir))
     if args.resume is None and runtime.RANK == 0:
         run.require_new()
     machine = [runtime.prepare_cpu(), runtime.start_paddle(config.device)]
+    machine += runtime.check_support(config)
     train(config, run, args.resume, machine)
 
 
@@ -65,6 +67,7 @@ def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[s
     batches, tests = data.train_batches(dataset, config), data.test_batches(dataset, config)
     snapshot = find_snapshot(run, resume, log) if resume is not None else None
     model = build_model(config, dataset, log, pretrained=snapshot is None)
+    log.line(describe_step(config, batches))
     trainer = Trainer(model, config, batches=batches, classes=dataset.classes, log=log)
     if snapshot is not None:
         restore(trainer, snapshot, run, log)
@@ -96,6 +99,7 @@ def build_model(config: Config, dataset: DataSet, log: Log, *, pretrained: bool)
         dropout=settings.dropout,
         zero_init_last_bn=settings.zero_init_last_bn,
         init=settings.init,
+        data_format=settings.data_format,
     )
     log.line(
         f'data: {config.data.name}, {len(dataset.train):,} training and {len(dataset.test):,} test '
@@ -107,6 +111,18 @@ def build_model(config: Config, dataset: DataSet, log: Log, *, pretrained: bool)
         for text in report.lines():
             log.line(f'pretrained: {text}')
     return model
+
+
+def describe_step(config: Config, batches: Batches) -> str:
+    """How many images make a step, and what that does to the learning rate."""
+    from engine.optim import lr_factor
+
+    factors = [(runtime.WORLD, 'processes'), (config.train.accumulate, 'accumulated')]
+    made_of = ''.join(f' x {count} {what}' for count, what in factors if count > 1)
+    text = f'step: {batches.together} images'
+    text += f' ({config.data.batch_size}{made_of})' if made_of else ''
+    factor = lr_factor(config.optimizer, batches.together)
+    return text if factor == 1.0 else f'{text}, learning rate x {factor:.6g}'
 
 
 def find_snapshot(run: RunFolder, resume: str, log: Log) -> Optional[Snapshot]:
@@ -194,10 +210,11 @@ def one_epoch(
 
 
 def save(trainer: Trainer, checkpoints: Checkpoints) -> None:
-    """All processes take the snapshot, the first one writes it."""
+    """All processes take the snapshot, and the first one writes it while the others wait."""
     snapshot = trainer.snapshot()
     if runtime.RANK == 0:
         checkpoints.save(trainer.progress.name, snapshot)
+    runtime.wait_for_all()
 
 
 def say_what_next(trainer: Trainer, run: RunFolder, log: Log) -> None:

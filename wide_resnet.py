@@ -20,7 +20,7 @@ from functools import partial
 from paddle import Tensor, nn
 from paddle.nn import functional as F
 
-from resnext import ResNeXt, classifier, conv
+from resnext import ResNeXt, arrange, classifier, conv, global_mean
 
 
 class WideBlock(nn.Layer):
@@ -31,17 +31,25 @@ class WideBlock(nn.Layer):
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, *, stride: int = 1, dropout: float = 0.0
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int = 1,
+        dropout: float = 0.0,
+        data_format: str = 'NCHW',
     ) -> None:
         super().__init__()
-        self.bn1 = nn.BatchNorm2D(in_channels)
-        self.conv1 = conv(in_channels, out_channels, 3, stride=stride)
-        self.bn2 = nn.BatchNorm2D(out_channels)
+        conv2d = partial(conv, data_format=data_format)
+        norm = partial(nn.BatchNorm2D, data_format=data_format)
+        self.bn1 = norm(in_channels)
+        self.conv1 = conv2d(in_channels, out_channels, 3, stride=stride)
+        self.bn2 = norm(out_channels)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = conv(out_channels, out_channels, 3)
+        self.conv2 = conv2d(out_channels, out_channels, 3)
         changes_width = in_channels != out_channels
         self.convShortcut = (
-            conv(in_channels, out_channels, 1, stride=stride) if changes_width else None
+            conv2d(in_channels, out_channels, 1, stride=stride) if changes_width else None
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,11 +64,19 @@ class WideGroup(nn.Layer):
     """`blocks` blocks of equal width; the first one may change width and stride."""
 
     def __init__(
-        self, blocks: int, in_channels: int, out_channels: int, *, stride: int, dropout: float
+        self,
+        blocks: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        stride: int,
+        dropout: float,
+        data_format: str,
     ) -> None:
         super().__init__()
-        first = WideBlock(in_channels, out_channels, stride=stride, dropout=dropout)
-        rest = [WideBlock(out_channels, out_channels, dropout=dropout) for _ in range(blocks - 1)]
+        block = partial(WideBlock, dropout=dropout, data_format=data_format)
+        first = block(in_channels, out_channels, stride=stride)
+        rest = [block(out_channels, out_channels) for _ in range(blocks - 1)]
         self.layer = nn.Sequential(first, *rest)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,13 +92,21 @@ class WideResNet(nn.Layer):
         widen_factor: k; the three groups are 16k, 32k and 64k channels wide.
         num_classes: outputs of the last layer.
         dropout: probability of dropping an activation between a block's two convolutions.
+        data_format: memory layout between the layers, 'NCHW' or 'NHWC', which NVIDIA's tensor
+            cores prefer in half precision. Input, weights and their names are the same in both.
 
     Input float32 [N, 3, H, W] with H and W of 32 or more; output logits [N, num_classes].
-    Raises ValueError for a depth, width, class count or probability that makes no network.
+    Raises ValueError for a depth, width, class count, probability or layout that makes no network.
     """
 
     def __init__(
-        self, *, depth: int, widen_factor: int, num_classes: int = 10, dropout: float = 0.0
+        self,
+        *,
+        depth: int,
+        widen_factor: int,
+        num_classes: int = 10,
+        dropout: float = 0.0,
+        data_format: str = 'NCHW',
     ) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
@@ -93,17 +117,20 @@ class WideResNet(nn.Layer):
             raise ValueError(f'dropout must be in [0, 1), not {dropout}')
         blocks = (depth - 4) // 6
         w1, w2, w3 = (width * widen_factor for width in (16, 32, 64))
-        self.conv1 = conv(3, 16, 3)
-        self.block1 = WideGroup(blocks, 16, w1, stride=1, dropout=dropout)
-        self.block2 = WideGroup(blocks, w1, w2, stride=2, dropout=dropout)
-        self.block3 = WideGroup(blocks, w2, w3, stride=2, dropout=dropout)
-        self.bn1 = nn.BatchNorm2D(w3)
+        group = partial(WideGroup, blocks, dropout=dropout, data_format=data_format)
+        self.data_format = data_format
+        self.conv1 = conv(3, 16, 3, data_format=data_format)
+        self.block1 = group(16, w1, stride=1)
+        self.block2 = group(w1, w2, stride=2)
+        self.block3 = group(w2, w3, stride=2)
+        self.bn1 = nn.BatchNorm2D(w3, data_format=data_format)
         self.fc = classifier(w3, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.block3(self.block2(self.block1(self.conv1(x))))
+        out = self.conv1(arrange(x, self.data_format))
+        out = self.block3(self.block2(self.block1(out)))
         out = F.relu(self.bn1(out))
-        return self.fc(out.mean([2, 3]))
+        return self.fc(global_mean(out, self.data_format))
 
 
 # ResNet-50 and -101 with 3x3 convolutions twice as wide, 1,000 classes unless told otherwise.

@@ -14,7 +14,10 @@ from pathlib import Path
 
 from benchmarks.report import RESULTS, merge
 
-PARTS = ('train_step', 'pipeline', 'photos', 'startup', 'memory', 'growth', 'profile_step')
+PARTS = (
+    *('train_step', 'scaling', 'pipeline', 'photos'),
+    *('startup', 'memory', 'growth', 'profile_step'),
+)
 
 
 def main() -> None:

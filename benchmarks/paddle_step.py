@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -32,9 +33,18 @@ def main() -> None:
 
 
 def make_step(
-    *, depth: int, widen_factor: int, dropout: float, batch: int, older_port: bool
+    *,
+    depth: int,
+    widen_factor: int,
+    dropout: float,
+    batch: int,
+    older_port: bool,
+    averaging: bool = True,
 ) -> Callable[[], None]:
-    """A training step on this process's part of the batch, with Nesterov's momentum."""
+    """A training step on this process's part of the batch, with Nesterov's momentum.
+
+    Without `averaging`, several processes leave out only the averaging of their gradients.
+    """
     import paddle
     from paddle.nn import functional as F
 
@@ -51,7 +61,8 @@ def make_step(
     labels = paddle.randint(0, 10, [batch // runtime.WORLD])
 
     def step() -> None:
-        F.cross_entropy(forward(images), labels).backward()
+        with contextlib.nullcontext() if averaging else runtime.without_averaging(forward):
+            F.cross_entropy(forward(images), labels).backward()
         optimizer.step()
         optimizer.clear_grad()
 

@@ -10,10 +10,11 @@ import errno
 import signal
 import sys
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Callable, NoReturn, Optional
 
 from engine import config as configs
-from engine.errors import Diverged, Stopped, UserError
+from engine import runtime
+from engine.errors import EXIT_DIVERGED, EXIT_STOPPED, EXIT_USER, Diverged, Stopped, UserError
 from engine.run_folder import load_run_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -24,7 +25,6 @@ REFUSALS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO),
     *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
 )
-EXIT_USER, EXIT_DIVERGED, EXIT_STOPPED = 2, 3, 75
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -65,21 +65,30 @@ def run(main: Callable[[], None]) -> None:
     """Run a command and leave with its exit code; only our own bugs show a traceback."""
     try:
         main()
-    except (UserError, Diverged, Stopped) as error:
+        runtime.leave_job(0)
+    except (UserError, Diverged) as error:
+        _end(f'{_program()}: {error}', EXIT_USER if isinstance(error, UserError) else EXIT_DIVERGED)
+    except Stopped as error:  # as all processes do
         print(f'{_program()}: {error}', file=sys.stderr)
-        codes = {UserError: EXIT_USER, Diverged: EXIT_DIVERGED, Stopped: EXIT_STOPPED}
-        sys.exit(codes[type(error)])
+        runtime.leave_job(0)
+        sys.exit(EXIT_STOPPED)
     except BrokenPipeError:  # `train.py | head`: the reader has gone, which is no error of ours
         sys.stderr.close()
         sys.exit(128 + signal.SIGPIPE)
-    except OSError as error:
-        if error.errno not in REFUSALS:
-            raise
-        print(f'{_program()}: {error.filename or "writing"}: {error.strerror}', file=sys.stderr)
-        sys.exit(EXIT_USER)
     except KeyboardInterrupt:
-        print('interrupted; nothing was saved by this command', file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        _end('interrupted; nothing was saved by this command', 128 + signal.SIGINT)
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in REFUSALS:
+            _end(f'{_program()}: {error.filename or "writing"}: {error.strerror}', EXIT_USER)
+        runtime.hear_of_losses()
+        runtime.leave_job(1, f'{_program()} failed: {type(error).__name__}, see its log')
+        raise
+
+
+def _end(text: str, code: int) -> NoReturn:
+    print(text, file=sys.stderr)
+    runtime.leave_job(code, text)
+    sys.exit(code)
 
 
 def _program() -> str:

@@ -23,6 +23,9 @@ class Model:
     dropout: float = key(0.0, 'inside the blocks of wide_resnet{6n + 4}_{k}', low=0, below=1)
     init: Literal['he', 'xavier'] = key('he', 'of convolutions: He normal or Xavier uniform')
     zero_init_last_bn: bool = key(False, 'start the blocks of a bottleneck network as shortcuts')
+    data_format: Literal['NCHW', 'NHWC'] = key(
+        'NCHW', "memory layout inside; NHWC suits a GPU's float16"
+    )
     pretrained: Optional[str] = key(
         None, 'weights to start from: a file, or a name such as resnext50_32x4d'
     )
@@ -82,6 +85,12 @@ class Optimizer:
     weight_decay: float = key(5e-4, 'L2 penalty', low=0)
     decay_bn_and_bias: bool = key(True, 'false: no weight decay on batch norms and biases')
     clip_norm: Optional[float] = key(None, 'largest global gradient norm; null: no clipping', low=0)
+    lr_scaling: Literal['none', 'linear'] = key(
+        'none', 'linear: lr times images a step / reference_batch'
+    )
+    reference_batch: Optional[int] = key(
+        None, 'lr_scaling linear: the images a step that lr is for', low=1
+    )
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,14 @@ class Schedule:
 class Train:
     epochs: int = key(200, '', low=1)
     max_steps: Optional[int] = key(None, 'stop after so many optimizer steps; for trials', low=1)
+    accumulate: int = key(1, 'batches whose gradients make one step', low=1)
+    amp: Literal['none', 'O1', 'O2'] = key('none', 'mixed precision; O2: 16-bit weights, too')
+    amp_dtype: Literal['float16', 'bfloat16'] = key('float16', 'what amp computes in')
+    loss_scale: Optional[float] = key(
+        None, 'float16: factor of the loss; null: as large as does not overflow', low=1
+    )
+    sync_bn: bool = key(False, 'batch statistics over all processes; gpu only')
+    to_static: bool = key(False, 'compile the network (paddle.jit.to_static)')
     label_smoothing: float = key(0.0, '', low=0, below=1)
     ema: float = key(0.0, 'decay of the averaged weights, e.g. 0.999; 0: off', low=0, below=1)
     log_every: int = key(10, 'steps between two iter: lines', low=1)
@@ -244,6 +261,7 @@ def _check(config: Config, origin: Callable[[str], str]) -> None:
     _check_data(config.data, refuse)
     _check_augmentation(config.data, refuse)
     _check_schedule(config, refuse)
+    _check_precision(config.train, refuse)
     if config.data.name != 'folder':
         if config.eval.views == 'ten_crop':
             refuse('eval.views', 'ten_crop is for data.name: folder; flip averages two views')
@@ -293,8 +311,20 @@ def _check_augmentation(data: Data, refuse: Refuse) -> None:
         )
 
 
+def _check_precision(train: Train, refuse: Refuse) -> None:
+    for name in ('amp_dtype', 'loss_scale'):
+        if train.amp == 'none' and getattr(train, name) != getattr(Train, name):
+            refuse(f'train.{name}', 'has no effect with train.amp: none; leave it out')
+    if train.amp_dtype == 'bfloat16' and train.loss_scale is not None:
+        refuse('train.loss_scale', 'is for float16; bfloat16 needs none')
+
+
 def _check_schedule(config: Config, refuse: Refuse) -> None:
-    schedule = config.schedule
+    schedule, optimizer = config.schedule, config.optimizer
+    if optimizer.lr_scaling == 'linear' and optimizer.reference_batch is None:
+        refuse('optimizer.lr_scaling', 'linear needs optimizer.reference_batch, such as 256')
+    if optimizer.lr_scaling == 'none' and optimizer.reference_batch is not None:
+        refuse('optimizer.reference_batch', 'has no effect with optimizer.lr_scaling: none')
     if schedule.warmup_epochs >= config.train.epochs:
         refuse('schedule.warmup_epochs', f'must be less than train.epochs ({config.train.epochs})')
     if schedule.name == 'step' and schedule.step_size <= 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+EXIT_USER, EXIT_DIVERGED, EXIT_STOPPED = 2, 3, 75
+
 
 class UserError(Exception):
     """Input that cannot work (exit 2). The text is the one line that the user reads."""
@@ -12,4 +14,4 @@ class Diverged(Exception):
 
 
 class Stopped(Exception):
-    """A signal asked to stop, and the run has been saved (exit 75)."""
+    """The end before its time, through no fault of the run, which --resume continues (exit 75)."""

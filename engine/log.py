@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from engine import plots
 from engine.checkpoint import write_atomically
-from engine.run_folder import RunFolder
+from engine.run_folder import RunFolder, read_records
 
 if TYPE_CHECKING:
     from engine.data.batches import Batches
@@ -48,7 +48,7 @@ class Log:
         self._file = folder.log_file.open('a', buffering=1, encoding='utf-8')
         for text in self._early:
             self._file.write(f'{text}\n')
-        self._records = [r for r in _read_records(folder) if r['epoch'] < epochs_done]
+        self._records = [r for r in read_records(folder.path) if r['epoch'] < epochs_done]
         text = ''.join(f'{json.dumps(record)}\n' for record in self._records)
         write_atomically(folder.metrics_file, lambda file: file.write(text.encode()))
         self._vdl = LogWriter(logdir=str(folder.vdl_folder))
@@ -93,7 +93,7 @@ class Log:
         images, seconds = sums.images - self._shown[0], sums.seconds - self._shown[1]
         self._shown = (sums.images, sums.seconds)
         speed = images / seconds
-        left = (trainer.steps - trainer.step) * trainer.batches.size(0) / speed
+        left = (trainer.steps - trainer.step) * trainer.batches.together / speed
         lr = trainer.lr_at(trainer.step - 1)
         rest = (
             f'images/s:{speed:.1f}  wait:{100 * sums.waited / sums.seconds:.1f}%  '
@@ -200,16 +200,3 @@ def duration(seconds: float) -> str:
     if whole < 28 * 86400:
         return f'{whole // 86400}d {whole % 86400 // 3600}h'
     return f'{round(whole / 604800)} weeks'
-
-
-def _read_records(folder: RunFolder) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, less one that a kill left half written."""
-    if not folder.metrics_file.exists():
-        return []
-    records = []
-    for text in folder.metrics_file.read_text(encoding='utf-8').splitlines():
-        try:
-            records.append(json.loads(text))
-        except ValueError:
-            continue
-    return records

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
+from contextlib import nullcontext as nothing
 from dataclasses import asdict, dataclass, field
 from typing import Any, Callable, Generator, Iterable, Iterator, Optional
 
@@ -24,11 +26,13 @@ from engine.optim import (
     AveragedWeights,
     cross_entropy,
     load_optimizer_arrays,
+    lr_factor,
     make_optimizer,
     make_schedule,
     optimizer_arrays,
 )
-from engine.weights import Arrays, first_not_finite, fit_weights, state_arrays
+from engine.precision import Precision, full_precision
+from engine.weights import Arrays, first_not_finite, fit_weights, float32_arrays
 
 
 @dataclass
@@ -44,10 +48,11 @@ class Sums:
 
 @dataclass
 class Progress:
-    """Where a run is: whole epochs, batches of the next one, and the best evaluation so far."""
+    """Where a run is: whole epochs, how much of the next one, and the best evaluation so far."""
 
     epoch: int = 0
     batch: int = 0
+    images: int = 0  # of the epoch's order, in those batches
     sums: Sums = field(default_factory=Sums)
     best: float = 0.0
     best_epoch: Optional[int] = None
@@ -75,20 +80,25 @@ class Trainer:
         self, model: nn.Layer, config: Config, *, batches: Batches, classes: list[str], log: Log
     ) -> None:
         self.model, self.config, self.batches, self.log = model, config, batches, log
-        self._forward = runtime.distribute(model)
         self.classes = classes
         self.progress = Progress()
         self.optimizer = make_optimizer(model, config.optimizer)
+        self.precision = Precision(config.train)
+        self.precision.prepare(model, self.optimizer)
+        self._forward = runtime.distribute(
+            paddle.jit.to_static(model) if config.train.to_static else model
+        )
         self.schedule_name = PADDLE_NAMES[config.schedule.name]
         self.lr_at = make_schedule(
             config.schedule,
-            lr=config.optimizer.lr,
+            lr=config.optimizer.lr * lr_factor(config.optimizer, batches.together),
             epochs=config.train.epochs,
             steps_per_epoch=len(batches),
         )
         self.last_loss = 0.0
         self._pending, self._clock = _Pending(0), time.perf_counter()
-        self.ema = AveragedWeights(model, decay=config.train.ema) if config.train.ema else None
+        ema = config.train.ema
+        self.ema = AveragedWeights(model, self._state, decay=ema) if ema else None
         self.steps = min(config.train.epochs * len(batches), config.train.max_steps or 10**18)
 
     @property
@@ -113,7 +123,7 @@ class Trainer:
         """
         progress, log_every = self.progress, self.config.train.log_every
         self.model.train()
-        self.batches.set_epoch(progress.epoch, skip=progress.batch)
+        self.batches.set_epoch(progress.epoch, done=progress.images)
         self._pending = _Pending(self.step)
         self._clock = time.perf_counter()
         # Closed on the way out, so that nobody reads on while a stopped run is being saved.
@@ -123,6 +133,7 @@ class Trainer:
                     break
                 self._train_step(batch)
                 progress.batch += 1
+                progress.images = self.batches.start(progress.batch)
                 iteration = progress.batch - 1
                 collected = iteration % log_every == 0
                 if collected:
@@ -135,22 +146,43 @@ class Trainer:
     def _train_step(self, batch: Batch) -> None:
         runtime.seed_step(self.config.seed, self.step)
         self.optimizer.set_lr(self.lr_at(self.step))
-        labels = paddle.to_tensor(batch.labels)
-        logits = self._forward(paddle.to_tensor(batch.images))
-        loss = self._loss(logits, labels, batch)
-        # Gradients are averaged over the processes; this makes it the mean over the images (but for
-        # those that data.on_bad_file: skip has left out, which the other processes don't know of).
-        share = len(batch.labels) * runtime.WORLD / self.batches.size(self.progress.batch)
-        (loss if runtime.WORLD == 1 or share == 1 else loss * share).backward()
-        self.optimizer.step()
+        images, together = len(batch.labels), self.batches.size(self.progress.batch)
+        # As many in every process: a SyncBatchNorm waits for all in each.
+        own = together // runtime.WORLD
+        *parts, last = batch.parts(math.ceil(own / self.config.data.batch_size))
+        loss, correct = 0.0, 0
+        for part in (*parts, last):
+            adding_up = part is not last
+            # Gradients add up over the parts and are averaged over the processes; this makes it the
+            # mean over the images of all (but for those that data.on_bad_file: skip has left out,
+            # which the other processes don't know of).
+            share = len(part.labels) * runtime.WORLD / together
+            with runtime.without_averaging(self._forward) if adding_up else nothing():
+                part_loss, part_correct = self._forward_backward(part, share, last=not adding_up)
+            loss = loss + part_loss * (len(part.labels) / images)
+            correct = correct + part_correct
+        self.precision.step(self.optimizer)
         self.optimizer.clear_grad()
         if self.ema is not None:
             self.ema.update(self.step)
-        self._pending.losses.append(loss.detach())
+        self._pending.losses.append(loss)
+        self._pending.correct.append(correct)
+        self._pending.images.append(images)
+
+    def _forward_backward(
+        self, batch: Batch, share: float, *, last: bool
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """Add `share` times the gradient of the batch's mean loss; returns loss and correct."""
+        labels = paddle.to_tensor(batch.labels)
+        with self.precision.autocast():
+            logits = self._forward(paddle.to_tensor(batch.images))
+        loss = self._loss(logits, labels, batch)
+        if last:
+            runtime.before_collective()
+        self.precision.scale(loss if share == 1 else loss * share).backward()
         if batch.partners is not None and batch.share < 0.5:
             labels = paddle.to_tensor(batch.partners)
-        self._pending.correct.append((logits.argmax(-1) == labels).sum())
-        self._pending.images.append(len(batch.labels))
+        return loss.detach(), (logits.argmax(-1) == labels).sum()
 
     def _loss(self, logits: paddle.Tensor, labels: paddle.Tensor, batch: Batch) -> paddle.Tensor:
         """Of mixed images (mixup, CutMix), the mean of both labels' losses by their shares."""
@@ -195,7 +227,7 @@ class Trainer:
 
     def _require_finite_weights(self) -> None:
         """The last step's loss was that of the weights before it."""
-        bad = first_not_finite(state_arrays(self.model))
+        bad = first_not_finite(float32_arrays(self._state()))
         if bad is not None:
             raise Diverged(
                 f'{bad} is no longer finite after step {self.step - 1} (learning rate '
@@ -235,19 +267,24 @@ class Trainer:
             if progress.best_epoch is None or evaluation.top1 > progress.best:
                 progress.best, progress.best_epoch = evaluation.top1, progress.epoch
         record.update(best_accuracy=progress.best, best_epoch=progress.best_epoch)
-        progress.epoch, progress.batch, progress.sums = progress.epoch + 1, 0, Sums()
+        progress.epoch, progress.batch, progress.images = progress.epoch + 1, 0, 0
+        progress.sums = Sums()
         return record
 
     @contextlib.contextmanager
     def evaluated_weights(self) -> Iterator[nn.Layer]:
         """The model with the weights that count: the averaged ones when there are any."""
         self._synchronise()
-        with self.ema.in_place() if self.ema is not None else contextlib.nullcontext():
+        with self.ema.in_place() if self.ema is not None else nothing(), self.precision.autocast():
             yield self.model
 
     def weights(self) -> Arrays:
         """The weights that count, for best.pdparams."""
-        return self.ema.arrays() if self.ema is not None else state_arrays(self.model)
+        return self.ema.arrays() if self.ema is not None else float32_arrays(self._state())
+
+    def _state(self) -> dict[str, paddle.Tensor]:
+        """The model's state dict, in full precision."""
+        return full_precision(self.model, self.optimizer)
 
     def _synchronise(self) -> None:
         """Average what the batch norms of each process have recorded of their parts of a batch."""
@@ -264,14 +301,15 @@ class Trainer:
             'epoch': self.progress.epoch,
             'progress': asdict(self.progress),
             'step': self.step,
-            'steps_per_epoch': len(self.batches),
-            'images_per_step': self.batches.size(0),
+            'images': len(self.batches.images),
+            'images_per_step': self.batches.together,
+            'loss_scale': self.precision.state(),
             'classes': self.classes,
             'config': to_dict(self.config),
             'versions': runtime.versions(),
         }
         return Snapshot(
-            model=state_arrays(self.model),
+            model=float32_arrays(self._state()),
             optimizer=optimizer_arrays(self.optimizer, self.model),
             ema=self.ema.arrays() if self.ema is not None else None,
             state=state,
@@ -280,6 +318,8 @@ class Trainer:
     def restore(self, snapshot: Snapshot) -> None:
         """Go on where the snapshot was taken. UserError if it is of another model or data set."""
         where, state = str(snapshot.path), snapshot.state
+        if 'images' not in state:
+            raise UserError(f'{where} is of an older version; model.pretrained takes its weights')
         if state['classes'] != self.classes:
             how = differing(state['classes'], self.classes)
             raise UserError(
@@ -288,17 +328,24 @@ class Trainer:
             )
         fit_weights(self.model, snapshot.model, where)
         progress = Progress(**{**state['progress'], 'sums': Sums(**state['progress']['sums'])})
-        before = state['steps_per_epoch'], state['images_per_step'], state['config']['seed']
-        now = len(self.batches), self.batches.size(0), self.config.seed
-        if progress.batch and before != now:
+        before = state['images'], state['config']['seed']
+        now = len(self.batches.images), self.config.seed
+        if progress.images and before != now:
             raise UserError(
-                f'{where} lies inside an epoch: steps, images a step and seed were {before}, now '
-                f'they would be {now}; keep them (data.batch_size, processes, seed), or resume '
-                'from the end of an epoch'
+                f'{where} lies inside an epoch of {before[0]:,} images and seed {before[1]}; now '
+                f'they are {now[0]:,} and {now[1]}: keep them, or resume from the end of an epoch'
             )
-        load_optimizer_arrays(self.optimizer, self.model, snapshot.optimizer)
+        load_optimizer_arrays(self.optimizer, self.model, snapshot.optimizer, snapshot.model)
+        self.precision.load_state(state['loss_scale'])
         if self.ema is not None:
             self.ema.load_arrays(snapshot.ema if snapshot.ema is not None else snapshot.model)
+        if state['images_per_step'] != self.batches.together:
+            self.log.line(
+                f'resume: {self.batches.together} images a step now, not '
+                f'{state["images_per_step"]}; the order of the images stays'
+            )
+        self.batches.set_epoch(progress.epoch, done=progress.images)
+        progress.batch = self.batches.first
         self.progress = progress
 
 

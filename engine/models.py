@@ -90,11 +90,14 @@ def build(
     dropout: float = 0.0,
     zero_init_last_bn: bool = False,
     init: str = 'he',
+    data_format: str = 'NCHW',
 ) -> nn.Layer:
     """The network of that name with fresh weights; ValueError if there is none.
 
     `dropout` is for wide_resnet{6n+4}_{k}, `zero_init_last_bn` for all others. `init` of the
     convolutions is 'he' (normal, over the fan-out) or 'xavier' (uniform, with gain sqrt 2).
+    `data_format`, 'NCHW' or 'NHWC', is the memory layout between the layers: the network takes
+    [N, 3, H, W] and has the same weights in both.
     """
     try:
         spec = parse(name)
@@ -106,19 +109,25 @@ def build(
         raise ValueError(f'{name} has no batch norm at the end of its blocks')
     if init not in ('he', 'xavier'):
         raise ValueError(f'init must be he or xavier, not {init!r}')
-    model = _construct(spec, num_classes, dropout, zero_init_last_bn)
+    model = _construct(spec, num_classes, dropout, zero_init_last_bn, data_format)
     if init == 'xavier':
         _initialise_xavier(model)
     return model
 
 
-def _construct(spec: Spec, num_classes: int, dropout: float, zero_init: bool) -> nn.Layer:
+def _construct(
+    spec: Spec, num_classes: int, dropout: float, zero_init: bool, data_format: str
+) -> nn.Layer:
     from resnext import CifarResNeXt, ResNeXt
     from wide_resnet import WideResNet
 
     if spec.preactivated:
         return WideResNet(
-            depth=spec.depth, widen_factor=spec.width, num_classes=num_classes, dropout=dropout
+            depth=spec.depth,
+            widen_factor=spec.width,
+            num_classes=num_classes,
+            dropout=dropout,
+            data_format=data_format,
         )
     wider = 64 if spec.family == 'wide_resnet' else 1  # WRN-50-k widens ResNet-50's 64 channels
     return (ResNeXt if spec.for_photos else CifarResNeXt)(
@@ -127,6 +136,7 @@ def _construct(spec: Spec, num_classes: int, dropout: float, zero_init: bool) ->
         width=wider * spec.width,
         num_classes=num_classes,
         zero_init_last_bn=zero_init,
+        data_format=data_format,
     )
 
 

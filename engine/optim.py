@@ -17,6 +17,7 @@ from paddle import nn
 from paddle.nn import functional as F
 
 from engine import config as configs
+from engine.precision import MASTER, master_weights
 from engine.weights import Arrays
 
 LrAt = Callable[[int], float]
@@ -103,6 +104,14 @@ _FORMS = {
 }
 
 
+def lr_factor(config: configs.Optimizer, images_per_step: int) -> float:
+    """What optimizer.lr is multiplied by (Goyal et al. 2017, arXiv:1706.02677, section 2.1)."""
+    if config.lr_scaling == 'none':
+        return 1.0
+    assert config.reference_batch is not None
+    return images_per_step / config.reference_batch
+
+
 def make_optimizer(model: nn.Layer, config: configs.Optimizer) -> paddle.optimizer.Momentum:
     """SGD with momentum over the trainable parameters; its rate is set before each step."""
     trainable = [p for p in model.parameters() if not p.stop_gradient]
@@ -123,7 +132,7 @@ def make_optimizer(model: nn.Layer, config: configs.Optimizer) -> paddle.optimiz
 
 def optimizer_arrays(optimizer: paddle.optimizer.Momentum, model: nn.Layer) -> Arrays:
     """Optimizer state under structured names (conv1.weight/velocity_0): Paddle's automatic ones
-    change as soon as another model has been built first."""
+    change as soon as another model has been built first. Master weights are the model's own."""
     # What was loaded stays in the holder until the first step makes use of it.
     state = {**optimizer._accumulators_holder, **optimizer.state_dict()}
     arrays = {}
@@ -131,37 +140,46 @@ def optimizer_arrays(optimizer: paddle.optimizer.Momentum, model: nn.Layer) -> A
         prefix = f'{parameter.name}_'
         for key, value in state.items():
             if key.startswith(prefix):
-                slot = key[len(prefix) :]
-                arrays[f'{name}/{slot}'] = np.array(value)
+                slot = key.removeprefix(f'{parameter.name}{MASTER}').removeprefix(parameter.name)
+                arrays[f'{name}/{slot[1:]}'] = np.array(value)
     return arrays
 
 
 def load_optimizer_arrays(
-    optimizer: paddle.optimizer.Momentum, model: nn.Layer, arrays: Arrays
+    optimizer: paddle.optimizer.Momentum, model: nn.Layer, arrays: Arrays, weights: Arrays
 ) -> None:
-    """The inverse of `optimizer_arrays`, also for a model that was built later."""
-    own = {name: parameter.name for name, parameter in model.named_parameters()}
+    """The inverse of `optimizer_arrays`, also for a model that was built later.
+
+    `weights` are those of the model in full precision: where its own have 16 bits, the masters.
+    """
+    masters = master_weights(model, weights)
+    own = {
+        name: masters[p.name].name if p.name in masters else p.name
+        for name, p in model.named_parameters()
+    }
     split = {full: full.rsplit('/', 1) for full in arrays}
-    optimizer.set_state_dict(
-        {f'{own[name]}_{slot}': arrays[full] for full, (name, slot) in split.items()}
-    )
+    state = {f'{own[name]}_{slot}': arrays[full] for full, (name, slot) in split.items()}
+    optimizer.set_state_dict({**state, 'master_weights': masters} if masters else state)
 
 
 class AveragedWeights:
-    """Exponential moving average of weights and running statistics.
+    """Exponential moving average of weights and running statistics, in float32.
 
-    The decay rises as (1 + t) / (10 + t) up to `decay`, so that the first steps don't linger.
+    `weights` gives the tensors to average, by the names of the model's state dict. The decay rises
+    as (1 + t) / (10 + t) up to `decay`, so that the first steps don't linger.
     """
 
-    def __init__(self, model: nn.Layer, *, decay: float) -> None:
+    def __init__(
+        self, model: nn.Layer, weights: Callable[[], dict[str, paddle.Tensor]], *, decay: float
+    ) -> None:
         self.decay = decay
-        self._model = model
-        self.average = {name: t.detach().clone() for name, t in model.state_dict().items()}
+        self._model, self._weights = model, weights
+        self.average = {n: t.detach().astype('float32').clone() for n, t in weights().items()}
 
     def update(self, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
         with paddle.no_grad():
-            for name, tensor in self._model.state_dict().items():
+            for name, tensor in self._weights().items():
                 average = self.average[name]
                 average.scale_(decay)
                 average.add_(tensor * (1 - decay))
@@ -170,7 +188,8 @@ class AveragedWeights:
     def in_place(self) -> Iterator[None]:
         """Within, the model has the averaged weights."""
         own = {name: t.detach().clone() for name, t in self._model.state_dict().items()}
-        self._model.set_state_dict(self.average)
+        average = {name: self.average[name].astype(t.dtype) for name, t in own.items()}
+        self._model.set_state_dict(average)
         try:
             yield
         finally:
@@ -187,7 +206,11 @@ class AveragedWeights:
 def cross_entropy(
     logits: paddle.Tensor, labels: paddle.Tensor, smoothing: float = 0.0
 ) -> paddle.Tensor:
-    """Mean cross entropy with label smoothing (Szegedy et al. 2016); logits [N, C], labels [N]."""
+    """Mean cross entropy with label smoothing (Szegedy et al. 2016); logits [N, C], labels [N].
+
+    Computed in float32, whatever the logits are.
+    """
+    logits = logits.astype('float32')
     loss = F.cross_entropy(logits, labels)
     if smoothing:
         uniform = -F.log_softmax(logits).mean()

@@ -6,10 +6,12 @@ curves.png, best.pdparams, vdl/, checkpoints/, eval/}
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
+import json
 from pathlib import Path
-from typing import BinaryIO, Callable, Optional, Sequence
+from typing import Any, BinaryIO, Callable, Optional, Sequence
 
 from engine.checkpoint import MANIFEST, Checkpoints, Snapshot, load, write_atomically
 from engine.config import Config, Output, load_config, to_yaml
@@ -62,6 +64,16 @@ def read_classes(run: Path) -> Optional[list[str]]:
     """The classes that a run was trained on, None if they are not recorded."""
     file = RunFolder(run).classes_file
     return file.read_text(encoding='utf-8').splitlines() if file.is_file() else None
+
+
+def read_records(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, less one that a kill left half written."""
+    file = RunFolder(run).metrics_file
+    records = []
+    for text in file.read_text(encoding='utf-8').splitlines() if file.is_file() else []:
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(text))
+    return records
 
 
 def load_run_config(run: Path, overrides: Sequence[str]) -> Config:

@@ -2,29 +2,115 @@
 
 The only file that knows cpu, gpu and npu apart, and the only one that talks between processes. A
 world of one process needs no special case elsewhere: every function here is then the identity.
+
+    join_job()          at once: from here on, no process outlives another's failure
+    prepare_cpu()       before paddle is imported
+    start_paddle(...)   device and collectives
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import os
 import platform
+import signal
 import sys
+import time
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterable
+from types import FrameType
+from typing import TYPE_CHECKING, Any, ContextManager, Iterable, Optional
 
 import numpy as np
 
-from engine.errors import UserError
+from engine.errors import EXIT_STOPPED, Stopped, UserError
+from engine.peers import Loss, Missing, Peers
 
 if TYPE_CHECKING:
     from paddle import Tensor, nn
 
+    from engine.config import Config
+
 # What paddle.distributed.launch tells each process.
+LAUNCHED = 'PADDLE_TRAINERS_NUM' in os.environ
 RANK = int(os.environ.get('PADDLE_TRAINER_ID', '0'))
 WORLD = int(os.environ.get('PADDLE_TRAINERS_NUM', '1'))
+
+GRACE_S = 2.0  # less than the launcher's three seconds
+
+_peers: Optional[Peers] = None
+
+
+def join_job() -> None:
+    """Connect with the other processes of this job, so that none outlives another's failure.
+
+    Raises Stopped if they don't all come.
+    """
+    global _peers
+    if WORLD == 1:
+        return
+    endpoints = os.environ['PADDLE_TRAINER_ENDPOINTS']
+    host, port = endpoints.split(',')[0].rsplit(':', 1)
+    # The launcher has reserved a port for each process, and collectives use the master's alone.
+    taken = os.environ.get('PADDLE_MASTER') == f'{host}:{port}'
+    job = hashlib.sha256(endpoints.encode()).hexdigest()[:16]
+    try:
+        _peers = Peers(RANK, WORLD, (host, int(port) + taken), job=job, on_loss=_end_too)
+    except Missing as missing:
+        raise Stopped(
+            f'{missing} of {WORLD} cannot be reached; the workerlog there says why, or a firewall '
+            'keeps the ports of the job closed'
+        ) from None
+
+
+def leave_job(code: int, reason: str = '') -> None:
+    """Tell the other processes that this one ends. They end, too, unless the code is 0."""
+    if _peers is not None:
+        _peers.leave(code, f'process {RANK}: {reason}')
+
+
+def wait_for_all() -> None:
+    """Return when all processes have come here, however long it takes them."""
+    if _peers is not None:
+        _peers.any()
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is up in any process; waits for all."""
+    return flag if _peers is None else _peers.any(flag)
+
+
+def hear_of_losses() -> None:
+    """Whoever fails in a collective may only feel that another process has gone. If so, this does
+    not return."""
+    if _peers is not None:
+        time.sleep(1.0)
+
+
+def _on_sigterm(number: int, frame: Optional[FrameType]) -> None:
+    """While nothing is there to be saved: end, but not before the reason is told.
+
+    The launcher sends this as soon as a process has failed, and kills three seconds later.
+    """
+    if _peers is None or not _peers.lost:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _end_too(loss: Loss) -> None:
+    """Another process has ended before its time. A thread calls this: the main one may wait for
+    ever in a collective."""
+    if loss.code is not None:
+        time.sleep(GRACE_S)  # most errors are everybody's, and each says its own
+    says = loss.reason
+    if loss.code is None:
+        says += ' (killed, out of memory, or crashed); train.py --resume goes on from the last save'
+    program = Path(sys.argv[0]).name
+    # Not print: the main thread may hold the stream's lock.
+    os.write(2, f'{program}: {says}; process {RANK} ends, too\n'.encode())
+    os._exit(EXIT_STOPPED if loss.code is None else loss.code)
 
 
 def prepare_cpu() -> str:
@@ -40,6 +126,8 @@ def prepare_cpu() -> str:
         wanted['KMP_BLOCKTIME'] = ('1', 'idle threads sleep')
     if _is_amd():
         wanted['MKL_DEBUG_CPU_TYPE'] = ('5', 'fast kernels on AMD')
+    if LAUNCHED and os.environ.get('OMP_NUM_THREADS') == '1':
+        del os.environ['OMP_NUM_THREADS']  # the launcher's default, however many the cores
     told = []
     for name, (value, reason) in wanted.items():
         if name in os.environ:
@@ -80,17 +168,65 @@ def start_paddle(device: str) -> str:
         wheel = 'paddlepaddle-gpu and a driver' if device == 'gpu' else 'paddle-custom-npu'
         raise UserError(f'device: {device} is not here ({have} is); it needs {wheel}')
     paddle.set_device(chosen)
+    if paddle.device.is_compiled_with_cuda() and 'gpu' not in present:
+        why += ', though this paddle was built for gpus'
+        _load_cudnn_quietly()
     if WORLD > 1:
-        paddle.distributed.fleet.init(is_collective=True)
+        _start_collectives()
         why += f', {WORLD} processes'
     return f'device: {chosen} ({why}), paddle {paddle.__version__}'
 
 
-def distribute(model: nn.Layer) -> nn.Layer:
-    """The model whose backward pass averages the gradients over the processes."""
+def check_support(config: Config) -> list[str]:
+    """Lines about what has no effect on the device. UserError for what it cannot do."""
     import paddle
 
-    return paddle.distributed.fleet.distributed_model(model) if WORLD > 1 else model
+    device = _device_kind()
+    if config.train.sync_bn and device != 'gpu':
+        raise UserError(
+            f'train.sync_bn: Paddle has no SyncBatchNorm kernel for {device}; '
+            '-o train.sync_bn=false gives each process batch norms of its own'
+        )
+    if config.model.data_format == 'NHWC' and device == 'npu':
+        raise UserError(
+            "model.data_format: NHWC fails in npu's batch norm; -o model.data_format=NCHW"
+        )
+    if config.train.amp == 'none':
+        return []
+    if device == 'cpu':
+        return [f'mixed precision: off, as a cpu has none (train.amp: {config.train.amp})']
+    mode = f'{config.train.amp} {config.train.amp_dtype}'
+    if device == 'gpu':
+        if config.train.amp_dtype == 'bfloat16' and not paddle.amp.is_bfloat16_supported():
+            raise UserError('train.amp_dtype: this gpu has no bfloat16; -o train.amp_dtype=float16')
+        # Otherwise cuDNN's batch norm turns a 16-bit NHWC tensor about, and back.
+        paddle.set_flags({'FLAGS_cudnn_batchnorm_spatial_persistent': 1})
+    elif mode != 'O1 float16':  # by the sources of paddle-custom-npu; none of it was run here
+        return [
+            f'mixed precision: {mode}; on npu, O1 with float16 is the safe choice: bfloat16 lacks '
+            'kernels, and Momentum may not use the master weights of O2'
+        ]
+    return [f'mixed precision: {mode}']
+
+
+def has_mixed_precision() -> bool:
+    return _device_kind() != 'cpu'
+
+
+def distribute(model: nn.Layer) -> nn.Layer:
+    """The model whose backward pass averages the gradients over the processes."""
+    if WORLD == 1:
+        return model
+    import paddle
+
+    before_collective()
+    return paddle.distributed.fleet.distributed_model(model)
+
+
+def without_averaging(model: nn.Layer) -> ContextManager[None]:
+    """Within, the backward pass of a model from `distribute` only adds to its own gradients."""
+    context: ContextManager[None] = model.no_sync() if WORLD > 1 else contextlib.nullcontext()
+    return context
 
 
 def sum_over_ranks(array: np.ndarray) -> np.ndarray:
@@ -99,9 +235,15 @@ def sum_over_ranks(array: np.ndarray) -> np.ndarray:
         return array
     import paddle
 
-    total = paddle.to_tensor(array.astype(np.float64))
-    paddle.distributed.all_reduce(total)
-    return np.asarray(total.numpy())
+    before_collective()
+    wide = array.astype(np.float64)
+    # hccl has no float64: there, the float32 next to each number, and what it lacks.
+    near = wide.astype(np.float32)
+    parts = [near, (wide - near).astype(np.float32)] if _device_kind() == 'npu' else [wide]
+    totals = [paddle.to_tensor(part) for part in parts]
+    for total in totals:
+        paddle.distributed.all_reduce(total)
+    return np.asarray(sum(total.numpy().astype(np.float64) for total in totals))
 
 
 def average_over_ranks(tensors: Iterable[Tensor]) -> None:
@@ -110,17 +252,23 @@ def average_over_ranks(tensors: Iterable[Tensor]) -> None:
         return
     import paddle
 
+    before_collective()
     with paddle.no_grad():
         for tensor in tensors:
             paddle.distributed.all_reduce(tensor)
             tensor.scale_(1.0 / WORLD)
 
 
+def before_collective() -> None:
+    """On a CPU, wait for all: gloo gives up after 30 seconds, which a slow disk or a busy machine
+    can cost one process. The other collectives are more patient."""
+    if WORLD > 1 and _device_kind() == 'cpu':
+        wait_for_all()
+
+
 def agreeing_is_cheap() -> bool:
     """Whether processes can talk after each step without holding up a device's queue."""
-    import paddle
-
-    return WORLD == 1 or paddle.get_device() == 'cpu'
+    return WORLD == 1 or _device_kind() == 'cpu'
 
 
 def seed_everything(seed: int) -> None:
@@ -157,13 +305,52 @@ def _is_amd() -> bool:
     return cpuinfo.exists() and 'AuthenticAMD' in cpuinfo.read_text(errors='replace')
 
 
+def _device_kind() -> str:
+    """cpu, gpu or npu."""
+    import paddle
+
+    return str(paddle.get_device()).partition(':')[0]
+
+
+def _start_collectives() -> None:
+    import paddle
+
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # it says much
+            paddle.distributed.fleet.init(is_collective=True, log_level='ERROR')
+    except RuntimeError as error:
+        if 'gloo' not in str(error):
+            raise
+        text = 'gloo could not connect the processes, as happens with more than two: start again'
+        leave_job(EXIT_STOPPED, text)
+        raise Stopped(f'{text} ({" ".join(str(error).split())})') from None
+
+
+def _load_cudnn_quietly() -> None:
+    """paddlepaddle-gpu looks for cuDNN at the first convolution, and without a GPU complains at
+    length, from C++."""
+    import paddle
+
+    sys.stderr.flush()
+    standard_error = os.dup(2)
+    try:
+        with open(os.devnull, 'wb') as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        paddle.get_cudnn_version()
+    finally:
+        os.dup2(standard_error, 2)
+        os.close(standard_error)
+
+
 def _import_quietly() -> Any:
     """Import paddle without warnings that concern nobody here (ccache, OMP_NUM_THREADS, BN)."""
     warnings.filterwarnings('ignore', message='When training, we now always track global mean')
     said = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stderr(said):
         warnings.filterwarnings('ignore', message='No ccache found')
+        warnings.filterwarnings('ignore', message='You are using GPU version Paddle')
         import paddle
+    signal.signal(signal.SIGTERM, _on_sigterm)  # Paddle's own prints a dump that concerns nobody
     for line in said.getvalue().splitlines():
         if 'OMP_NUM_THREADS' not in line:
             print(line, file=sys.stderr)

@@ -7,16 +7,17 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any, Optional
 
-import numpy as np
-
 from engine.errors import Stopped
-from engine.runtime import sum_over_ranks
+from engine.runtime import LAUNCHED, any_rank
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """Within the block, the first signal is remembered and the second acts at once."""
+    """Within the block, the first signal is remembered and the second acts at once.
+
+    A launcher sends three in a row, to have its processes end in peace: there, none acts at once.
+    """
 
     def __init__(self) -> None:
         self.asked: Optional[str] = None
@@ -24,7 +25,7 @@ class StopSignals:
 
     def check(self) -> None:
         """Raise Stopped if a signal has come, in any process (all of which must call this)."""
-        if sum_over_ranks(np.array([self.asked is not None])).any():
+        if any_rank(self.asked is not None):
             raise Stopped(self.asked or 'another process was stopped')
 
     def __enter__(self) -> StopSignals:
@@ -37,11 +38,17 @@ class StopSignals:
         error: Optional[BaseException],
         trace: Optional[TracebackType],
     ) -> None:
-        self._restore()
+        if not (LAUNCHED and isinstance(error, Stopped)):  # more of them may be still to come
+            self._restore()
 
     def _note(self, number: int, frame: Optional[FrameType]) -> None:
+        if self.asked is not None:
+            return
         self.asked = signal.Signals(number).name
         # Not print: a handler may interrupt a print that holds the stream's lock.
+        if LAUNCHED:
+            os.write(2, f'\n{self.asked}: saving after this step\n'.encode())
+            return
         os.write(2, f'\n{self.asked}: saving after this step; once more ends at once\n'.encode())
         self._restore()
 

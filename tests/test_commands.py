@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -371,25 +370,6 @@ def test_eval_refuses_in_one_line(finished, command, tmp_path, what):
     assert result.returncode == 2
     assert wanted in one_line(result.stderr)
     assert not sentinel.exists()
-
-
-def test_two_cpu_processes_train_and_agree_with_one(tmp_path):
-    """Frozen by its size: world 2 with batch 8 each sees the images that one process sees in 16."""
-    launch = [sys.executable, '-m', 'paddle.distributed.launch', '--nproc_per_node', '2']
-    script = [str(REPOSITORY / 'train.py'), *QUICK, 'data.batch_size=8']
-    result = subprocess.run(
-        [*launch, '--log_dir', 'workers', *script],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, 'PYTHONUNBUFFERED': '1'},
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert 'acc:' in result.stdout
-    assert 'total:80' in result.stdout
-    records = (tmp_path / 'output' / 'quickstart' / 'metrics.jsonl').read_text().splitlines()
-    assert [json.loads(line)['step'] for line in records] == [5, 10, 15]
 
 
 def test_resuming_another_run_never_overwrites_this_one(finished, command, tmp_path):

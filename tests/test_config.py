@@ -226,6 +226,13 @@ def test_null_is_a_value_of_optional_keys(written, text):
         ('data.random_erasing', 'null'),
         ('eval.resize', '256.0'),
         ('model.zero_init_last_bn', '1'),
+        ('optimizer.reference_batch', '256.0'),
+        ('train.accumulate', '2.5'),
+        ('train.accumulate', 'null'),
+        ('train.amp_dtype', 'null'),
+        ('train.loss_scale', 'dynamic'),
+        ('train.sync_bn', '1'),
+        ('train.to_static', 'null'),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_with_its_place(written, key, value):
@@ -261,11 +268,14 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_place(written, key, value
         ('optimizer.momentum', '1', '0'),
         ('optimizer.weight_decay', '-5e-4', '0'),
         ('optimizer.clip_norm', '-1', '1'),
+        ('optimizer.reference_batch', '0', '1'),
         ('schedule.phase_pct', '1.0', '0.5'),
         ('schedule.divide_factor', '0.5', '1'),
         ('schedule.warmup_epochs', '-1', '0'),
         ('train.epochs', '0', '1'),
         ('train.max_steps', '0', '1'),
+        ('train.accumulate', '0', '1'),
+        ('train.loss_scale', '0.5', '1'),
         ('train.label_smoothing', '1', '0.1'),
         ('train.ema', '1', '0.999'),
         ('train.log_every', '0', '1'),
@@ -284,7 +294,12 @@ def test_bounds(written, key, bad, good):
     assert f'-o {key}={bad}: {key} must be ' in text
     assert any(bound in text for bound in ('or more', 'less than', 'or less'))
     sets = {'data.num_images': 'synthetic', 'data.image_size': 'folder', 'eval.resize': 'folder'}
-    load_config(path, [f'{key}={good}', f'data.name={sets.get(key, "cifar10")}'])
+    needs = {
+        'optimizer.reference_batch': ['optimizer.lr_scaling=linear'],
+        'train.loss_scale': ['train.amp=O1'],
+    }
+    data = f'data.name={sets.get(key, "cifar10")}'
+    load_config(path, [f'{key}={good}', data, *needs.get(key, [])])
 
 
 @pytest.mark.parametrize(
@@ -318,6 +333,11 @@ def test_a_key_without_effect_is_refused(written, override, name):
         ('eval.views', '10', 'one'),
         ('model.init', 'kaiming', 'he'),
         ('model.pretrained_head', 'dropped', 'drop'),
+        ('model.data_format', 'channels_last', 'NHWC'),
+        ('optimizer.lr_scaling', 'sqrt', 'linear'),
+        ('train.amp', 'o1', 'O1'),
+        ('train.amp', 'true', 'none'),
+        ('train.amp_dtype', 'fp16', 'float16'),
     ],
 )
 def test_a_wrong_choice_lists_the_right_ones(written, key, wrong, right):
@@ -539,6 +559,17 @@ FOLDER, RESNEXT = 'data.name=folder', 'model.name=resnext50_32x4d'
         ([FOLDER, 'data.ratio=[2, 1]'], ['data.ratio', 'low <= high']),
         ([FOLDER, 'data.holdout=1'], ['data.holdout', 'less than 1']),
         ([FOLDER, 'data.holdout=-0.1'], ['data.holdout', '0 or more']),
+        (['optimizer.lr_scaling=linear'], ['optimizer.lr_scaling', 'optimizer.reference_batch']),
+        (
+            ['optimizer.reference_batch=256'],
+            ['optimizer.reference_batch', 'no effect with optimizer.lr_scaling: none'],
+        ),
+        (['train.amp_dtype=bfloat16'], ['train.amp_dtype', 'no effect with train.amp: none']),
+        (['train.loss_scale=1024'], ['train.loss_scale', 'no effect with train.amp: none']),
+        (
+            ['train.amp=O2', 'train.amp_dtype=bfloat16', 'train.loss_scale=1024'],
+            ['train.loss_scale', 'float16', 'bfloat16 needs none'],
+        ),
     ],
 )
 def test_impossible_combinations(written, overrides, words):
@@ -582,6 +613,12 @@ def test_a_combination_is_blamed_on_the_line_that_says_it(written):
         ['data.color_jitter=[0, 0, 0]'],
         ['data.color_jitter=[0.4, 1.5, 0.4, 0.5]'],
         ['data.auto_augment=randaugment', 'data.mixup=0.2', 'data.cutmix=1', 'data.cutout=8'],
+        ['optimizer.lr_scaling=linear', 'optimizer.reference_batch=256'],
+        ['optimizer.lr_scaling=none', 'optimizer.reference_batch=null'],
+        ['train.amp_dtype=float16', 'train.loss_scale=null'],
+        ['train.amp=O1', 'train.loss_scale=1024'],
+        ['train.amp=O2', 'train.amp_dtype=bfloat16'],
+        ['model.data_format=NHWC', 'train.sync_bn=true', 'train.to_static=true'],
     ],
 )
 def test_possible_combinations(written, overrides):
@@ -740,13 +777,18 @@ NEW_VALUES = [
     *['data.randaugment_operations=3', 'data.randaugment_magnitude=7.5'],
     *['data.color_jitter=[0.4, 0.4, 0.4, 0.1]', 'data.cutout=16', 'data.random_erasing=0.25'],
     *['data.mixup=0.2', 'data.cutmix=1', 'eval.resize=128', 'eval.views=ten_crop'],
+    *['model.data_format=NHWC', 'optimizer.lr_scaling=linear', 'optimizer.reference_batch=256'],
+    *['train.accumulate=4', 'train.amp=O2', 'train.sync_bn=true', 'train.to_static=true'],
 ]
+OF_FLOAT16 = ['train.amp=O1', 'train.loss_scale=1024']
+OF_BFLOAT16 = ['train.amp=O1', 'train.amp_dtype=bfloat16']
 
 
-def test_keys_of_pictures_and_augmentation_survive_writing_and_reading(written):
-    config = load_config(written(''), NEW_VALUES)
+@pytest.mark.parametrize('values', [NEW_VALUES, OF_FLOAT16, OF_BFLOAT16], ids=len)
+def test_keys_other_than_the_defaults_survive_writing_and_reading(written, values):
+    config = load_config(written(''), values)
     assert load_config(written(to_yaml(config))) == config
-    assert sorted(changed(config)) == sorted(text.partition('=')[0] for text in NEW_VALUES)
+    assert sorted(changed(config)) == sorted(text.partition('=')[0] for text in values)
 
 
 def test_the_choices_of_auto_augment_are_the_policies():
@@ -834,7 +876,7 @@ def run(folder, script, *arguments):
     return done.returncode, out, imported, done.stderr
 
 
-@pytest.mark.parametrize('script', ['train.py', 'eval.py'])
+@pytest.mark.parametrize('script', ['train.py', 'eval.py', 'export.py'])
 def test_help_lists_the_keys_without_importing_anything_slow(tmp_path, script):
     code, out, imported, err = run(tmp_path, script, '--help')
     assert (code, imported, err) == (0, '[]', '')
@@ -843,7 +885,7 @@ def test_help_lists_the_keys_without_importing_anything_slow(tmp_path, script):
     assert '--override' in text
 
 
-@pytest.mark.parametrize('script', ['train.py', 'eval.py'])
+@pytest.mark.parametrize('script', ['train.py', 'eval.py', 'export.py'])
 def test_help_takes_less_than_half_a_second(script):
     """Of this process's own time, as others may keep the cores busy; the quickest of three."""
     seconds = []
@@ -862,7 +904,7 @@ def test_help_takes_less_than_half_a_second(script):
     assert min(seconds) < 0.5
 
 
-@pytest.mark.parametrize('script', ['train.py', 'eval.py'])
+@pytest.mark.parametrize('script', ['train.py', 'eval.py', 'export.py'])
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [

@@ -7,7 +7,7 @@ import pytest
 from cifar_files import small_cifar
 from sklearn.datasets import load_digits
 
-from engine.config import Config, Data
+from engine.config import Config, Data, Train
 from engine.config import Eval as EvalConfig
 from engine.data import (
     ArrayBatches,
@@ -132,10 +132,10 @@ def test_the_order_does_not_depend_on_what_was_iterated_before():
     assert_same(batches, fresh)  # and again: iterating changes nothing
 
 
-@pytest.mark.parametrize('skip', [0, 1, 4, 9, 10])
+@pytest.mark.parametrize('batches_done', [0, 1, 4, 9, 10])
 @pytest.mark.parametrize(('rank', 'world'), [(0, 1), (1, 2)])
-def test_a_skipped_epoch_is_the_tail_of_the_whole_one_to_the_bit(skip, rank, world):
-    def epoch(skip):
+def test_the_rest_of_an_epoch_is_the_tail_of_the_whole_one_to_the_bit(batches_done, rank, world):
+    def epoch(batches_done):
         batches = batches_of(
             numbered(97),
             shuffle=True,
@@ -145,17 +145,17 @@ def test_a_skipped_epoch_is_the_tail_of_the_whole_one_to_the_bit(skip, rank, wor
             world=world,
             batch_size=10 // world,
         )
-        batches.set_epoch(2, skip=skip)
+        batches.set_epoch(2, done=min(10 * batches_done, 97))
         return batches
 
     whole = list(epoch(0))
     assert len(whole) == 10
-    assert_same(epoch(skip), whole[skip:])
+    assert_same(epoch(batches_done), whole[batches_done:])
 
 
-def test_the_next_epoch_skips_nothing_unless_asked_to():
+def test_the_next_epoch_leaves_nothing_out_unless_asked_to():
     batches = batches_of(numbered(30), shuffle=True)
-    batches.set_epoch(0, skip=2)
+    batches.set_epoch(0, done=20)
     assert len(seen(batches)) == 1
     batches.set_epoch(1)
     assert len(seen(batches)) == 3
@@ -264,6 +264,129 @@ def test_the_ranks_draw_different_augmentation():
     assert (first != second).any()
 
 
+# ------------------------------------------------------------------ the rest of an epoch
+
+
+SHAPES = [  # images, then batch size and processes before, and after
+    (22, (8, 1), (8, 1)),
+    (22, (8, 1), (3, 1)),
+    (22, (3, 1), (9, 1)),
+    (97, (5, 2), (7, 3)),
+    (97, (7, 3), (5, 2)),
+    (97, (16, 1), (4, 8)),
+    (97, (4, 8), (16, 1)),
+    (100, (10, 1), (3, 3)),
+    (33, (4, 8), (1, 8)),  # one image is left over for eight processes
+    (9, (1, 2), (100, 4)),
+    (7, (2, 1), (2, 4)),
+]
+
+
+def places_between_batches(count, batch_size, world):
+    """What a checkpoint can have as the number of images done, with these batches."""
+    batches = batches_of(numbered(count), shuffle=True, batch_size=batch_size, world=world)
+    return [batches.start(number) for number in range(len(batches) + 1)]
+
+
+@pytest.mark.parametrize(('count', 'before', 'after'), SHAPES)
+def test_with_other_batches_an_epoch_goes_on_in_its_order(count, before, after):
+    """Wherever it was left: no image comes twice, and none is left out but a tail too small."""
+    batch_size, world = after
+    whole = batches_of(numbered(count), shuffle=True, seed=6, batch_size=count)
+    whole.set_epoch(3)
+    (order,) = whole.rows()
+    for done in places_between_batches(count, *before):
+        ranks = shards(count, world, batch_size, shuffle=True, seed=6)
+        for rank in ranks:
+            rank.set_epoch(3, done=done)
+        shares = list(zip(*(rank.rows() for rank in ranks)))
+        rest = flat(np.concatenate(share).tolist() for share in shares)
+        left_out = count - done - len(rest)
+        assert rest == order[done : count - left_out].tolist()
+        assert 0 <= left_out < world
+        first, together = ranks[0].first, batch_size * world
+        assert [min(map(len, share)) >= 1 for share in shares] == [True] * len(shares)
+        assert [sum(map(len, share)) for share in shares] == [
+            ranks[0].size(number) for number in range(first, len(ranks[0]))
+        ]
+        for rank in ranks:
+            assert rank.together == together
+            assert len(rank.rows()) == len(rank) - rank.first
+            assert rank.first == first
+        # Every batch but the first and the last is a whole one, where it would be without a stop.
+        for number in range(first + 1, len(ranks[0]) - 1):
+            assert ranks[0].start(number) == number * together
+            assert ranks[0].size(number) == together
+
+
+@pytest.mark.parametrize(('count', 'before', 'after'), SHAPES)
+def test_start_and_size_of_the_batches_add_up_to_the_images(count, before, after):
+    batch_size, world = after
+    for done in places_between_batches(count, *before):
+        batches = batches_of(numbered(count), shuffle=True, batch_size=batch_size, world=world)
+        batches.set_epoch(0, done=done)
+        assert batches.start(batches.first) == done
+        for number in range(batches.first, len(batches)):
+            assert batches.size(number) == batches.start(number + 1) - batches.start(number)
+            assert world <= batches.size(number) < batches.together + world
+        if batches.first < len(batches):
+            total = sum(batches.size(number) for number in range(batches.first, len(batches)))
+            assert done + total == batches.start(len(batches))
+
+
+@pytest.mark.parametrize(
+    ('done', 'first'), [(0, 0), (1, 0), (8, 0), (9, 1), (10, 1), (18, 1), (19, 2)]
+)
+def test_what_is_left_of_a_batch_comes_alone_unless_it_is_less_than_an_image_each(done, first):
+    """Two processes take batches of 10, of 40 images."""
+    batches = batches_of(numbered(40), shuffle=True, batch_size=5, world=2)
+    batches.set_epoch(0, done=done)
+    assert batches.first == first
+    assert batches.start(first) == done
+    assert batches.start(first + 1) == 10 * (first + 1)
+
+
+def test_an_image_that_is_left_of_the_last_batch_is_left_out_with_several_processes():
+    batches = batches_of(numbered(40), shuffle=True, batch_size=5, world=2)
+    batches.set_epoch(0, done=39)
+    assert batches.rows() == []
+    batches.set_epoch(0, done=40)
+    assert batches.rows() == []
+
+
+@pytest.mark.parametrize('count', [21, 29, 30])
+def test_a_finished_epoch_has_no_batch_left_and_the_next_one_has_all(count):
+    """Whether its last batch was a whole one or not."""
+    batches = batches_of(numbered(count), shuffle=True)
+    batches.set_epoch(0, done=count)
+    assert seen(batches) == []
+    assert batches.first == len(batches) == 3
+    batches.set_epoch(1)
+    assert sorted(flat(seen(batches))) == list(range(count))
+    assert batches.first == 0
+
+
+@pytest.mark.parametrize('count', [1, 3, 4, 5, 13, 100])
+@pytest.mark.parametrize('augmentation', [Augmentation(), Augmentation(mixup=1.0)])
+def test_parts_of_a_batch_are_the_batch_in_order(count, augmentation):
+    batches = batches_of(numbered(13), shuffle=True, batch_size=13, augmentation=augmentation)
+    (batch,) = batches
+    parts = batch.parts(count)
+    sizes = [len(part.labels) for part in parts]
+    assert len(sizes) == min(count, 13)
+    assert max(sizes) - min(sizes) <= 1
+    for name in ('images', 'labels', 'rows'):
+        together = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_array_equal(together, getattr(batch, name))
+    assert {part.share for part in parts} == {batch.share}
+    if augmentation.mixup:
+        partners = np.concatenate([part.partners for part in parts])
+        np.testing.assert_array_equal(partners, batch.partners)
+        assert (partners != batch.labels).any()
+    else:
+        assert {part.partners for part in parts} == {None}
+
+
 # ------------------------------------------------------------------ digits
 
 
@@ -364,6 +487,20 @@ def test_synthetic_images_have_the_size_and_number_that_was_asked_for():
 
 def synthetic(**choices):
     return Config(data=Data(name='synthetic', num_images=50, image_size=8, **choices))
+
+
+@pytest.mark.parametrize('accumulate', [1, 3])
+def test_a_training_batch_holds_what_is_accumulated_and_a_test_batch_does_not(accumulate):
+    config = dataclasses.replace(
+        synthetic(batch_size=7), train=Train(accumulate=accumulate), eval=EvalConfig(batch_size=30)
+    )
+    data = load_data(config)
+    train, test = train_batches(data, config), test_batches(data, config)
+    assert train.together == 7 * accumulate
+    assert [train.size(number) for number in range(len(train))] == (
+        [7] * 7 + [1] if accumulate == 1 else [21, 21, 8]
+    )
+    assert [len(batch.labels) for batch in test] == [30, 20]
 
 
 def test_training_batches_are_shuffled_and_augmented_and_test_batches_are_not():

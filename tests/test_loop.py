@@ -181,6 +181,23 @@ def test_resumed_equals_uninterrupted(tmp_path, stop, ema):
     assert timeless(records) == timeless(expected)
 
 
+@pytest.mark.parametrize('count', [23, 24])
+def test_a_run_that_was_stopped_by_the_last_step_of_an_epoch_goes_on_with_its_end(tmp_path, count):
+    """Also where the last batch is a whole one."""
+    config = changed(CONFIG, data={'num_images': count}, train={'epochs': 2})
+    whole = new_trainer(config)
+    expected = run_to_end(whole)
+    first = new_trainer(config)
+    assert run_epoch(first, until=3) is None
+    snapshot = through_disk(first.snapshot(), tmp_path, first.progress.name)
+    second = new_trainer(config)
+    second.restore(snapshot)
+    assert second.step == 3
+    assert not second.inside_epoch
+    assert timeless(run_to_end(second)) == timeless(expected)
+    assert_identical(second, whole)
+
+
 def test_resumed_equals_uninterrupted_of_a_wide_resnet(tmp_path):
     config = changed(CONFIG, train={'epochs': 2})
     whole = new_trainer(config, wide=True)
@@ -307,6 +324,8 @@ def test_snapshot_says_where_it_was_taken():
     state = trainer.snapshot().state
     assert trainer.progress.name == 'epoch_0001_batch_00002'
     assert (state['epoch'], state['step'], state['images_per_step']) == (1, 5, 8)
+    assert (state['images'], state['progress']['images']) == (IMAGES, 16)
+    assert state['loss_scale'] == {}  # on a CPU there is none
     assert state['classes'] == CLASSES
     assert state['config'] == json.loads(json.dumps(to_dict(CONFIG)))
     assert set(state['versions']) >= {'paddle', 'numpy', 'python'}
@@ -378,14 +397,113 @@ def test_restore_into_another_model():
         second.restore(first.snapshot())
 
 
-@pytest.mark.parametrize('batch_size', [4, 7, 9, 16])
-def test_restore_inside_an_epoch_of_other_batches(batch_size):
-    """With 9 an epoch has three batches, too, as with 8, but of other images."""
+@pytest.mark.parametrize(
+    'sections', [{'seed': 4}, {'data': {'num_images': 23}}, {'data': {'num_images': 16}}], ids=str
+)
+def test_restore_inside_an_epoch_of_another_order(sections):
+    """The order of an epoch follows from the seed and the number of images."""
     first = new_trainer()
     run_epoch(first, until=2)
-    second = new_trainer(changed(CONFIG, data={'batch_size': batch_size}))
-    with pytest.raises(UserError, match=r'data\.batch_size'):
-        second.restore(first.snapshot())
+    snapshot = first.snapshot()
+    seed = sections.get('seed', CONFIG.seed)
+    config = changed(CONFIG, data=sections.get('data', {}))
+    second = new_trainer(dataclasses.replace(config, seed=seed))
+    with pytest.raises(UserError, match='lies inside an epoch of 22 images and seed 3') as error:
+        second.restore(snapshot)
+    assert f'now they are {config.data.num_images} and {seed}: ' in str(error.value)
+    assert '\n' not in str(error.value)
+    assert second.step == 0
+
+
+@pytest.mark.parametrize('sections', [{'seed': 4}, {'data': {'num_images': 23}}], ids=str)
+def test_restore_at_an_epochs_end_takes_another_order(sections):
+    first = new_trainer()
+    run_epoch(first)
+    config = changed(CONFIG, data=sections.get('data', {}))
+    second = new_trainer(dataclasses.replace(config, seed=sections.get('seed', CONFIG.seed)))
+    second.restore(first.snapshot())
+    assert second.progress.epoch == 1
+    assert len(run_to_end(second)) == 3
+
+
+class Noting(ArrayBatches):
+    """Batches that note which images were given out."""
+
+    def __init__(self, *args, **options) -> None:
+        super().__init__(*args, **options)
+        self.noted: list[list[int]] = []
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            self.noted.append(batch.rows.tolist())
+            yield batch
+
+
+class Told(Silence):
+    """What would be printed."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def noting_trainer(batch_size: int, accumulate: int = 1) -> Trainer:
+    config = changed(CONFIG, data={'batch_size': batch_size}, train={'accumulate': accumulate})
+    images = data.load_data(config).train
+    half = np.full(3, 127.5)
+    batches = Noting(
+        images,
+        batch_size=batch_size * accumulate,
+        mean=half,
+        std=half,
+        shuffle=True,
+        seed=config.seed,
+    )
+    paddle.seed(config.seed)
+    return Trainer(Smallest(), config, batches=batches, classes=list(CLASSES), log=Told())
+
+
+OTHER_BATCHES = [(1, 1), (4, 1), (7, 1), (8, 1), (9, 1), (16, 1), (100, 1), (2, 2), (3, 4)]
+
+
+@pytest.mark.parametrize('stop', [1, 2])
+@pytest.mark.parametrize(('batch_size', 'accumulate'), OTHER_BATCHES)
+def test_restore_inside_an_epoch_of_other_batches_sees_every_image_once(
+    tmp_path, batch_size, accumulate, stop
+):
+    """In the epoch's own order; with 9 it has three batches, too, as with 8, but others."""
+    whole = noting_trainer(IMAGES)
+    run_epoch(whole)
+    (order,) = whole.batches.noted
+    first = noting_trainer(BATCH)
+    run_epoch(first, until=stop)
+    seen = [row for rows in first.batches.noted for row in rows][: stop * BATCH]
+    assert first.progress.images == len(seen)
+    snapshot = through_disk(first.snapshot(), tmp_path, first.progress.name)
+
+    second = noting_trainer(batch_size, accumulate)
+    second.restore(snapshot)
+    together = batch_size * accumulate
+    assert second.step == second.progress.batch == stop * BATCH // together
+    record = run_epoch(second)
+    assert [*seen, *(row for rows in second.batches.noted for row in rows)] == order
+    # Between the batches, the run is where it would be without the stop.
+    sizes = [len(rows) for rows in second.batches.noted]
+    assert sizes[0] == min(together - stop * BATCH % together, IMAGES - stop * BATCH)
+    assert all(size == together for size in sizes[1:-1])
+    assert record['step'] == len(second.batches) == -(-IMAGES // together)
+    # The figures are those of the whole epoch, the beginning included.
+    hits = record['train_accuracy'] * IMAGES
+    assert hits == pytest.approx(round(hits), abs=1e-6)
+    assert second.progress.epoch == 1
+    run_epoch(second)
+    assert sorted(row for rows in second.batches.noted for row in rows[:IMAGES]) == sorted(
+        [*range(IMAGES), *order[stop * BATCH :]]
+    )
+    told = f'resume: {together} images a step now, not 8; the order of the images stays'
+    assert [told] * (together != BATCH) == second.log.lines
 
 
 @pytest.mark.parametrize('batch_size', [4, 9, 16])
@@ -398,6 +516,164 @@ def test_restore_at_an_epochs_end_takes_other_batches(batch_size):
     records = run_to_end(second)
     assert [record['epoch'] for record in records] == [1, 2, 3]
     assert second.step == 4 * len(second.batches)
+
+
+# ------------------------------------------------------------------ several batches a step
+
+
+def several(batch_size: int, accumulate: int, **sections: dict) -> Trainer:
+    """Steps of batch_size x accumulate images, without what is drawn for a batch as a whole."""
+    config = changed(
+        CONFIG,
+        model={'dropout': 0.0},
+        data={'batch_size': batch_size, **sections.get('data', {})},
+        train={'accumulate': accumulate, 'ema': 0.0, **sections.get('train', {})},
+    )
+    return new_trainer(config)
+
+
+def freeze_batch_norms(trainer: Trainer) -> None:
+    """They then normalise by what they have recorded, whatever the batch is."""
+    norms = [x for x in trainer.model.sublayers() if isinstance(x, nn.BatchNorm2D)]
+    assert norms
+    for norm in norms:
+        norm._use_global_stats = True
+
+
+def largest_difference(one: Trainer, other: Trainer) -> float:
+    theirs = state_arrays(other.model)
+    return max(
+        float(np.abs(array - theirs[name]).max()) for name, array in state_arrays(one.model).items()
+    )
+
+
+@pytest.mark.parametrize('mixed', [{}, {'mixup': 1.0}, {'cutmix': 1.0}], ids=str)
+@pytest.mark.parametrize('smoothing', [0.0, 0.1])
+@pytest.mark.parametrize(
+    ('batch_size', 'accumulate'),
+    [(4, 2), (2, 4), (1, 8), (3, 3), (5, 3), (2, 11), (10, 3)],
+    # 22 images, so that a last batch may be short: of 6, 6, 6, 4, 7, 22 and 22 images
+)
+def test_batches_that_are_accumulated_make_the_step_of_one_large_batch(
+    batch_size, accumulate, smoothing, mixed
+):
+    """To rounding, when batch norms don't look at the batch."""
+    sections = {'data': mixed, 'train': {'label_smoothing': smoothing, 'epochs': 2}}
+    large = several(batch_size * accumulate, 1, **sections)
+    parts = several(batch_size, accumulate, **sections)
+    start = several(1, 1)
+    records = []
+    for trainer in (large, parts):
+        freeze_batch_norms(trainer)
+        records.append(run_to_end(trainer))
+    assert large.step == parts.step == 2 * -(-IMAGES // (batch_size * accumulate))
+    assert largest_difference(large, parts) < 1e-6
+    assert largest_difference(large, start) > 1e-3
+    for one, other in zip(*map(timeless, records)):
+        assert one == pytest.approx(other, rel=1e-5)
+
+
+def test_live_batch_norms_normalise_each_accumulated_batch_by_itself():
+    """So that what is accumulated is not quite a large batch: as in every framework."""
+    large, parts = several(8, 1), several(4, 2)
+    for trainer in (large, parts):
+        run_epoch(trainer)
+    assert largest_difference(large, parts) > 1e-4
+    # Each part is a batch to the running statistics, too.
+    one, two = several(8, 1), several(4, 2)
+    for trainer in (one, two):
+        trainer.optimizer.set_lr(0.0)
+        trainer.lr_at = lambda step: 0.0
+        run_epoch(trainer, until=1)
+    pixels = next(iter(several(8, 1).batches)).images
+    outputs = one.model.conv(paddle.to_tensor(pixels)).numpy()
+    means = [outputs[:4].mean((0, 2, 3)), outputs[4:].mean((0, 2, 3))]
+    expected = 0.9 * 0.1 * means[0] + 0.1 * means[1]
+    np.testing.assert_allclose(two.model.bn._mean.numpy(), expected, rtol=1e-4, atol=1e-6)
+    expected = 0.1 * outputs.mean((0, 2, 3))
+    np.testing.assert_allclose(one.model.bn._mean.numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('stop', [1, 2, 4])
+def test_resumed_equals_uninterrupted_with_accumulated_batches(tmp_path, stop):
+    config = changed(
+        CONFIG, data={'batch_size': 3, 'mixup': 0.4}, train={'accumulate': 3, 'epochs': 2}
+    )
+    whole = new_trainer(config)
+    expected = run_to_end(whole)
+    assert whole.step == 6
+
+    first = new_trainer(config)
+    records = []
+    while first.step < stop:
+        record = run_epoch(first, until=stop)
+        records += [record] if record else []
+    snapshot = through_disk(first.snapshot(), tmp_path, first.progress.name)
+    assert snapshot.state['images_per_step'] == 9
+    second = new_trainer(config)
+    second.restore(snapshot)
+    records += run_to_end(second)
+    assert_identical(second, whole)
+    assert timeless(records) == timeless(expected)
+
+
+@pytest.mark.parametrize(('batch_size', 'accumulate'), [(16, 1), (8, 2), (2, 8), (32, 1), (2, 1)])
+def test_linear_scaling_multiplies_the_rate_by_the_images_of_a_step(batch_size, accumulate):
+    """The rate that the config names, and not those at the ends of warm-up and cosine."""
+    scaling = {'lr_scaling': 'linear', 'reference_batch': 8, 'lr': 0.3}
+    ends = {'end_lr': 0.01, 'warmup_start_lr': 0.02, 'warmup_epochs': 1.0}
+    config = changed(
+        CONFIG,
+        data={'batch_size': batch_size, 'num_images': 64},
+        optimizer=scaling,
+        schedule=ends,
+        train={'accumulate': accumulate},
+    )
+    trainer = new_trainer(config)
+    peak, steps = 0.3 * batch_size * accumulate / 8, len(trainer.batches)
+    assert trainer.lr_at(0) == 0.02
+    assert trainer.lr_at(steps) == pytest.approx(peak)
+    middle = steps + 3 * steps // 2  # of the cosine, in epochs 1 to 3
+    assert trainer.lr_at(middle) == pytest.approx((peak + 0.01) / 2)
+    assert trainer.lr_at(4 * steps) == pytest.approx(0.01)
+    plain = new_trainer(changed(config, optimizer={'lr_scaling': 'none', 'reference_batch': None}))
+    assert plain.lr_at(steps) == pytest.approx(0.3)
+    used = []
+    trainer.train_one_epoch(after_step=lambda collected: used.append(trainer.optimizer.get_lr()))
+    assert used == pytest.approx([trainer.lr_at(step) for step in range(steps)], rel=1e-6)
+
+
+@pytest.mark.parametrize('wide', [False, True])
+def test_a_compiled_network_trains_to_the_same_weights_and_resumes(tmp_path, wide):
+    config = changed(CONFIG, model={'dropout': 0.0}, train={'epochs': 2})
+    plain = new_trainer(config, wide=wide)
+    expected = run_to_end(plain)
+    static = changed(config, train={'to_static': True})
+    whole = new_trainer(static, wide=wide)
+    records = run_to_end(whole)
+    assert largest_difference(whole, plain) < 1e-6
+    for one, other in zip(timeless(records), timeless(expected)):
+        assert one == pytest.approx(other, rel=1e-5)
+
+    first = new_trainer(static, wide=wide)
+    run_epoch(first, until=2)
+    snapshot = through_disk(first.snapshot(), tmp_path, first.progress.name)
+    assert sorted(snapshot.model) == sorted(state_arrays(plain.model))
+    for way in (static, config):  # what was compiled goes on plainly, too
+        second = new_trainer(way, wide=wide)
+        second.restore(snapshot)
+        run_to_end(second)
+        assert largest_difference(second, whole) < 1e-6
+
+
+@pytest.mark.parametrize('to_static', [False, True])
+def test_to_static_compiles_the_network_and_its_absence_does_not(to_static, monkeypatch):
+    """Or the test above compares it with itself."""
+    compiled = []
+    compile_it = paddle.jit.to_static
+    monkeypatch.setattr(paddle.jit, 'to_static', lambda x: compiled.append(x) or compile_it(x))
+    trainer = new_trainer(changed(CONFIG, train={'to_static': to_static}))
+    assert compiled == [trainer.model] * to_static
 
 
 # ------------------------------------------------------------------ divergence

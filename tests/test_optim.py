@@ -17,7 +17,14 @@ from engine import config as configs
 from engine import optim
 from engine.config import Optimizer, Schedule, load_config
 from engine.errors import UserError
-from engine.weights import parse_arrays, state_arrays, write_arrays
+from engine.precision import full_precision, master_weights
+from engine.weights import (
+    fit_weights,
+    float32_arrays,
+    parse_arrays,
+    state_arrays,
+    write_arrays,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / 'configs' / 'wrn28_10_cifar10.yaml'
@@ -195,6 +202,21 @@ def recipe_schedule(config: configs.Config) -> Callable[[int], float]:
     return optim.make_schedule(
         config.schedule, lr=config.optimizer.lr, epochs=config.train.epochs, steps_per_epoch=391
     )
+
+
+@pytest.mark.parametrize(
+    ('scaling', 'reference', 'images', 'factor'),
+    [
+        ('none', None, 1024, 1.0),
+        ('linear', 256, 1024, 4.0),
+        ('linear', 256, 256, 1.0),
+        ('linear', 256, 64, 0.25),
+        ('linear', 128, 320, 2.5),
+    ],
+)
+def test_the_factor_of_the_rate_is_that_of_the_images_of_a_step(scaling, reference, images, factor):
+    config = Optimizer(lr_scaling=scaling, reference_batch=reference)
+    assert optim.lr_factor(config, images) == factor
 
 
 @pytest.mark.parametrize('name', SAME)
@@ -389,7 +411,7 @@ def continue_training(model: nn.Layer, arrays: Optional[optim.Arrays]) -> optim.
     """Two more steps with a new optimizer that was given `arrays`; returns the weights."""
     optimizer = optim.make_optimizer(model, Optimizer(nesterov=True))
     if arrays is not None:
-        optim.load_optimizer_arrays(optimizer, model, arrays)
+        optim.load_optimizer_arrays(optimizer, model, arrays, state_arrays(model))
     train(model, optimizer, range(10, 12))
     return state_arrays(model)
 
@@ -442,7 +464,7 @@ def test_state_is_bit_identical_after_a_round_trip():
     arrays = optim.optimizer_arrays(optimizer, model)
     other = Tiny()
     fresh = optim.make_optimizer(other, Optimizer())
-    optim.load_optimizer_arrays(fresh, other, as_file(arrays))
+    optim.load_optimizer_arrays(fresh, other, as_file(arrays), state_arrays(other))
     again = optim.optimizer_arrays(fresh, other)
     assert sorted(again) == sorted(arrays)
     for name, value in arrays.items():
@@ -467,7 +489,7 @@ def test_averaged_weights_equal_the_recursion():
     """decay = min(given, (1 + t) / (10 + t)), over weights and running statistics."""
     model = tiny()
     optimizer = optim.make_optimizer(model, Optimizer(lr=0.2))
-    ema = optim.AveragedWeights(model, decay=0.3)
+    ema = optim.AveragedWeights(model, model.state_dict, decay=0.3)
     expected = {name: value.astype(np.float64) for name, value in state_arrays(model).items()}
     for step in range(6):
         train(model, optimizer, range(step, step + 1))
@@ -486,7 +508,7 @@ def test_averaged_weights_equal_the_recursion():
 def averaged(steps: int = 3) -> tuple[Tiny, optim.AveragedWeights]:
     model = tiny()
     optimizer = optim.make_optimizer(model, Optimizer(lr=0.2))
-    ema = optim.AveragedWeights(model, decay=0.9)
+    ema = optim.AveragedWeights(model, model.state_dict, decay=0.9)
     for step in range(steps):
         train(model, optimizer, range(step, step + 1))
         ema.update(step)
@@ -534,6 +556,159 @@ def test_averaged_weights_round_trip():
         average.update(3)
     for name, value in ema.arrays().items():
         np.testing.assert_array_equal(fresh.arrays()[name], value, err_msg=name)
+
+
+# ------------------------------------------------------------------ 16-bit weights
+
+
+HALF = ('conv.weight', 'fc.weight', 'fc.bias')
+
+
+def half(model: nn.Layer, dtype: str = 'float16') -> None:
+    """What O2 makes of a network: layers in 16 bits, all but its batch norms."""
+    for layer in (model.conv, model.fc):
+        layer.to(dtype=dtype)
+    assert {n for n, p in model.named_parameters() if p.dtype != paddle.float32} == set(HALF)
+
+
+def give_masters(
+    model: nn.Layer, optimizer: paddle.optimizer.Optimizer, exact: optim.Arrays
+) -> None:
+    """As Precision.prepare does on a GPU."""
+    optimizer._multi_precision = True
+    optimizer.set_state_dict({'master_weights': master_weights(model, exact)})
+
+
+def with_masters(seed: int = 0, dtype: str = 'float16'):
+    """A model in 16 bits, its optimizer with float32 masters, and those."""
+    model = tiny(seed)
+    exact = state_arrays(model)
+    half(model, dtype)
+    optimizer = optim.make_optimizer(model, Optimizer())
+    give_masters(model, optimizer, exact)
+    return model, optimizer, exact
+
+
+def assert_arrays(found: optim.Arrays, expected: optim.Arrays) -> None:
+    assert sorted(found) == sorted(expected)
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype, name
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+def test_master_weights_are_those_of_16_bit_weights_and_exact(dtype):
+    model = tiny()
+    exact = state_arrays(model)
+    assert master_weights(model, exact) == {}
+    half(model, dtype)
+    masters = master_weights(model, exact)
+    own = dict(model.named_parameters())
+    assert sorted(masters) == sorted(own[name].name for name in HALF)
+    for name in HALF:
+        master = masters[own[name].name]
+        assert master.dtype == paddle.float32
+        np.testing.assert_array_equal(master.numpy(), exact[name])
+        rounded = own[name].astype('float32').numpy()
+        assert (rounded != exact[name]).any(), 'the case shows nothing'
+
+
+def test_full_precision_has_the_masters_in_the_places_of_16_bit_weights():
+    model, optimizer, exact = with_masters()
+    assert_arrays(float32_arrays(full_precision(model, optimizer)), exact)
+    plain = tiny()
+    optimizer = optim.make_optimizer(plain, Optimizer())
+    assert_arrays(float32_arrays(full_precision(plain, optimizer)), state_arrays(plain))
+
+
+def momentum_like(arrays: optim.Arrays, seed: int = 1) -> optim.Arrays:
+    """Velocities of the trainable ones, float32."""
+    rng = np.random.default_rng(seed)
+    return {
+        f'{name}/velocity_0': rng.normal(size=arrays[name].shape).astype(np.float32)
+        for name in TRAINABLE
+    }
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+def test_state_with_masters_is_that_without_them_by_name_and_goes_round_exactly(dtype):
+    """Slots have the names that they have in float32, and masters are the weights themselves."""
+    model, optimizer, exact = with_masters(dtype=dtype)
+    velocities = momentum_like(exact)
+    optim.load_optimizer_arrays(optimizer, model, as_file(velocities), as_file(exact))
+    saved = optim.optimizer_arrays(optimizer, model)
+    weights = float32_arrays(full_precision(model, optimizer))
+    assert_arrays(saved, velocities)
+    assert_arrays(weights, exact)
+
+    other, fresh, _ = with_masters(seed=5, dtype=dtype)
+    fit_weights(other, weights, 'there')
+    optim.load_optimizer_arrays(fresh, other, as_file(saved), as_file(weights))
+    assert_arrays(optim.optimizer_arrays(fresh, other), velocities)
+    assert_arrays(float32_arrays(full_precision(other, fresh)), exact)
+
+
+def test_slots_that_a_step_has_made_have_the_names_of_those_that_were_loaded():
+    """A CPU has no kernel for the step itself; by then the optimizer has made its slots."""
+    model, optimizer, exact = with_masters()
+    velocities = momentum_like(exact)
+    optim.load_optimizer_arrays(optimizer, model, velocities, exact)
+    assert optimizer._accumulators_holder
+    for parameter in trainable(model).values():
+        parameter.grad = paddle.ones(parameter.shape).astype(parameter.dtype)
+    with pytest.raises(Exception, match='momentum'):
+        optimizer.step()
+    assert not optimizer._accumulators_holder, 'the optimizer has not found what was loaded'
+    assert_arrays(optim.optimizer_arrays(optimizer, model), velocities)
+    assert_arrays(float32_arrays(full_precision(model, optimizer)), exact)
+
+
+@pytest.mark.parametrize(('before', 'after'), [('float32', 'float16'), ('float16', 'float32')])
+def test_state_crosses_between_precisions(before, after):
+    """A run in float32 may go on in 16 bits, and the other way round."""
+
+    def made(dtype: str, seed: int):
+        if dtype != 'float32':
+            return with_masters(seed)
+        model = tiny(seed)
+        return model, optim.make_optimizer(model, Optimizer()), state_arrays(model)
+
+    model, optimizer, exact = made(before, 0)
+    velocities = momentum_like(exact)
+    optim.load_optimizer_arrays(optimizer, model, velocities, exact)
+    saved = optim.optimizer_arrays(optimizer, model)
+    weights = float32_arrays(full_precision(model, optimizer))
+    other, fresh, _ = made(after, 5)
+    fit_weights(other, weights, 'there')
+    optim.load_optimizer_arrays(fresh, other, saved, weights)
+    assert_arrays(optim.optimizer_arrays(fresh, other), velocities)
+    assert_arrays(float32_arrays(full_precision(other, fresh)), exact)
+    if after == 'float32':  # and the optimizer makes use of them
+        loss_of(other, 0, scale=0.0).backward()
+        before_step = current(other)
+        fresh.set_lr(1.0)
+        fresh.step()
+        for name, value in current(other).items():
+            decayed = 5e-4 * before_step[name]
+            moved = 0.9 * velocities[f'{name}/velocity_0'] + decayed
+            np.testing.assert_allclose(value, before_step[name] - moved, rtol=1e-4, atol=1e-5)
+
+
+def test_averages_of_16_bit_weights_are_those_of_their_masters():
+    model, optimizer, exact = with_masters()
+    ema = optim.AveragedWeights(model, lambda: full_precision(model, optimizer), decay=0.3)
+    assert_arrays(ema.arrays(), exact)
+    ema.update(5)
+    for name, value in ema.arrays().items():
+        assert value.dtype == np.float32
+        np.testing.assert_allclose(value, exact[name], rtol=1e-6, err_msg=name)
+    own = state_arrays(model)
+    with ema.in_place():
+        inside = state_arrays(model)
+        for name in HALF:
+            assert inside[name].dtype == np.float16
+            np.testing.assert_allclose(inside[name], ema.arrays()[name], rtol=2**-9)
+    assert_arrays(state_arrays(model), own)
 
 
 # ------------------------------------------------------------------ loss

@@ -147,11 +147,11 @@ def test_images_of_an_epoch_are_cropped_each_in_its_own_way(files):
     assert len({image.tobytes() for image in images}) >= 15
 
 
-def test_leaving_out_the_first_batches_gives_the_rest_to_the_bit(files):
+def test_leaving_out_the_first_images_gives_the_rest_to_the_bit(files):
     options = {'augmentation': Augmentation(random_erasing=0.5, mixup=0.4), 'seed': 3}
     whole, resumed = batches_of(files, **options), batches_of(files, **options)
     whole.set_epoch(4)
-    resumed.set_epoch(4, skip=2)
+    resumed.set_epoch(4, done=16)
     assert_same(list(whole)[2:], list(resumed))
 
 

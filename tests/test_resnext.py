@@ -232,6 +232,21 @@ def test_sizes_of_the_stages(build, sides):
 
 
 @each_family
+@pytest.mark.parametrize('data_format', ['NCHW', 'NHWC'])
+def test_convolutions_have_the_layout_that_was_asked_for(build, data_format):
+    model, channels = build(data_format=data_format), {}
+
+    def note(layer, inputs, output):
+        channels[layer] = output.shape[data_format.index('C')]
+
+    convolutions = layers(model, nn.Conv2D).values()
+    for layer in convolutions:
+        layer.register_forward_post_hook(note)
+    run(model, images(1, 40, 56))
+    assert channels == {layer: layer.weight.shape[0] for layer in convolutions}
+
+
+@each_family
 def test_evaluation_does_not_change_the_statistics(build):
     model = build()
     before = randomise(model, seed=3)
@@ -429,6 +444,13 @@ def test_impossible_depths_for_cifar(depth):
 def test_impossible_sizes(network, named, value):
     with pytest.raises(ValueError, match=f'{named}.*1 or more'):
         network(**{named: value})
+
+
+@each_family
+@pytest.mark.parametrize('value', ['nhwc', 'NCL', 'NDHWC', '', None])
+def test_impossible_layouts(build, value):
+    with pytest.raises(ValueError, match=f'data_format must be NCHW or NHWC, not {value!r}'):
+        build(data_format=value)
 
 
 # ------------------------------------------------------------------ copied elsewhere

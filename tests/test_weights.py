@@ -25,6 +25,7 @@ from engine.models import build
 from engine.weights import (
     Arrays,
     fit_weights,
+    float32_arrays,
     load_weights,
     parse_arrays,
     read_weights,
@@ -435,6 +436,45 @@ def test_paddles_bfloat16_becomes_float32(tmp_path):
     load_weights(target, path)
     expected = {name: value.astype('float32').numpy() for name, value in halves.items()}
     assert_same(target, expected)
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+@pytest.mark.parametrize('source', ['float32', 'float16', 'float64'])
+def test_a_model_in_16_bits_takes_weights_of_any_precision(dtype, source):
+    """Each tensor keeps its type: batch norms are float32 there, too."""
+    target = network(2)
+    for layer in target.sublayers():
+        if isinstance(layer, (nn.Conv2D, nn.Linear)):
+            layer.to(dtype=dtype)
+    types = {name: tensor.dtype for name, tensor in target.state_dict().items()}
+    assert len(set(types.values())) == 2
+    arrays = {name: value.astype(source) for name, value in state_arrays(network(1)).items()}
+    fit_weights(target, arrays, 'there')
+    for name, tensor in target.state_dict().items():
+        assert tensor.dtype == types[name], name
+        found = tensor.astype('float32').numpy()
+        half = tensor.dtype != paddle.float32
+        if not (half and dtype == 'bfloat16'):  # which NumPy has not
+            expected = arrays[name].astype('float16' if half else 'float32').astype('float32')
+            np.testing.assert_array_equal(found, expected, err_msg=name)
+        np.testing.assert_allclose(found, arrays[name], rtol=2**-7, atol=1e-6, err_msg=name)
+
+
+def test_float32_arrays_are_a_copy_of_any_precision_in_float32():
+    model = small(1)
+    exact = state_arrays(model)
+    for dtype in ('float32', 'float16', 'bfloat16'):
+        tensors = {n: t.clone().astype(dtype) for n, t in model.state_dict().items()}
+        arrays = float32_arrays(tensors)
+        before = {name: array.copy() for name, array in arrays.items()}
+        for name, array in arrays.items():
+            assert array.dtype == np.float32
+            np.testing.assert_allclose(array, exact[name], rtol=2**-7, err_msg=name)
+        with paddle.no_grad():
+            for tensor in tensors.values():
+                tensor.scale_(0.0)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, before[name], err_msg=name)
 
 
 # ------------------------------------------------------------------ code

@@ -120,6 +120,20 @@ def test_stride_is_on_the_first_convolution():
     assert sizes == {'conv1': (6, 6), 'conv2': (6, 6), 'convShortcut': (6, 6)}
 
 
+@pytest.mark.parametrize('data_format', ['NCHW', 'NHWC'])
+def test_convolutions_have_the_layout_that_was_asked_for(data_format):
+    model, channels = WideResNet(depth=10, widen_factor=1, data_format=data_format), {}
+
+    def note(layer, inputs, output):
+        channels[layer] = output.shape[data_format.index('C')]
+
+    convolutions = [layer for layer in model.sublayers() if isinstance(layer, nn.Conv2D)]
+    for layer in convolutions:
+        layer.register_forward_post_hook(note)
+    run(model, images(1, 40, 56))
+    assert channels == {layer: layer.weight.shape[0] for layer in convolutions}
+
+
 def test_evaluation_does_not_change_the_statistics(small):
     before = {name: tensor.numpy().copy() for name, tensor in small.state_dict().items()}
     small.eval()
@@ -263,6 +277,9 @@ def test_impossible_depths(depth):
         ({'dropout': 1.0}, 'dropout'),
         ({'dropout': 1.5}, 'dropout'),
         ({'dropout': math.nan}, 'dropout'),
+        ({'data_format': 'nhwc'}, "data_format must be NCHW or NHWC, not 'nhwc'"),
+        ({'data_format': 'NCL'}, "data_format must be NCHW or NHWC, not 'NCL'"),
+        ({'data_format': None}, 'data_format must be NCHW or NHWC, not None'),
     ],
 )
 def test_impossible_arguments(wrong, named):

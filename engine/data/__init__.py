@@ -24,6 +24,8 @@ from engine.errors import UserError
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 PHOTO_SIZE, RESIZE_RATIO = 224, 256 / 224  # what ImageNet networks are evaluated with
+SMALL_SIZE = 32  # of the sets in memory
+MIDDLE_GREY = 127.5
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,44 @@ def load_data(
     return replace(data, mean=np.array(config.data.mean), std=np.array(config.data.std))
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """What evaluation makes of a picture: the short side resized, the centre cropped, normalised.
+
+    Images of a set in memory have that size already.
+    """
+
+    resize: int
+    size: int
+    mean: np.ndarray  # of 0-255, a value a channel
+    std: np.ndarray
+
+
+def preparation(config: Config) -> Preparation:
+    """As `load_data` has it, without the data set (scikit-learn's digits excepted)."""
+    name, size = config.data.name, config.data.image_size or SMALL_SIZE
+    resize = size
+    if name in VARIANTS:
+        mean, std = np.array(VARIANTS[name].mean), np.array(VARIANTS[name].std)
+    elif name == 'folder':
+        size, resize = _photo_sizes(config)
+        mean, std = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
+    elif name == 'digits':
+        digits = _digits()
+        mean, std = digits.mean, digits.std
+    else:
+        mean = std = np.full(3, MIDDLE_GREY)
+    if config.data.mean is not None and config.data.std is not None:
+        mean, std = np.array(config.data.mean), np.array(config.data.std)
+    return Preparation(resize, size, mean, std)
+
+
 def train_batches(data: DataSet, config: Config) -> Batches:
     """The shuffled, augmented batches of the training images, this process's part of each."""
     assert data.train is not None
     augmentation = _augmentation(config)
     options = {
-        'batch_size': config.data.batch_size,
+        'batch_size': config.data.batch_size * config.train.accumulate,
         'shuffle': True,
         'seed': config.seed,
         **_common(data),
@@ -169,10 +203,7 @@ def _folder(config: Config, train: bool, tell: Callable[[str], None]) -> DataSet
     found = find_folder(
         Path(data.root), train=train, test_folder=data.test_folder, holdout=data.holdout
     )
-    size = data.image_size or PHOTO_SIZE
-    resize = config.eval.resize or round(size * RESIZE_RATIO)
-    if resize < size:
-        raise UserError(f'eval.resize is {resize}, smaller than data.image_size ({size})')
+    size, resize = _photo_sizes(config)
     view = EvalView(size=size, resize=resize, five_crops=config.eval.views == 'ten_crop')
     workers = data.workers or runtime.cores_per_process()
     skip = data.on_bad_file == 'skip'
@@ -189,6 +220,15 @@ def _folder(config: Config, train: bool, tell: Callable[[str], None]) -> DataSet
         np.array(IMAGENET_STD),
         data.root,
     )
+
+
+def _photo_sizes(config: Config) -> tuple[int, int]:
+    """What the network sees, and the short side before that is cropped."""
+    size = config.data.image_size or PHOTO_SIZE
+    resize = config.eval.resize or round(size * RESIZE_RATIO)
+    if resize < size:
+        raise UserError(f'eval.resize is {resize}, smaller than data.image_size ({size})')
+    return size, resize
 
 
 def _digits() -> DataSet:
@@ -208,11 +248,11 @@ def _digits() -> DataSet:
 def _synthetic(config: Config) -> DataSet:
     """Random pixels and labels of ten classes, for benchmarks."""
     rng = np.random.default_rng(0)
-    size = config.data.image_size or 32
+    size = config.data.image_size or SMALL_SIZE
     shape = (config.data.num_images, 3, size, size)
 
     def images() -> Images:
         return Images(rng.integers(0, 256, shape, np.uint8), rng.integers(0, 10, shape[0]))
 
-    half = np.full(3, 127.5)
+    half = np.full(3, MIDDLE_GREY)
     return DataSet(images(), images(), [str(i) for i in range(10)], half, half, 'random images')

@@ -54,7 +54,7 @@ def crop_and_flip(
     count = len(rows)
     if padding:
         height, width = (side - 2 * padding for side in padded.shape[2:])
-        windows = sliding_window_view(padded, (height, width), axis=(2, 3))
+        windows = sliding_window_view(padded, (1, 1, height, width))[..., 0, 0, :, :]
         top, left = rng.integers(0, 2 * padding + 1, size=(2, count))
         out = windows[rows, :, top, left]
     else:

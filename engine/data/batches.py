@@ -32,6 +32,21 @@ class Batch(NamedTuple):
     partners: Optional[np.ndarray] = None  # int64 [B], the labels that were mixed in
     share: float = 1.0  # of `labels`; the rest is of `partners`
 
+    def parts(self, count: int) -> list[Batch]:
+        """The batch in so many parts of about the same size, as far as it has images (one view)."""
+        split = np.array_split(np.arange(len(self.labels)), min(count, len(self.labels)))
+        slices = [slice(part[0], part[-1] + 1) for part in split]
+        return [
+            Batch(
+                self.images[part],
+                self.labels[part],
+                self.rows[part],
+                None if self.partners is None else self.partners[part],
+                self.share,
+            )
+            for part in slices
+        ]
+
 
 class ImageSet(Protocol):
     """What a loop, a report and a plot need to know of a set, wherever its images are."""
@@ -85,38 +100,53 @@ class Batches(ABC):
         self.augmentation = augmentation or Augmentation()
         self.shuffle, self.seed = shuffle, seed
         self.rank, self.world = rank, world
-        self._together = batch_size * world
+        self.together = batch_size * world
         self.set_epoch(0)
 
-    def set_epoch(self, epoch: int, *, skip: int = 0) -> None:
-        """Choose the epoch and leave out its first `skip` batches (they are done already)."""
-        self.epoch, self._skip = epoch, skip
+    def set_epoch(self, epoch: int, *, done: int = 0) -> None:
+        """Choose the epoch, and leave out the first `done` images of its order.
+
+        They may have been done by another number of processes, so that `done` lies inside a batch.
+        What is left of that batch comes first, or with the next where it is less than an image
+        for each process.
+        """
+        self.epoch, self._done = epoch, done
+        self.first = done // self.together
+        left = min((self.first + 1) * self.together, len(self.images)) - done
+        if self.shuffle and left < self.world:
+            self.first += 1
+        self.first = min(self.first, len(self))
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.images), self._together)
+        whole, rest = divmod(len(self.images), self.together)
         return whole + (rest >= (self.world if self.shuffle else 1))
 
     @abstractmethod
     def __iter__(self) -> Iterator[Batch]: ...
 
+    def start(self, number: int) -> int:
+        """The place in the epoch's order where a batch begins."""
+        if number <= self.first:
+            return self._done
+        return min(number * self.together, len(self.images))
+
     def size(self, number: int) -> int:
         """Images of one batch, over all processes."""
-        return min(self._together, len(self.images) - number * self._together)
+        return self.start(number + 1) - self.start(number)
 
     def rows(self) -> list[np.ndarray]:
-        """For each batch of the epoch, the images that this process takes."""
+        """For each batch that is still to come, the images that this process takes."""
         order = np.arange(len(self.images))
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
-        starts = range(0, len(self) * self._together, self._together)
-        batches = (order[start : start + self._together] for start in starts)
+        numbers = range(self.first, len(self))
+        batches = (order[self.start(number) : self.start(number + 1)] for number in numbers)
         return [np.array_split(batch, self.world)[self.rank] for batch in batches]
 
     def remaining(self) -> Iterator[tuple[np.ndarray, np.random.Generator]]:
         """The rows of each batch that is still to come, and the batch's generator."""
-        for number, rows in enumerate(self.rows()):
-            if number >= self._skip:
-                yield rows, np.random.default_rng([self.seed, self.epoch, number, self.rank])
+        for number, rows in enumerate(self.rows(), self.first):
+            yield rows, np.random.default_rng([self.seed, self.epoch, number, self.rank])
 
     def finish(self, images: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> Batch:
         """The batch of these normalised images, after what is done to whole batches."""

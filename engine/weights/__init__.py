@@ -45,6 +45,7 @@ __all__ = [
     'Report',
     'first_not_finite',
     'fit_weights',
+    'float32_arrays',
     'load_weights',
     'parse_arrays',
     'read_weights',
@@ -181,7 +182,7 @@ def fit_weights(
     if problem := _problem(arrays, wanted):
         raise UserError(f'{where} does not fit the model: {problem}')
     # A file in half or double precision is cast to what the model has.
-    cast = {name: np.ascontiguousarray(arrays[name], slot.dtype) for name, slot in wanted.items()}
+    cast = {name: slot.cast(arrays[name]) for name, slot in wanted.items()}
     model.set_state_dict({**cast, **{name: own[name].tensor for name in initial}})
     dropped = [*given.dropped, *(f'{name} (of the head)' for name in left_out)]
     return Report([*wanted], dropped, initial, given.source, given.folded)
@@ -192,8 +193,15 @@ class _Slot:
 
     def __init__(self, tensor: Any) -> None:
         self.tensor, self.shape = tensor, tuple(tensor.shape)
-        name = str(tensor.dtype).rpartition('.')[2]
-        self.dtype = np.dtype('uint16' if name == 'bfloat16' else name)  # as tensor.numpy() has it
+        self.dtype = str(tensor.dtype).rpartition('.')[2]
+
+    def cast(self, array: np.ndarray) -> Any:
+        """The array in the type of this slot, which NumPy may not have."""
+        if self.dtype != 'bfloat16':
+            return np.ascontiguousarray(array, self.dtype)
+        import paddle
+
+        return paddle.to_tensor(np.asarray(array, np.float32)).astype(self.dtype)
 
 
 def _problem(arrays: Mapping[str, np.ndarray], wanted: Mapping[str, _Slot]) -> Optional[str]:
@@ -225,13 +233,17 @@ def _problem(arrays: Mapping[str, np.ndarray], wanted: Mapping[str, _Slot]) -> O
 def _difference(array: np.ndarray, slot: _Slot) -> Optional[str]:
     if array.shape != slot.shape:
         return f'{list(array.shape)} there and {list(slot.shape)}'
-    same = array.dtype.kind == slot.dtype.kind
-    return None if same else f'{array.dtype} there and {slot.dtype}'
+    return None if array.dtype.kind == 'f' else f'{array.dtype} there and {slot.dtype}'
 
 
 def state_arrays(model: nn.Layer) -> Arrays:
     """A copy of the model's weights and running statistics."""
     return {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def float32_arrays(tensors: Mapping[str, Any]) -> Arrays:
+    """A copy of a state dict's tensors."""
+    return {name: tensor.astype('float32').numpy().copy() for name, tensor in tensors.items()}
 
 
 def first_not_finite(arrays: Mapping[str, np.ndarray]) -> Optional[str]:

@@ -1,0 +1,193 @@
+"""The processes of a job, holding on to each other: when one ends, all end, and say why.
+
+Collectives alone don't do that: nccl and hccl wait half an hour for a process that has died, and a
+launcher watches only the processes of its own machine. Here every process keeps a TCP connection to
+the first one, which tells the others. The same connections make a barrier without a time limit
+(gloo, on a CPU, takes a process that is 30 seconds late for dead).
+
+Lines that are sent: `hello RANK JOB`, `here FLAG` and its answer `go FLAG`, `left CODE REASON`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from typing import Callable, Optional
+
+DIED = 'died'  # in the place of a code
+PATIENCE_S = 60.0  # for all processes to start
+# A machine that has vanished without a word is noticed after 15 + 4 * 5 seconds (Linux).
+KEEPALIVE = {'TCP_KEEPIDLE': 15, 'TCP_KEEPINTVL': 5, 'TCP_KEEPCNT': 4, 'TCP_USER_TIMEOUT': 35_000}
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The end of a process before its time."""
+
+    code: Optional[int]  # what it ends with; None where it had no time to say
+    reason: str
+
+
+class Missing(Exception):
+    """A process could not be reached."""
+
+
+class Peers:
+    """This process's connections: of the first process to each other one, of those to the first.
+
+    `address` is where the first one listens, `job` a word that all have in common. `on_loss` is
+    called once, by a thread, when another process has ended with a code other than 0 or without a
+    word. Raises Missing where not all are connected after `patience` seconds.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        world: int,
+        address: tuple[str, int],
+        *,
+        job: str,
+        on_loss: Callable[[Loss], None],
+        patience: float = PATIENCE_S,
+    ) -> None:
+        self.rank, self.world = rank, world
+        self._on_loss = on_loss
+        self._lock = threading.Lock()
+        self._loss: Optional[Loss] = None
+        self._left = False
+        self._heard: queue.SimpleQueue[Optional[bool]] = queue.SimpleQueue()
+        deadline = time.monotonic() + patience
+        connect = self._accept if rank == 0 else self._call
+        self._links = connect(address, job, deadline)
+        for other, link in self._links.items():
+            threading.Thread(target=self._listen, args=(other, link), daemon=True).start()
+
+    @property
+    def lost(self) -> bool:
+        """Whether another process has ended before its time."""
+        return self._loss is not None
+
+    def any(self, flag: bool = False) -> bool:
+        """Wait for all processes, however long it takes; whether any of them came with a flag."""
+        if self.rank == 0:
+            flags = [flag, *(self._next() for _ in self._links)]
+            flag = any(flags)
+            self._send(f'go {flag:d}')
+            return flag
+        self._send(f'here {flag:d}')
+        return self._next()
+
+    def leave(self, code: int, reason: str = '') -> None:
+        """Tell the others that this process ends, and how."""
+        self._left = True
+        self._send(f'left {code} {" ".join(reason.split())}')
+
+    def _accept(
+        self, address: tuple[str, int], job: str, deadline: float
+    ) -> dict[int, socket.socket]:
+        links: dict[int, socket.socket] = {}
+        with _listening(address[1], deadline) as server:
+            while len(links) < self.world - 1:
+                server.settimeout(max(0.01, deadline - time.monotonic()))
+                try:
+                    link, _ = server.accept()
+                    hello, rank, word = _read_line(link, deadline).split()
+                    if (hello, word) != ('hello', job) or not 0 < int(rank) < self.world:
+                        raise ValueError('somebody else')
+                except (OSError, ValueError):
+                    if time.monotonic() < deadline:
+                        continue
+                    missing = sorted(set(range(1, self.world)) - set(links))
+                    raise Missing(f'process {", ".join(map(str, missing))}') from None
+                links[int(rank)] = _watched(link)
+        return links
+
+    def _call(
+        self, address: tuple[str, int], job: str, deadline: float
+    ) -> dict[int, socket.socket]:
+        while True:
+            try:
+                link = socket.create_connection(address, timeout=5.0)
+                if link.getsockname() != link.getpeername():  # TCP may connect a port to itself
+                    break
+                link.close()
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise Missing(f'process 0 at {address[0]}:{address[1]}') from None
+                time.sleep(0.1)
+        link = _watched(link)
+        link.sendall(f'hello {self.rank} {job}\n'.encode())
+        return {0: link}
+
+    def _listen(self, other: int, link: socket.socket) -> None:
+        """Hear what one other process says until it has left."""
+        with contextlib.suppress(OSError), link.makefile(encoding='utf-8') as lines:
+            for line in lines:
+                word, _, rest = line.strip().partition(' ')
+                if word in ('here', 'go'):
+                    self._heard.put(rest == '1')
+                elif word == 'left':
+                    code, _, reason = rest.partition(' ')
+                    if code != '0':
+                        self._lose(Loss(None if code == DIED else int(code), reason))
+                    return
+        self._lose(Loss(None, f'process {other} has died'))
+
+    def _lose(self, loss: Loss) -> None:
+        with self._lock:
+            if self._loss is not None:
+                return
+            self._loss = loss
+        if self.rank == 0:
+            self._send(f'left {DIED if loss.code is None else loss.code} {loss.reason}')
+        if not self._left:
+            self._heard.put(None)
+            self._on_loss(loss)
+
+    def _next(self) -> bool:
+        heard = self._heard.get()
+        if heard is None:  # on_loss is about to end this process
+            threading.Event().wait()
+        return bool(heard)
+
+    def _send(self, line: str) -> None:
+        for link in self._links.values():
+            with contextlib.suppress(OSError):  # it has ended; its thread hears of it
+                link.sendall(f'{line}\n'.encode())
+
+
+def _listening(port: int, deadline: float) -> socket.socket:
+    while True:
+        try:
+            return socket.create_server(('', port))
+        except OSError:  # another program has the port, perhaps not for long
+            if time.monotonic() > deadline:
+                raise Missing(f'port {port} is taken: process 0') from None
+            time.sleep(0.1)
+
+
+def _watched(link: socket.socket) -> socket.socket:
+    link.settimeout(None)
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):
+            link.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return link
+
+
+def _read_line(link: socket.socket, deadline: float) -> str:
+    """The first line of a connection that may be a stranger's; ValueError if it is none."""
+    end = min(deadline, time.monotonic() + 2.0)
+    link.settimeout(max(0.01, end - time.monotonic()))
+    line = b''
+    while not line.endswith(b'\n'):
+        byte = link.recv(1)
+        if not byte or len(line) > 200 or time.monotonic() > end:
+            raise ValueError('no line')
+        line += byte
+    return line.decode()

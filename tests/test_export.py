@@ -1,0 +1,374 @@
+"""export.py: what it writes is the network, whole, described, and read by Paddle alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fake_npu
+import numpy as np
+import paddle
+import pytest
+import yaml
+from conftest import REPOSITORY, TINY
+from paddle import inference, nn
+from PIL import Image
+
+from engine import chosen_weights, data, exported_folder, models, static_model
+from engine.config import load_config
+from engine.errors import UserError
+from engine.run_folder import read_records
+from engine.weights import load_weights, write_arrays
+from export import class_names, default_output, export
+
+QUICKSTART = REPOSITORY / 'configs' / 'quickstart.yaml'
+CLASSES = ['1e3', 'Kätzchen', 'no']  # two of which YAML can take for something else
+SIZE = 16
+FAMILIES = [
+    ('wide_resnet10_1', 8),
+    ('resnext11_2x4d', 8),
+    ('resnext50_2x4d', 32),
+]
+
+
+def pictures(root: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for part in ('train', 'val'):
+        for name in CLASSES:
+            (root / part / name).mkdir(parents=True)
+            for number in range(4):
+                pixels = rng.integers(0, 256, (24, 30, 3), np.uint8)
+                Image.fromarray(pixels).save(root / part / name / f'{number}.png')
+    return root
+
+
+def execute(folder: Path, script: str, *arguments: str, **environment: str):
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / script), *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """A run on pictures of three classes, with dropout and averaged weights; the pictures go."""
+    folder = tmp_path_factory.mktemp('trained')
+    root = pictures(folder / 'pictures')
+    settings = [
+        text for text in TINY if not text.startswith(('data.num', 'data.crop', 'data.name'))
+    ]
+    own = ('data.name=folder', f'data.root={root}', f'data.image_size={SIZE}', 'eval.resize=20')
+    more = ('data.batch_size=6', 'data.scale=[0.9, 1]', 'train.epochs=2', 'train.ema=0.8')
+    recipe = folder / 'tiny.yaml'
+    recipe.write_text('seed: 1\n')
+    result = execute(folder, 'train.py', '-c', str(recipe), '-o', *settings, *own, *more)
+    assert result.returncode == 0, result.stderr
+    shutil.rmtree(root)
+    return folder / 'output' / 'tiny'
+
+
+@pytest.fixture(scope='module')
+def exported(run):
+    """What the command makes of that run: its folder, moved to where nothing else is; stdout."""
+    result = execute(run.parent.parent, 'export.py', '-w', str(run))
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ''
+    target = run.parent.parent / 'elsewhere'
+    (run / 'inference').rename(target)
+    return target, result.stdout
+
+
+def description(folder: Path) -> dict:
+    return yaml.safe_load((folder / 'inference.yml').read_text(encoding='utf-8'))
+
+
+def by_jit(folder: Path, images: np.ndarray) -> np.ndarray:
+    """Left in whatever mode it is loaded in."""
+    return paddle.jit.load(str(folder / 'inference'))(paddle.to_tensor(images)).numpy()
+
+
+def by_inference(folder: Path, images: np.ndarray) -> np.ndarray:
+    """With Paddle's own defaults, as a server may have it."""
+    (graph,) = (path for path in folder.iterdir() if path.suffix in ('.json', '.pdmodel'))
+    config = inference.Config(str(graph), str(folder / 'inference.pdiparams'))
+    config.disable_glog_info()
+    predictor = inference.create_predictor(config)
+    (name,) = predictor.get_input_names()
+    assert name == 'image'
+    predictor.get_input_handle(name).copy_from_cpu(images)
+    predictor.run()
+    return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
+
+
+def noise(count: int, size: int) -> np.ndarray:
+    return np.random.default_rng(count).normal(size=(count, 3, size, size)).astype(np.float32)
+
+
+def a_file(path: Path, name: str, *, classes: int = 7, first: float = 0.1) -> nn.Layer:
+    """Writes weights that no training has seen, running statistics included; the network."""
+    model, rng = models.build(name, num_classes=classes), np.random.default_rng(0)
+    arrays = {}
+    for key, tensor in model.state_dict().items():
+        spread = rng.uniform(0.5, 1.5, tensor.shape)
+        arrays[key] = (tensor.numpy() * spread + (0.1 if '_mean' in key else 0)).astype(np.float32)
+    arrays['fc.bias'][0] = first
+    with path.open('wb') as file:
+        write_arrays(file, arrays)
+    if np.isfinite(first):
+        load_weights(model, path)
+    model.eval()
+    return model
+
+
+def export_file(path: Path, name: str, size: int, output: Path) -> None:
+    """What the command does, in this process."""
+    settings = ('data.name=synthetic', f'data.image_size={size}', f'model.name={name}')
+    config = load_config(QUICKSTART, [*settings, 'data.crop_padding=0'])
+    weights = chosen_weights.find_weights(path)
+    export(config, weights, chosen_weights.sha256_of(path), output)
+
+
+def one_line(text: str) -> str:
+    (line,) = text.strip().splitlines()
+    return line
+
+
+def test_a_run_is_exported_with_its_averaged_weights_in_test_mode(run, exported):
+    folder, out = exported
+    model = models.build('wide_resnet10_1', num_classes=3, dropout=0.3)
+    plain = models.build('wide_resnet10_1', num_classes=3)
+    load_weights(model, run / 'checkpoints' / 'epoch_0002' / 'ema.pdparams')
+    load_weights(plain, run / 'checkpoints' / 'epoch_0002' / 'model.pdparams')
+    model.eval()
+    plain.eval()
+    for count in (1, 3):
+        images = noise(count, SIZE)
+        expected = model(paddle.to_tensor(images)).numpy()
+        np.testing.assert_allclose(by_jit(folder, images), expected, atol=1e-5)
+        np.testing.assert_allclose(by_inference(folder, images), expected, atol=1e-5)
+        assert np.abs(plain(paddle.to_tensor(images)).numpy() - expected).max() > 1e-3
+    assert 'weights averaged (EMA): ' in out
+    assert f'float32 [batch, 3, {SIZE}, {SIZE}] -> 3 logits' in out
+    difference = re.search(r'^read back, its logits differ by at most (\S+) ', out, re.M).group(1)
+    assert float(difference) < 1e-4
+
+
+def test_the_description_says_all_that_its_users_must_know(run, exported):
+    folder, _ = exported
+    about = description(folder)
+    assert about['model'] == 'wide_resnet10_1'
+    assert about['classes'] == CLASSES
+    size = {'resize_short': 20, 'crop': SIZE, 'shape': [-1, 3, SIZE, SIZE], 'layout': 'NCHW'}
+    assert size.items() <= about['input'].items()
+    assert about['input']['colours'] == 'RGB'
+    assert about['input']['mean'] == [123.675, 116.28, 103.53]
+    assert about['input']['std'] == [58.395, 57.12, 57.375]
+    source = about['weights']
+    averaged = run / 'checkpoints' / 'epoch_0002' / 'ema.pdparams'
+    assert Path(source['path']) == averaged
+    assert source['sha256'] == hashlib.sha256(averaged.read_bytes()).hexdigest()
+    record = json.loads((run / 'metrics.jsonl').read_text().splitlines()[-1])
+    assert source['accuracy']['top1'] == record['eval_accuracy']
+    assert (source['accuracy']['epoch'], source['accuracy']['data']) == (1, 'folder')
+    assert about['versions']['paddle'] == paddle.__version__
+    assert about['versions']['exporter'] in (REPOSITORY / 'pyproject.toml').read_text()
+
+
+def test_nothing_but_these_files_is_written(run, exported):
+    folder, out = exported
+    graph = {'inference.json'} if paddle.__version__ >= '3' else {'inference.pdmodel'}
+    names = {path.name for path in folder.iterdir()} - {'inference.pdiparams.info'}  # Paddle 2's
+    assert names == graph | {'inference.pdiparams', 'inference.yml'}
+    assert all(name in out.splitlines()[-1] for name in names)
+    assert not list(run.glob('.*.writing'))
+
+
+@pytest.mark.parametrize(('name', 'size'), FAMILIES, ids=[name for name, _ in FAMILIES])
+def test_every_family_says_the_same_for_any_batch_once_exported(tmp_path, name, size):
+    model = a_file(tmp_path / 'weights.pdparams', name)
+    export_file(tmp_path / 'weights.pdparams', name, size, tmp_path / 'out')
+    for count in (1, 3):
+        images = noise(count, size)
+        expected = model(paddle.to_tensor(images)).numpy()
+        scale = max(1.0, np.abs(expected).max())
+        for read in (by_jit, by_inference):
+            np.testing.assert_allclose(read(tmp_path / 'out', images), expected, atol=1e-4 * scale)
+
+
+def test_a_lone_file_has_numbered_classes_as_many_as_its_last_layer(tmp_path):
+    a_file(tmp_path / 'weights.pdparams', 'wide_resnet10_1', classes=7)
+    export_file(tmp_path / 'weights.pdparams', 'wide_resnet10_1', 8, tmp_path / 'out')
+    about = description(tmp_path / 'out')
+    assert about['classes'] == [str(i) for i in range(7)]
+    assert 'accuracy' not in about['weights']
+    config = load_config(QUICKSTART)
+    assert default_output(config, tmp_path / 'weights.pdparams') == Path('output/inference/weights')
+
+
+def test_classes_beyond_the_named_ones_are_numbered_and_fewer_are_refused(run):
+    weights = chosen_weights.find_weights(run)
+    more = load_config(QUICKSTART, ['model.num_classes=5'])
+    assert class_names(more, weights) == [*CLASSES, '3', '4']
+    with pytest.raises(UserError, match='trained on 3 classes'):
+        class_names(load_config(QUICKSTART, ['model.num_classes=2']), weights)
+
+
+def test_the_accuracy_is_that_of_the_checkpoint_or_of_the_best(run, tmp_path):
+    records = read_records(run)
+    for epoch in (0, 1):
+        weights = chosen_weights.find_weights(run / 'checkpoints' / f'epoch_000{epoch + 1}')
+        assert chosen_weights.recorded_accuracy(weights)['top1'] == records[epoch]['eval_accuracy']
+    best = chosen_weights.recorded_accuracy(chosen_weights.find_weights(run / 'best.pdparams'))
+    assert (best['top1'], best['epoch']) == (
+        records[-1]['best_accuracy'],
+        records[-1]['best_epoch'],
+    )
+    shutil.copy(run / 'best.pdparams', run / 'other.pdparams')
+    shutil.copytree(run / 'checkpoints' / 'epoch_0001', tmp_path / 'epoch_0001')
+    for unknown in (run / 'other.pdparams', tmp_path / 'epoch_0001'):
+        assert chosen_weights.recorded_accuracy(chosen_weights.find_weights(unknown)) is None
+
+
+@pytest.mark.parametrize('root', ['cifar10', 'cifar100', 'digits', 'synthetic', 'own'])
+def test_pictures_are_prepared_as_in_evaluation(root, tmp_path):
+    settings = {'own': ['data.name=digits', 'data.mean=[1, 2, 3]', 'data.std=[4, 5, 6]']}
+    config = load_config(QUICKSTART, settings.get(root, [f'data.name={root}']))
+    view = data.preparation(config)
+    if root.startswith('cifar'):
+        variant = data.VARIANTS[root]
+        mean, std, side = variant.mean, variant.std, 32
+    else:
+        dataset = data.load_data(config)
+        mean, std, side = dataset.mean, dataset.std, dataset.test.pixels.shape[-1]
+    np.testing.assert_array_equal(view.mean, mean)
+    np.testing.assert_array_equal(view.std, std)
+    assert (view.size, view.resize) == (side, side)
+
+
+class OtherInAGraph(nn.Layer):
+    """A network that really is another one once it is exported."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
+        logits = self.fc(x.mean([2, 3]))
+        return logits if paddle.in_dynamic_mode() else logits + 0.01
+
+
+def test_a_network_that_differs_once_exported_is_refused(tmp_path):
+    network = OtherInAGraph()
+    static_model.save(network, tmp_path, size=4)
+    with pytest.raises(UserError, match=r'its logits differ by 0\.01 '):
+        static_model.verify(network, tmp_path, noise(3, 4))
+
+
+def test_a_file_that_changed_or_was_cut_off_is_refused(tmp_path):
+    """As a disk that is full or bad would leave it."""
+    model = models.build('wide_resnet10_1', num_classes=3)
+    static_model.save(model, tmp_path, size=8)
+    difference, scale = static_model.verify(model, tmp_path, noise(3, 8))
+    assert difference < 1e-5 < scale
+    file = tmp_path / 'inference.pdiparams'
+    whole = bytearray(file.read_bytes())
+    changed = np.frombuffer(whole, np.uint8).copy()
+    changed[-4000:-2000] ^= 0x10
+    file.write_bytes(changed.tobytes())
+    with pytest.raises(UserError, match='another network'):
+        static_model.verify(model, tmp_path, noise(3, 8))
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match='cannot be read back') as error:
+        static_model.verify(model, tmp_path, noise(3, 8))
+    one_line(str(error.value))
+
+
+@pytest.mark.parametrize('first', [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_and_leave_nothing(tmp_path, first):
+    a_file(tmp_path / 'weights.pdparams', 'wide_resnet10_1', first=first)
+    with pytest.raises(UserError, match='not finite'):
+        export_file(tmp_path / 'weights.pdparams', 'wide_resnet10_1', 8, tmp_path / 'a' / 'b')
+    assert [path.name for path in tmp_path.iterdir()] == ['weights.pdparams']
+
+
+@pytest.mark.parametrize('what', ['full', 'file', 'missing', 'no run', 'code', 'launched'])
+def test_what_cannot_work_is_one_line_exit_2_and_nothing_written(tmp_path, what, run):
+    (tmp_path / 'full').mkdir()
+    (tmp_path / 'full' / 'mine.txt').write_text('mine')
+    (tmp_path / 'evil.pdparams').write_text("cos\nsystem\n(S'touch ran'\ntR.")
+    before = sorted(tmp_path.rglob('*'))
+    here = ('-w', str(run), '--output')
+    arguments, wanted = {
+        'full': ((*here, 'full'), 'full is not empty; choose another folder with --output'),
+        'file': ((*here, 'full/mine.txt'), 'is a file; choose another folder with --output'),
+        'missing': (('-w', 'nowhere'), 'nowhere'),
+        'no run': (('-c', str(QUICKSTART)), 'train first'),
+        'code': (('-w', 'evil.pdparams'), 'can run code'),
+        'launched': ((*here, 'new'), 'paddle.distributed.launch'),
+    }[what]
+    world = {'PADDLE_TRAINERS_NUM': '2'} if what == 'launched' else {}
+    result = execute(tmp_path, 'export.py', *arguments, **world)
+    assert (result.returncode, result.stdout) == (2, '')
+    assert wanted in one_line(result.stderr)
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_another_network_than_the_weights_is_refused_by_name(tmp_path):
+    a_file(tmp_path / 'weights.pdparams', 'wide_resnet10_1')
+    with pytest.raises(UserError, match='look like wide_resnet10_1'):
+        export_file(tmp_path / 'weights.pdparams', 'resnext11_2x4d', 8, tmp_path / 'out')
+
+
+def test_a_kill_while_writing_leaves_no_half_folder_and_the_next_one_cleans_up(run, tmp_path):
+    output, aside = tmp_path / 'out', tmp_path / '.out.writing'
+    command = [sys.executable, str(REPOSITORY / 'export.py'), '-w', str(run)]
+    process = subprocess.Popen([*command, '--output', str(output)], stdout=subprocess.DEVNULL)
+    while not (aside / 'inference.pdiparams').exists():
+        assert process.poll() is None, 'it ended without writing'
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=60)
+    assert aside.exists()
+    assert not output.exists()
+    with exported_folder.written_aside(output) as folder:
+        assert list(folder.iterdir()) == []
+        (folder / 'inference.yml').write_text('')
+    assert [path.name for path in tmp_path.iterdir()] == ['out']
+
+
+def test_a_folder_that_was_filled_in_the_meantime_is_not_overwritten(tmp_path):
+    output = tmp_path / 'out'
+
+    def write() -> None:
+        with exported_folder.written_aside(output) as folder:
+            (folder / 'inference.yml').write_text('')
+            output.mkdir()
+            (output / 'mine.txt').write_text('mine')
+
+    with pytest.raises(UserError, match='not empty'):
+        write()
+    assert [path.name for path in tmp_path.rglob('*')] == ['out', 'mine.txt']
+
+
+def test_a_network_is_exported_from_an_npu_for_any_device(run, exported, tmp_path):
+    """A made-up one, see test_fake_npu.py."""
+    machine = fake_npu.build(tmp_path)
+    here = ('-w', str(run), '-o', 'device=npu', '--output', str(tmp_path / 'out'))
+    result = execute(tmp_path, 'export.py', *here, **machine)
+    assert result.returncode == 0, result.stderr
+    assert 'fake npu: device 0 is used' in result.stdout + result.stderr
+    images = noise(3, SIZE)
+    expected = by_jit(exported[0], images)
+    np.testing.assert_allclose(by_jit(tmp_path / 'out', images), expected, atol=1e-6)

@@ -1,0 +1,446 @@
+"""engine/peers.py: the processes of a job, here as threads that talk over the loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Callable, Iterator, Optional
+
+import pytest
+from conftest import REPOSITORY
+
+from engine.peers import DIED, Loss, Missing, Peers
+
+JOB = 'job1'
+SOON = 10.0  # seconds in which everything here should have happened, on a busy machine too
+
+
+def free_port() -> int:
+    with socket.create_server(('', 0)) as server:
+        return int(server.getsockname()[1])
+
+
+class Job:
+    """The processes of a job; `losses` are what on_loss of each has heard."""
+
+    def __init__(self, world: int, *, job: str = JOB, port: Optional[int] = None) -> None:
+        self.world, self.word = world, job
+        self.port = port or free_port()
+        self.losses: list[list[Loss]] = [[] for _ in range(world)]
+        self.peers: list[Peers] = []
+        self._pool = ThreadPoolExecutor(world)
+
+    def start(self, rank: int, *, patience: float = SOON) -> Future[Peers]:
+        return self._pool.submit(
+            Peers,
+            rank,
+            self.world,
+            ('127.0.0.1', self.port),
+            job=self.word,
+            on_loss=self.losses[rank].append,
+            patience=patience,
+        )
+
+    def connect(self) -> Job:
+        started = [self.start(rank) for rank in range(self.world)]
+        self.peers = [future.result(SOON) for future in started]
+        return self
+
+    def at_once(self, what: Callable[[Peers], object]) -> list[Future]:
+        return [self._pool.submit(what, peers) for peers in self.peers]
+
+    def all(self, flags: list[bool]) -> list[bool]:
+        """What any() says to each, which come with these flags."""
+        answers = [self._pool.submit(peers.any, flag) for peers, flag in zip(self.peers, flags)]
+        return [answer.result(SOON) for answer in answers]
+
+    def die(self, rank: int) -> None:
+        """As a kill does: the connections are closed, and nothing is said or heard any more."""
+        self.peers[rank]._loss = Loss(None, 'itself')  # its threads would otherwise go on
+        for link in self.peers[rank]._links.values():
+            with contextlib.suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """The threads that listen end with their connections."""
+        for rank, peers in enumerate(self.peers):
+            peers.leave(0)
+            self.die(rank)
+        self._pool.shutdown(wait=False)
+
+
+@pytest.fixture
+def job() -> Iterator[Callable[..., Job]]:
+    """A job of so many processes, all connected."""
+    jobs: list[Job] = []
+
+    def start(world: int, **options) -> Job:
+        jobs.append(Job(world, **options))
+        return jobs[-1]
+
+    yield start
+    for one in jobs:
+        one.close()
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    end = time.monotonic() + SOON
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def stays(true: Callable[[], bool], seconds: float = 0.3) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not true():
+            return False
+        time.sleep(0.01)
+    return True
+
+
+WORLDS = pytest.mark.parametrize('world', [2, 3, 8])
+
+
+# ------------------------------------------------------------------ the barrier
+
+
+@WORLDS
+def test_any_says_to_all_whether_one_came_with_a_flag(job, world):
+    processes = job(world).connect()
+    assert processes.all([False] * world) == [False] * world
+    for rank in range(world):
+        flags = [other == rank for other in range(world)]
+        assert processes.all(flags) == [True] * world
+        assert processes.all([False] * world) == [False] * world, 'a flag has stayed up'
+    assert processes.all([True] * world) == [True] * world
+
+
+@WORLDS
+@pytest.mark.parametrize('late', ['first', 'last'])
+def test_any_waits_for_the_last_process(job, world, late):
+    processes = job(world).connect()
+    missing = 0 if late == 'first' else world - 1
+    early = [
+        processes._pool.submit(peers.any)
+        for rank, peers in enumerate(processes.peers)
+        if rank != missing
+    ]
+    assert stays(lambda: not any(answer.done() for answer in early))
+    assert processes.peers[missing].any(True) is True
+    assert [answer.result(SOON) for answer in early] == [True] * (world - 1)
+
+
+@WORLDS
+def test_many_rounds_stay_in_step(job, world):
+    """However the processes race: each draws its own pauses and flags."""
+    processes = job(world).connect()
+    rounds = 200
+    flags = [
+        [random.Random(f'{rank} {number}').random() < 0.3 / world for number in range(rounds)]
+        for rank in range(world)
+    ]
+    wanted = [any(column) for column in zip(*flags)]
+    assert 0 < sum(wanted) < rounds
+
+    def go(peers: Peers) -> list[bool]:
+        answers = []
+        for number, flag in enumerate(flags[peers.rank]):
+            if random.Random(f'pause {peers.rank} {number}').random() < 0.05:
+                time.sleep(0.002)
+            answers.append(peers.any(flag))
+        return answers
+
+    for answers in processes.at_once(go):
+        assert answers.result(60) == wanted
+
+
+# ------------------------------------------------------------------ ends
+
+
+@WORLDS
+def test_leaving_in_peace_is_silent(job, world):
+    processes = job(world).connect()
+    for peers in reversed(processes.peers):
+        peers.leave(0)
+    for rank in range(world):
+        processes.die(rank)
+    assert stays(lambda: not any(processes.losses))
+
+
+@WORLDS
+def test_one_that_leaves_in_peace_does_not_end_the_others(job, world):
+    processes = job(world).connect()
+    processes.peers[-1].leave(0)
+    processes.die(world - 1)
+    assert stays(lambda: not any(processes.losses))
+
+
+@WORLDS
+@pytest.mark.parametrize('who', ['first', 'last'])
+def test_an_error_reaches_all_others_with_its_code_and_text(job, world, who):
+    processes = job(world).connect()
+    rank = 0 if who == 'first' else world - 1
+    text = 'process 1: train.py: data/größe.png is damaged;\n  remove it 100 %'
+    processes.peers[rank].leave(2, text)
+    processes.die(rank)
+    others = [other for other in range(world) if other != rank]
+    wait_until(lambda: all(processes.losses[other] for other in others))
+    wanted = Loss(2, 'process 1: train.py: data/größe.png is damaged; remove it 100 %')
+    assert [processes.losses[other] for other in others] == [[wanted]] * (world - 1)
+
+
+@WORLDS
+@pytest.mark.parametrize('who', ['first', 'last'])
+def test_a_process_that_is_killed_is_told_to_all_as_died(job, world, who):
+    processes = job(world).connect()
+    rank = 0 if who == 'first' else world - 1
+    processes.die(rank)
+    others = [other for other in range(world) if other != rank]
+    wait_until(lambda: all(processes.losses[other] for other in others))
+    wanted = Loss(None, f'process {rank} has died')
+    assert [processes.losses[other] for other in others] == [[wanted]] * (world - 1)
+
+
+@WORLDS
+def test_who_waits_in_any_does_not_come_back_with_an_answer_after_a_loss(job, world):
+    """on_loss ends the process; an answer would be made up."""
+    processes = job(world).connect()
+    waiting = []
+    for peers in processes.peers[:-1]:
+        thread = threading.Thread(target=lambda p=peers: waiting.append(p.any()), daemon=True)
+        thread.start()
+    processes.peers[-1].leave(3, 'the loss became nan')
+    wait_until(lambda: all(processes.losses[:-1]))
+    assert stays(lambda: not waiting)
+    for losses in processes.losses[:-1]:
+        assert losses == [Loss(3, 'the loss became nan')]
+
+
+def test_a_loss_is_told_once_however_many_follow(job):
+    processes = job(8).connect()
+    processes.peers[3].leave(2, 'the first')
+    wait_until(lambda: all(losses for rank, losses in enumerate(processes.losses) if rank != 3))
+    for rank in (3, 5, 6):
+        processes.die(rank)
+    processes.peers[7].leave(1, 'the second')
+    processes.die(7)
+    time.sleep(0.3)
+    for rank in (0, 1, 2, 4):
+        assert processes.losses[rank] == [Loss(2, 'the first')]
+
+
+@WORLDS
+@pytest.mark.parametrize('code', [0, 2])
+@pytest.mark.parametrize('who', ['first', 'last'])
+def test_who_has_left_hears_of_no_loss_any_more(job, world, code, who):
+    """Neither of its own, told by the first process, nor of the others', which end because of it:
+    while Python winds up, on_loss would give it another code."""
+    processes = job(world).connect()
+    rank = 0 if who == 'first' else world - 1
+    processes.peers[rank].leave(code, 'a reason')
+    for other in range(world):
+        if other != rank:
+            if code:
+                wait_until(lambda other=other: processes.losses[other])
+            processes.die(other)
+    time.sleep(0.2)
+    assert processes.losses[rank] == []
+
+
+def test_an_error_and_the_end_of_the_connection_are_one_loss(job):
+    processes = job(3).connect()
+    processes.peers[2].leave(2, 'a reason')
+    processes.die(2)
+    wait_until(lambda: processes.losses[0] and processes.losses[1])
+    time.sleep(0.2)
+    assert processes.losses[:2] == [[Loss(2, 'a reason')]] * 2
+
+
+def test_an_error_that_has_no_text(job):
+    processes = job(2).connect()
+    processes.peers[1].leave(130)
+    wait_until(lambda: processes.losses[0])
+    assert processes.losses[0] == [Loss(130, '')]
+
+
+PROCESS = """
+import os, sys, threading
+from engine.peers import Peers
+
+def end_too(loss):
+    print(loss.code, loss.reason, flush=True)
+    os._exit(0)
+
+rank, world, port = map(int, sys.argv[1:])
+peers = Peers(rank, world, ('127.0.0.1', port), job='job', on_loss=end_too)
+peers.any()
+print('together', flush=True)
+threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize('killed', [0, 1, 2])
+def test_a_kill_of_a_real_process_ends_the_others(killed):
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, '-c', PROCESS, str(rank), '3', str(port)],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(3)
+    ]
+    try:
+        for process in processes:
+            assert process.stdout.readline() == 'together\n'
+        processes[killed].kill()
+        for rank, process in enumerate(processes):
+            out, _ = process.communicate(timeout=SOON)
+            if rank != killed:
+                assert out == f'None process {killed} has died\n'
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+# ------------------------------------------------------------------ coming together
+
+
+def test_the_first_process_may_come_last(job):
+    processes = job(3)
+    started = [processes.start(rank) for rank in (2, 1)]
+    time.sleep(0.4)
+    assert not any(future.done() for future in started)
+    started.append(processes.start(0))
+    processes.peers = sorted((future.result(SOON) for future in started), key=lambda p: p.rank)
+    assert processes.all([False, False, True]) == [True] * 3
+
+
+@pytest.mark.parametrize(
+    ('world', 'here', 'named'),
+    [(2, [], '1'), (3, [1], '2'), (3, [], '1, 2'), (8, [1, 2, 4, 5, 7], '3, 6')],
+)
+def test_who_is_missing_after_all_patience_is_named(job, world, here, named):
+    processes = job(world)
+    for rank in here:
+        processes.start(rank)
+    start = time.monotonic()
+    with pytest.raises(Missing) as error:
+        processes.start(0, patience=0.7).result(SOON)
+    assert str(error.value) == f'process {named}'
+    assert 0.6 < time.monotonic() - start < 5
+
+
+def test_without_the_first_process_its_address_is_named(job):
+    processes = job(3)
+    with pytest.raises(Missing) as error:
+        processes.start(1, patience=0.5).result(SOON)
+    assert str(error.value) == f'process 0 at 127.0.0.1:{processes.port}'
+
+
+def call(port: int) -> socket.socket:
+    """A stranger's connection, as soon as somebody listens."""
+    end = time.monotonic() + SOON
+    while True:
+        try:
+            return socket.create_connection(('127.0.0.1', port), timeout=SOON)
+        except OSError:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+STRANGERS = {
+    'nothing': b'',
+    'random bytes': random.Random(0).randbytes(5000),
+    'random bytes in lines': b'\n'.join([b'\xff\xfe', b'\x80' * 40, b'']),
+    'a browser': b'GET / HTTP/1.1\r\nHost: x\r\n\r\n',
+    'another job': b'hello 1 job2\n',
+    'no rank': f'hello one {JOB}\n'.encode(),
+    'a rank beyond the last': f'hello 8 {JOB}\n'.encode(),
+    'the rank of the first': f'hello 0 {JOB}\n'.encode(),
+    'no job': b'hello 1\n',
+    'more words': f'hello 1 {JOB} please\n'.encode(),
+    'another word': f'left 1 {JOB}\n'.encode(),
+    'an empty line': b'\n',
+}
+
+
+@pytest.mark.parametrize('name', STRANGERS)
+def test_a_stranger_neither_joins_nor_stops_the_others(job, name):
+    processes = job(3)
+    first = processes.start(0)
+    with call(processes.port) as stranger:
+        with contextlib.suppress(OSError):
+            stranger.sendall(STRANGERS[name])
+        if name == 'nothing':
+            stranger.close()
+        started = [processes.start(rank) for rank in (1, 2)]
+        processes.peers = [future.result(SOON) for future in (first, *started)]
+    assert sorted(processes.peers[0]._links) == [1, 2]
+    assert processes.all([False, True, False]) == [True] * 3
+    assert stays(lambda: not any(processes.losses), 0.1)
+
+
+@pytest.mark.parametrize('said', [b'', b'hello 1 jo'], ids=['nothing', 'half'])
+def test_a_stranger_who_never_ends_his_line_holds_nobody_up_for_long(job, said):
+    """Five seconds, and then the others' turn comes."""
+    processes = job(2)
+    first = processes.start(0, patience=30)
+    with call(processes.port) as stranger:
+        stranger.sendall(said)
+        second = processes.start(1, patience=30)
+        processes.peers = [future.result(20) for future in (first, second)]
+    assert processes.all([True, False]) == [True] * 2
+
+
+def test_a_line_without_an_end_is_cut_off(job):
+    """Not read for ever."""
+    processes = job(2)
+    first = processes.start(0)
+    with call(processes.port) as stranger:
+        with contextlib.suppress(OSError):
+            stranger.sendall(b'hello ' * 100_000)
+        start = time.monotonic()
+        second = processes.start(1)
+        processes.peers = [future.result(SOON) for future in (first, second)]
+        assert time.monotonic() - start < 4
+    assert processes.all([False, False]) == [False] * 2
+
+
+@pytest.mark.parametrize('said', STRANGERS, ids=str)
+def test_strangers_alone_are_not_taken_for_processes(job, said):
+    processes = job(2)
+    first = processes.start(0, patience=0.5)
+    with call(processes.port) as stranger:
+        with contextlib.suppress(OSError):
+            stranger.sendall(STRANGERS[said])
+        with pytest.raises(Missing) as error:
+            first.result(SOON)
+    assert str(error.value) == 'process 1'
+
+
+def test_two_jobs_on_one_port_do_not_mix(job):
+    """The second process of another job, that has the wrong port, waits for its own in vain."""
+    ours = job(2)
+    theirs = job(2, job='job2', port=ours.port)
+    first = ours.start(0)
+    theirs.start(1)
+    time.sleep(0.2)
+    assert not first.done()
+    second = ours.start(1)
+    ours.peers = [first.result(SOON), second.result(SOON)]
+    assert ours.all([False, True]) == [True, True]
+
+
+def test_died_is_no_code_that_a_process_could_end_with():
+    with pytest.raises(ValueError):
+        int(DIED)

@@ -1,0 +1,126 @@
+"""engine/signals.py: what SIGTERM and SIGINT do to a loop, alone and under a launcher."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPOSITORY
+
+# A loop as in train.py, whose steps take 50 ms, and which then saves for half a second.
+LOOP = """
+import sys, time
+from engine.errors import Stopped
+from engine.signals import StopSignals
+
+try:
+    with StopSignals() as stop:
+        try:
+            print('ready', flush=True)
+            for step in range(400):
+                time.sleep(0.05)
+                stop.check()
+        except Stopped as signal:
+            print(f'stopped by {signal}', flush=True)
+            time.sleep(0.5)
+            print('saved', flush=True)
+            raise
+except Stopped:
+    time.sleep(0.5)
+    print('end', flush=True)
+    sys.exit(75)
+"""
+
+
+def started(*, launched: bool) -> subprocess.Popen:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith('PADDLE_')}
+    if launched:
+        environment |= {'PADDLE_TRAINERS_NUM': '1', 'PADDLE_TRAINER_ID': '0'}
+    process = subprocess.Popen(
+        [sys.executable, '-c', LOOP],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdout.readline() == 'ready\n'
+    return process
+
+
+def ended(process: subprocess.Popen) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=15)
+    finally:
+        process.kill()
+    return process.returncode, out, err
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('launched', [False, True])
+def test_one_signal_stops_the_loop_after_its_step(launched, number):
+    process = started(launched=launched)
+    process.send_signal(number)
+    code, out, err = ended(process)
+    assert code == 75
+    assert out == f'stopped by {number.name}\nsaved\nend\n'
+    more = '' if launched else '; once more ends at once'
+    assert err == f'\n{number.name}: saving after this step{more}\n'
+
+
+def test_three_in_a_row_from_a_launcher_stop_the_loop_once():
+    process = started(launched=True)
+    for _ in range(3):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.02)
+    code, out, err = ended(process)
+    assert code == 75
+    assert out == 'stopped by SIGTERM\nsaved\nend\n'
+    assert err == '\nSIGTERM: saving after this step\n'
+
+
+def test_those_of_a_launcher_that_come_late_disturb_neither_saving_nor_the_end():
+    process = started(launched=True)
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == 'stopped by SIGTERM\n'
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == 'saved\n'
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    code, out, _ = ended(process)
+    assert (code, out) == (75, 'end\n')
+
+
+@pytest.mark.parametrize(
+    ('number', 'code'), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, -signal.SIGINT)]
+)
+def test_without_a_launcher_the_second_signal_acts_at_once(number, code):
+    process = started(launched=False)
+    process.send_signal(number)
+    assert process.stdout.readline() == f'stopped by {number.name}\n'
+    start = time.monotonic()
+    process.send_signal(number)
+    returned, out, err = ended(process)
+    assert time.monotonic() - start < 0.4
+    assert 'saved' not in out
+    # Python ends by SIGINT as by a KeyboardInterrupt that nobody has caught.
+    assert returned in (code, 130)
+    assert err.count('saving after this step') == 1
+
+
+@pytest.mark.parametrize('launched', [False, True])
+def test_afterwards_the_handlers_are_those_from_before_unless_a_launcher_has_begun(
+    launched, monkeypatch
+):
+    from engine import signals
+
+    monkeypatch.setattr(signals, 'LAUNCHED', launched)
+    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    with signals.StopSignals() as stop:
+        assert all(signal.getsignal(n) != handler for n, handler in before.items())
+        stop.check()
+    assert {number: signal.getsignal(number) for number in signals.SIGNALS} == before
