@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BENCH  ?= .venv-bench
 OLDEST ?= .venv-oldest
+TWO    := -n 2 --dist loadfile    # two files of tests at a time
 
 .PHONY: quickstart test test-oldest test-slow lint bench clean
 
@@ -10,10 +11,10 @@ quickstart: $(VENV)/user          ## train a small network on real digits, about
 	$(VENV)/bin/python train.py -c configs/quickstart.yaml $(if $(wildcard output/quickstart),--resume)
 
 test: $(VENV)/dev                 ## the tests that need no network, no PyTorch and no data
-	$(VENV)/bin/python -m pytest -m 'not slow and not torch'
+	$(VENV)/bin/python -m pytest $(TWO) -m 'not slow and not torch'
 
 test-oldest: $(OLDEST)/ready      ## the same with the oldest Paddle that is supported, 2.6.2
-	$(OLDEST)/bin/python -m pytest -m 'not slow and not torch'
+	$(OLDEST)/bin/python -m pytest $(TWO) -m 'not slow and not torch'
 
 test-slow: $(BENCH)/ready         ## the slow ones, and parity with PyTorch
 	$(BENCH)/bin/python -m pytest -m 'slow or torch'

@@ -17,7 +17,7 @@ import math
 from functools import partial
 from typing import Sequence
 
-from paddle import Tensor, nn
+from paddle import ParamAttr, Tensor, nn
 from paddle.nn import functional as F
 from paddle.nn.initializer import Constant, Normal, Uniform
 
@@ -98,7 +98,8 @@ class Bottleneck(nn.Layer):
         self.conv2 = conv2d(inner_channels, inner_channels, 3, stride=stride, groups=cardinality)
         self.bn2 = norm(inner_channels)
         self.conv3 = conv2d(inner_channels, out_channels, 1)
-        self.bn3 = norm(out_channels, weight_attr=Constant(0.0 if zero_init_last_bn else 1.0))
+        gamma = Constant(0.0 if zero_init_last_bn else 1.0)
+        self.bn3 = norm(out_channels, weight_attr=ParamAttr(initializer=gamma))
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
             self.downsample = nn.Sequential(

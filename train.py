@@ -87,6 +87,8 @@ def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[s
 
 def build_model(config: Config, dataset: DataSet, log: Log, *, pretrained: bool) -> nn.Layer:
     """The network, with the weights of model.pretrained unless a checkpoint will bring its own."""
+    from paddle import nn
+
     from engine import data, models
     from engine.weights import load_weights
 
@@ -101,6 +103,8 @@ def build_model(config: Config, dataset: DataSet, log: Log, *, pretrained: bool)
         init=settings.init,
         data_format=settings.data_format,
     )
+    if config.train.sync_bn:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     log.line(
         f'data: {config.data.name}, {len(dataset.train):,} training and {len(dataset.test):,} test '
         f'images of {len(dataset.classes):,} classes, from {dataset.origin}'

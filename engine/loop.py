@@ -149,16 +149,16 @@ class Trainer:
         images, together = len(batch.labels), self.batches.size(self.progress.batch)
         # As many in every process: a SyncBatchNorm waits for all in each.
         own = together // runtime.WORLD
-        *parts, last = batch.parts(math.ceil(own / self.config.data.batch_size))
+        parts = batch.parts(math.ceil(own / self.config.data.batch_size))
         loss, correct = 0.0, 0
-        for part in (*parts, last):
-            adding_up = part is not last
+        for part in parts:
+            last = part is parts[-1]
             # Gradients add up over the parts and are averaged over the processes; this makes it the
             # mean over the images of all (but for those that data.on_bad_file: skip has left out,
             # which the other processes don't know of).
             share = len(part.labels) * runtime.WORLD / together
-            with runtime.without_averaging(self._forward) if adding_up else nothing():
-                part_loss, part_correct = self._forward_backward(part, share, last=not adding_up)
+            with nothing() if last else runtime.without_averaging(self._forward):
+                part_loss, part_correct = self._forward_backward(part, share, last=last)
             loss = loss + part_loss * (len(part.labels) / images)
             correct = correct + part_correct
         self.precision.step(self.optimizer)

@@ -1144,3 +1144,23 @@ def test_a_few_epochs_learn_the_digits():
 def test_is_due(every, start, last, due):
     found = [e for e in range(last + 1) if is_due(e, every=every, start=start, last=last)]
     assert found == due
+
+
+@pytest.mark.parametrize('name', ['wide_resnet10_1', 'resnext11_4x4d', 'resnext50_2x4d'])
+def test_sync_bn_exchanges_the_batch_norms_and_nothing_else(name):
+    """What they compute is Paddle's, and has no kernel here."""
+    networks = []
+    for sync_bn in (False, True):
+        config = changed(CONFIG, model={'name': name, 'dropout': 0.0}, train={'sync_bn': sync_bn})
+        paddle.seed(3)
+        dataset = data.load_data(config)
+        networks.append(train.build_model(config, dataset, Silence(), pretrained=False))
+    plain, synchronised = networks
+    wanted = state_arrays(plain)
+    assert list(wanted) == list(state_arrays(synchronised))
+    for key, value in state_arrays(synchronised).items():
+        np.testing.assert_array_equal(value, wanted[key], err_msg=key)
+    kinds = [type(layer) for layer in synchronised.sublayers()]
+    norms = sum(isinstance(layer, nn.BatchNorm2D) for layer in plain.sublayers())
+    assert kinds.count(nn.SyncBatchNorm) == norms > 0
+    assert nn.BatchNorm2D not in kinds
