@@ -65,7 +65,7 @@ class Checkpoints:
             temporary.mkdir()
             _write(temporary, snapshot, saved_at=self._now())
             _replace_folder(target, temporary)
-            _sync_folder(self.folder)
+            sync(self.folder)
             write_atomically(self.folder / 'latest', lambda file: file.write(f'{name}\n'.encode()))
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -150,7 +150,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         if isinstance(error, OSError):
             error.filename = str(path)
         raise
-    _sync_folder(path.parent)
+    sync(path.parent)
 
 
 def _replace_folder(target: Path, new: Path) -> None:
@@ -190,7 +190,7 @@ def _write(folder: Path, snapshot: Snapshot, *, saved_at: float) -> None:
         _write_synced(folder / name, content)
     manifest = {'saved_at': saved_at, 'files': files}
     _write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-    _sync_folder(folder)
+    sync(folder)
 
 
 def _write_synced(path: Path, content: bytes | memoryview) -> None:
@@ -200,9 +200,9 @@ def _write_synced(path: Path, content: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make renames in the folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make a file's content, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

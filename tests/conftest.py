@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Callable
 
@@ -28,18 +29,21 @@ TINY = (
 )
 
 
+def execute(
+    folder: Path, script: str, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `train.py ...` in that folder; returns the completed process."""
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / script), *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, **environment},
+    )
+
+
 @pytest.fixture
 def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `train.py ...` in an empty folder; returns the completed process."""
-
-    def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(REPOSITORY / script), *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            env={**os.environ, **environment},
-        )
-
-    return run
+    """The same, in an empty folder."""
+    return partial(execute, tmp_path)

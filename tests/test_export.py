@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import signal
@@ -18,7 +17,7 @@ import numpy as np
 import paddle
 import pytest
 import yaml
-from conftest import REPOSITORY, TINY
+from conftest import REPOSITORY, TINY, execute
 from paddle import inference, nn
 from PIL import Image
 
@@ -48,17 +47,6 @@ def pictures(root: Path) -> Path:
                 pixels = rng.integers(0, 256, (24, 30, 3), np.uint8)
                 Image.fromarray(pixels).save(root / part / name / f'{number}.png')
     return root
-
-
-def execute(folder: Path, script: str, *arguments: str, **environment: str):
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / script), *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, **environment},
-    )
 
 
 @pytest.fixture(scope='module')
