@@ -46,6 +46,8 @@ def evaluate(config: Config, weights: Weights) -> None:
             f'{weights.path} was trained on other classes than {dataset.origin} has: '
             f'{differing(weights.classes, dataset.classes)}'
         )
+    runtime.require_same('the data set', dataset.describe)
+    runtime.require_same('the weights', lambda: chosen_weights.sha256_of(weights.file))
     classes = data.class_count(dataset, config.model.num_classes)
     model = models.build(config.model.name, num_classes=classes)
     account = fit_weights(model, weights.content, str(weights.path)).lines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
@@ -66,11 +67,15 @@ def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[s
     dataset = data.load_data(config, tell=tell)
     batches, tests = data.train_batches(dataset, config), data.test_batches(dataset, config)
     snapshot = find_snapshot(run, resume, log) if resume is not None else None
+    require_same(config, dataset, snapshot)
     model = build_model(config, dataset, log, pretrained=snapshot is None)
     log.line(describe_step(config, batches))
     trainer = Trainer(model, config, batches=batches, classes=dataset.classes, log=log)
     if snapshot is not None:
         restore(trainer, snapshot, run, log)
+        if trainer.step > trainer.steps:
+            log.line(f'nothing is left to train: {trainer.step} of {trainer.steps} steps are done')
+            return
     if runtime.RANK == 0:
         run.open(config, dataset.classes)
     log.attach(run, epochs_done=trainer.progress.epoch)
@@ -83,6 +88,15 @@ def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[s
         raise
     finally:
         log.close()
+
+
+def require_same(config: Config, dataset: DataSet, snapshot: Optional[Snapshot]) -> None:
+    """UserError unless all processes, perhaps on several machines, start from the same."""
+    settings = to_dict(config)
+    del settings['device'], settings['output'], settings['data']['root']
+    runtime.require_same('the config', lambda: json.dumps(settings))
+    runtime.require_same('the data set', dataset.describe)
+    runtime.require_same('the checkpoint', lambda: snapshot.describe() if snapshot else 'none')
 
 
 def build_model(config: Config, dataset: DataSet, log: Log, *, pretrained: bool) -> nn.Layer:
@@ -205,7 +219,8 @@ def one_epoch(
             evaluation = evaluate(model, tests, mirror=config.eval.mirror, after_batch=stop.check)
         log.line(evaluation.summary)
     record = trainer.end_epoch(evaluation)
-    if record['best_epoch'] == epoch and runtime.RANK == 0:
+    # A resume goes on from before this evaluation where train.max_steps has cut the epoch short.
+    if record['best_epoch'] == epoch and runtime.RANK == 0 and not cut_short:
         weights = trainer.weights()
         write_atomically(run.best_file, lambda file: write_arrays(file, weights))
     log.epoch_ends(record, last=epoch == last)

@@ -43,6 +43,12 @@ class Snapshot:
     state: dict[str, Any]
     path: Optional[Path] = field(default=None, compare=False)
 
+    def describe(self) -> str:
+        """The same for copies, different for everything else."""
+        assert self.path is not None
+        manifest = hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()
+        return f'{self.path.name}, {manifest[:16]}'
+
 
 class Checkpoints:
     """The checkpoints of one run, the newest `keep` of them."""

@@ -38,7 +38,7 @@ class Weights:
     kind: str
     classes: Optional[list[str]]
     file: Path  # the one that holds the arrays
-    step: Optional[int] = None  # of a checkpoint: optimizer steps behind it
+    measured: Optional[tuple[int, int]] = None  # of a checkpoint: step and epoch in the records
 
 
 def add_option(parser: argparse.ArgumentParser) -> None:
@@ -80,8 +80,9 @@ def find_weights(path: Path) -> Weights:
     arrays, kind, name = snapshot.model, 'of the last step', MODEL
     if snapshot.ema is not None:
         arrays, kind, name = snapshot.ema, 'averaged (EMA)', EMA
-    classes, step = snapshot.state['classes'], snapshot.state.get('step')
-    return Weights(Converted(arrays, ''), where, kind, classes, where / name, step)
+    classes, progress = snapshot.state['classes'], snapshot.state['progress']
+    measured = snapshot.state['step'], progress['epoch'] - (progress['batch'] == 0)
+    return Weights(Converted(arrays, ''), where, kind, classes, where / name, measured)
 
 
 def recorded_accuracy(weights: Weights) -> Optional[dict[str, Any]]:
@@ -97,7 +98,7 @@ def recorded_accuracy(weights: Weights) -> Optional[dict[str, Any]]:
     if weights.path.resolve() == RunFolder(run).best_file.resolve():
         records = [record for record in records if record['best_epoch'] == record['epoch']]
     else:
-        records = [record for record in records if record['step'] == weights.step]
+        records = [r for r in records if (r['step'], r['epoch']) == weights.measured]
     if not records:
         return None
     return {

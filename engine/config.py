@@ -197,6 +197,8 @@ def _scale_values(config: Config, given: Mapping[str, settings.Setting]) -> Conf
             f'{given["schedule.values"].origin}: schedule.values starts at {values[0]:g}, but '
             f'optimizer.lr is {lr:g}: give both the same (-o optimizer.lr alone scales the values)'
         )
+    if lr == 0:
+        raise UserError(f'{given["optimizer.lr"].origin}: optimizer.lr must be above 0')
     # The first is lr itself: lr * value / value may round, and the resolved config must load again.
     scaled = (lr, *(lr * value / values[0] for value in values[1:]))
     return dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, values=scaled))
@@ -261,7 +263,8 @@ def _check(config: Config, origin: Callable[[str], str]) -> None:
     _check_data(config.data, refuse)
     _check_augmentation(config.data, refuse)
     _check_schedule(config, refuse)
-    _check_precision(config.train, refuse)
+    if config.train.to_static and config.train.accumulate > 1:
+        refuse('train.to_static', 'cannot be had with train.accumulate: Paddle loses gradients')
     if config.data.name != 'folder':
         if config.eval.views == 'ten_crop':
             refuse('eval.views', 'ten_crop is for data.name: folder; flip averages two views')
@@ -311,20 +314,10 @@ def _check_augmentation(data: Data, refuse: Refuse) -> None:
         )
 
 
-def _check_precision(train: Train, refuse: Refuse) -> None:
-    for name in ('amp_dtype', 'loss_scale'):
-        if train.amp == 'none' and getattr(train, name) != getattr(Train, name):
-            refuse(f'train.{name}', 'has no effect with train.amp: none; leave it out')
-    if train.amp_dtype == 'bfloat16' and train.loss_scale is not None:
-        refuse('train.loss_scale', 'is for float16; bfloat16 needs none')
-
-
 def _check_schedule(config: Config, refuse: Refuse) -> None:
     schedule, optimizer = config.schedule, config.optimizer
     if optimizer.lr_scaling == 'linear' and optimizer.reference_batch is None:
         refuse('optimizer.lr_scaling', 'linear needs optimizer.reference_batch, such as 256')
-    if optimizer.lr_scaling == 'none' and optimizer.reference_batch is not None:
-        refuse('optimizer.reference_batch', 'has no effect with optimizer.lr_scaling: none')
     if schedule.warmup_epochs >= config.train.epochs:
         refuse('schedule.warmup_epochs', f'must be less than train.epochs ({config.train.epochs})')
     if schedule.name == 'step' and schedule.step_size <= 0:

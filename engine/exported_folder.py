@@ -7,6 +7,7 @@ paddle.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -78,8 +79,13 @@ def written_aside(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f'.{target.name}.writing')
     created = [folder for folder in temporary.parents if not folder.exists()]
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = _locked(target.parent)
+    except OSError as error:
+        raise UserError(f'cannot write {target}: {error.strerror}') from None
+    try:
         shutil.rmtree(temporary, ignore_errors=True)  # what a kill has left
-        temporary.mkdir(parents=True)
+        temporary.mkdir()
         yield temporary
         for path in (*temporary.iterdir(), temporary):
             sync(path)
@@ -92,3 +98,12 @@ def written_aside(target: Path) -> Iterator[Path]:
             for folder in created:
                 folder.rmdir()
         raise
+    finally:
+        os.close(lock)
+
+
+def _locked(folder: Path) -> int:
+    """A descriptor of the folder, which no other export has until it is closed; waits for it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor

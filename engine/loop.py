@@ -147,8 +147,9 @@ class Trainer:
         runtime.seed_step(self.config.seed, self.step)
         self.optimizer.set_lr(self.lr_at(self.step))
         images, together = len(batch.labels), self.batches.size(self.progress.batch)
-        # As many in every process: a SyncBatchNorm waits for all in each.
-        own = together // runtime.WORLD
+        # As many in every process: a SyncBatchNorm waits for all in each. A compiled network loses
+        # the gradients of a part when the next one has another size.
+        own = 1 if self.config.train.to_static else together // runtime.WORLD
         parts = batch.parts(math.ceil(own / self.config.data.batch_size))
         loss, correct = 0.0, 0
         for part in parts:

@@ -208,9 +208,10 @@ def cross_entropy(
 ) -> paddle.Tensor:
     """Mean cross entropy with label smoothing (Szegedy et al. 2016); logits [N, C], labels [N].
 
-    Computed in float32, whatever the logits are.
+    Computed in float32 at least.
     """
-    logits = logits.astype('float32')
+    if logits.dtype in (paddle.float16, paddle.bfloat16):
+        logits = logits.astype('float32')
     loss = F.cross_entropy(logits, labels)
     if smoothing:
         uniform = -F.log_softmax(logits).mean()

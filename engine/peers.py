@@ -5,7 +5,8 @@ launcher watches only the processes of its own machine. Here every process keeps
 the first one, which tells the others. The same connections make a barrier without a time limit
 (gloo, on a CPU, takes a process that is 30 seconds late for dead).
 
-Lines that are sent: `hello RANK JOB`, `here FLAG` and its answer `go FLAG`, `left CODE REASON`.
+Lines that are sent: `hello RANK JOB`, `here WORD` and the answer `go 0` or `go 1` to the words of
+all, `left CODE REASON`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import Callable, Optional
 
 DIED = 'died'  # in the place of a code
+FINISHED = 'finished'  # in the place of a word
 PATIENCE_S = 60.0  # for all processes to start
 # A machine that has vanished without a word is noticed after 15 + 4 * 5 seconds (Linux).
 KEEPALIVE = {'TCP_KEEPIDLE': 15, 'TCP_KEEPINTVL': 5, 'TCP_KEEPCNT': 4, 'TCP_USER_TIMEOUT': 35_000}
@@ -59,7 +61,7 @@ class Peers:
         self._lock = threading.Lock()
         self._loss: Optional[Loss] = None
         self._left = False
-        self._heard: queue.SimpleQueue[Optional[bool]] = queue.SimpleQueue()
+        self._heard: queue.SimpleQueue[Optional[str]] = queue.SimpleQueue()
         deadline = time.monotonic() + patience
         connect = self._accept if rank == 0 else self._call
         self._links = connect(address, job, deadline)
@@ -73,13 +75,11 @@ class Peers:
 
     def any(self, flag: bool = False) -> bool:
         """Wait for all processes, however long it takes; whether any of them came with a flag."""
-        if self.rank == 0:
-            flags = [flag, *(self._next() for _ in self._links)]
-            flag = any(flags)
-            self._send(f'go {flag:d}')
-            return flag
-        self._send(f'here {flag:d}')
-        return self._next()
+        return self._meet(f'{flag:d}', lambda words: '1' in words)
+
+    def same(self, word: str) -> bool:
+        """Wait for all processes; whether they all came with the same word."""
+        return self._meet(word, lambda words: len(set(words)) == 1)
 
     def leave(self, code: int, reason: str = '') -> None:
         """Tell the others that this process ends, and how."""
@@ -129,10 +129,12 @@ class Peers:
             for line in lines:
                 word, _, rest = line.strip().partition(' ')
                 if word in ('here', 'go'):
-                    self._heard.put(rest == '1')
+                    self._heard.put(rest)
                 elif word == 'left':
                     code, _, reason = rest.partition(' ')
-                    if code != '0':
+                    if code == '0':
+                        self._heard.put(FINISHED)
+                    else:
                         self._lose(Loss(None if code == DIED else int(code), reason))
                     return
         self._lose(Loss(None, f'process {other} has died'))
@@ -148,11 +150,22 @@ class Peers:
             self._heard.put(None)
             self._on_loss(loss)
 
-    def _next(self) -> bool:
+    def _meet(self, word: str, judge: Callable[[list[str]], bool]) -> bool:
+        if self.rank == 0:
+            verdict = judge([word, *(self._next() for _ in self._links)])
+            self._send(f'go {verdict:d}')
+            return verdict
+        self._send(f'here {word}')
+        return self._next() == '1'
+
+    def _next(self) -> str:
         heard = self._heard.get()
-        if heard is None:  # on_loss is about to end this process
+        if heard == FINISHED:
+            self._lose(Loss(1, 'another process has finished, and this one has not'))
+        if heard in (FINISHED, None):  # on_loss is about to end this process
             threading.Event().wait()
-        return bool(heard)
+        assert heard is not None
+        return heard
 
     def _send(self, line: str) -> None:
         for link in self._links.values():
@@ -163,6 +176,8 @@ class Peers:
 def _listening(port: int, deadline: float) -> socket.socket:
     while True:
         try:
+            if socket.has_dualstack_ipv6():
+                return socket.create_server(('', port), family=socket.AF_INET6, dualstack_ipv6=True)
             return socket.create_server(('', port))
         except OSError:  # another program has the port, perhaps not for long
             if time.monotonic() > deadline:

@@ -21,7 +21,7 @@ import time
 import warnings
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, ContextManager, Iterable, Optional
+from typing import TYPE_CHECKING, Any, Callable, ContextManager, Iterable, Optional
 
 import numpy as np
 
@@ -51,13 +51,19 @@ def join_job() -> None:
     global _peers
     if WORLD == 1:
         return
-    endpoints = os.environ['PADDLE_TRAINER_ENDPOINTS']
+    endpoints = os.environ.get('PADDLE_TRAINER_ENDPOINTS')
+    if endpoints is None:
+        raise UserError(
+            'PADDLE_TRAINERS_NUM is set, but PADDLE_TRAINER_ENDPOINTS is not: start several '
+            'processes with python3 -m paddle.distributed.launch'
+        )
     host, port = endpoints.split(',')[0].rsplit(':', 1)
     # The launcher has reserved a port for each process, and collectives use the master's alone.
     taken = os.environ.get('PADDLE_MASTER') == f'{host}:{port}'
     job = hashlib.sha256(endpoints.encode()).hexdigest()[:16]
     try:
-        _peers = Peers(RANK, WORLD, (host, int(port) + taken), job=job, on_loss=_end_too)
+        address = host.strip('[]'), int(port) + taken
+        _peers = Peers(RANK, WORLD, address, job=job, on_loss=_end_too)
     except Missing as missing:
         raise Stopped(
             f'{missing} of {WORLD} cannot be reached; the workerlog there says why, or a firewall '
@@ -77,6 +83,16 @@ def wait_for_all() -> None:
         _peers.any()
 
 
+def require_same(what: str, describe: Callable[[], str]) -> None:
+    """UserError unless all processes describe it in the same way."""
+    if _peers is None:
+        return
+    mine = describe()
+    if not _peers.same(hashlib.sha256(mine.encode()).hexdigest()):
+        shown = mine if len(mine) < 100 else 'see its workerlog'
+        raise UserError(f'{what} is not the same in all processes; process {RANK}: {shown}')
+
+
 def any_rank(flag: bool) -> bool:
     """Whether the flag is up in any process; waits for all."""
     return flag if _peers is None else _peers.any(flag)
@@ -87,6 +103,8 @@ def hear_of_losses() -> None:
     not return."""
     if _peers is not None:
         time.sleep(1.0)
+        if _peers.lost:
+            time.sleep(2 * GRACE_S)
 
 
 def _on_sigterm(number: int, frame: Optional[FrameType]) -> None:
@@ -172,6 +190,7 @@ def start_paddle(device: str) -> str:
         why += ', though this paddle was built for gpus'
         _load_cudnn_quietly()
     if WORLD > 1:
+        wait_for_all()  # in there, nobody hears that another process has ended
         _start_collectives()
         why += f', {WORLD} processes'
     return f'device: {chosen} ({why}), paddle {paddle.__version__}'

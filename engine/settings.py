@@ -173,12 +173,15 @@ def leaves(cls: type, prefix: str = '') -> 'dict[str, Field[Any]]':
     return found
 
 
+_AS_YAML = {'None': 'null', 'True': 'true', 'False': 'false'}
+
+
 def describe(schema: type) -> list[str]:
     """A line of help for each key."""
     lines = []
     for name, field in leaves(schema).items():
-        default = 'null' if field.default is None else field.default
-        default = list(default) if isinstance(default, tuple) else default
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        default = _AS_YAML.get(str(default), default)
         choices = ' | '.join(typing.get_args(field.type)) if _is_literal(field.type) else ''
         meaning = '; '.join(filter(None, [field.metadata['doc'], choices]))
         lines.append(f'  {name} ({default}): {meaning}'.rstrip(': '))

@@ -561,14 +561,12 @@ FOLDER, RESNEXT = 'data.name=folder', 'model.name=resnext50_32x4d'
         ([FOLDER, 'data.holdout=-0.1'], ['data.holdout', '0 or more']),
         (['optimizer.lr_scaling=linear'], ['optimizer.lr_scaling', 'optimizer.reference_batch']),
         (
-            ['optimizer.reference_batch=256'],
-            ['optimizer.reference_batch', 'no effect with optimizer.lr_scaling: none'],
+            ['train.to_static=true', 'train.accumulate=2'],
+            ['train.to_static', 'train.accumulate', 'gradients'],
         ),
-        (['train.amp_dtype=bfloat16'], ['train.amp_dtype', 'no effect with train.amp: none']),
-        (['train.loss_scale=1024'], ['train.loss_scale', 'no effect with train.amp: none']),
         (
-            ['train.amp=O2', 'train.amp_dtype=bfloat16', 'train.loss_scale=1024'],
-            ['train.loss_scale', 'float16', 'bfloat16 needs none'],
+            [PIECEWISE, 'schedule.boundaries=[1]', 'schedule.values=[0.1, 0.01]', 'optimizer.lr=0'],
+            ['optimizer.lr', 'above 0'],
         ),
     ],
 )
@@ -614,7 +612,8 @@ def test_a_combination_is_blamed_on_the_line_that_says_it(written):
         ['data.color_jitter=[0.4, 1.5, 0.4, 0.5]'],
         ['data.auto_augment=randaugment', 'data.mixup=0.2', 'data.cutmix=1', 'data.cutout=8'],
         ['optimizer.lr_scaling=linear', 'optimizer.reference_batch=256'],
-        ['optimizer.lr_scaling=none', 'optimizer.reference_batch=null'],
+        ['optimizer.lr_scaling=none', 'optimizer.reference_batch=256'],
+        ['train.amp=none', 'train.loss_scale=32', 'train.amp_dtype=bfloat16'],
         ['train.amp_dtype=float16', 'train.loss_scale=null'],
         ['train.amp=O1', 'train.loss_scale=1024'],
         ['train.amp=O2', 'train.amp_dtype=bfloat16'],
@@ -778,9 +777,9 @@ NEW_VALUES = [
     *['data.color_jitter=[0.4, 0.4, 0.4, 0.1]', 'data.cutout=16', 'data.random_erasing=0.25'],
     *['data.mixup=0.2', 'data.cutmix=1', 'eval.resize=128', 'eval.views=ten_crop'],
     *['model.data_format=NHWC', 'optimizer.lr_scaling=linear', 'optimizer.reference_batch=256'],
-    *['train.accumulate=4', 'train.amp=O2', 'train.sync_bn=true', 'train.to_static=true'],
+    *['train.accumulate=4', 'train.amp=O2', 'train.sync_bn=true'],
 ]
-OF_FLOAT16 = ['train.amp=O1', 'train.loss_scale=1024']
+OF_FLOAT16 = ['train.amp=O1', 'train.loss_scale=1024', 'train.to_static=true']
 OF_BFLOAT16 = ['train.amp=O1', 'train.amp_dtype=bfloat16']
 
 
@@ -841,7 +840,7 @@ def test_a_key_that_an_old_config_lacks_is_a_difference():
 def test_the_table_of_keys_has_every_key_with_its_default():
     table = describe_keys()
     for key, value in DEFAULTS.items():
-        shown = 'null' if value is None else value
+        shown = {'None': 'null', 'True': 'true', 'False': 'false'}.get(str(value), value)
         assert f'\n  {key} ({shown})' in table
     assert 'cifar10 | cifar100 | folder | digits | synthetic' in table
 

@@ -468,6 +468,28 @@ def test_a_bad_path_on_another_machine_ends_this_one_with_the_reason(launch, tmp
     assert not (tmp_path / 'one' / 'output').exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('what', ['config', 'data set', 'checkpoint'])
+def test_machines_that_start_from_different_things_train_nothing(
+    launch, undisturbed, tmp_path, what
+):
+    different = {'config': ('optimizer.lr=0.5',), 'data set': ('data.root=other',)}
+    arguments: tuple[str, ...] = HALVES
+    if what == 'checkpoint':  # only the first one has it
+        shutil.copytree(undisturbed[0], tmp_path / 'one' / RUN)
+        arguments = ('--resume', *HALVES, 'train.epochs=9')
+    if what == 'data set':
+        for folder, count in (('one', 6), ('two', 5)):
+            write_set(tmp_path / folder / 'pictures', train=count)
+        arguments, different = folder_settings('pictures'), {}
+    jobs = start_nodes(launch, tmp_path, TRAIN, *arguments, second=different.get(what, ()))
+    for job in jobs:
+        assert job.wait(120) == 2, job.everything()
+        job.wait_until_nobody_is_left()
+        assert f'the {what} is not the same in all processes' in job.log(0)
+        assert 'Epoch' not in job.console
+
+
 LATE = ['late_at_start', 'late_data', 'late_save', 'late_step', 'late_snapshot', 'late_evaluation']
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -9,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fake_npu
@@ -223,6 +226,10 @@ def test_the_accuracy_is_that_of_the_checkpoint_or_of_the_best(run, tmp_path):
         records[-1]['best_accuracy'],
         records[-1]['best_epoch'],
     )
+    # As many steps, but smaller ones, into the next epoch.
+    step = weights.measured[0]
+    other = dataclasses.replace(weights, measured=(step, weights.measured[1] + 1))
+    assert chosen_weights.recorded_accuracy(other) is None
     shutil.copy(run / 'best.pdparams', run / 'other.pdparams')
     shutil.copytree(run / 'checkpoints' / 'epoch_0001', tmp_path / 'epoch_0001')
     for unknown in (run / 'other.pdparams', tmp_path / 'epoch_0001'):
@@ -333,6 +340,32 @@ def test_a_kill_while_writing_leaves_no_half_folder_and_the_next_one_cleans_up(r
     with exported_folder.written_aside(output) as folder:
         assert list(folder.iterdir()) == []
         (folder / 'inference.yml').write_text('')
+    assert [path.name for path in tmp_path.iterdir()] == ['out']
+
+
+def test_two_exports_at_once_take_turns(tmp_path):
+    output, inside, over = tmp_path / 'out', threading.Event(), threading.Event()
+
+    def first() -> None:
+        with exported_folder.written_aside(output) as folder:
+            inside.set()
+            assert over.wait(60)
+            (folder / 'inference.yml').write_text('first')
+
+    def second() -> None:
+        with exported_folder.written_aside(output) as folder:
+            (folder / 'inference.yml').write_text('second')
+
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(first)
+        assert inside.wait(60)
+        other = pool.submit(second)
+        time.sleep(0.3)  # in which the second would spoil what the first has written
+        over.set()
+        one.result(60)
+        with pytest.raises(UserError, match='not empty'):
+            other.result(60)
+    assert (output / 'inference.yml').read_text() == 'first'
     assert [path.name for path in tmp_path.iterdir()] == ['out']
 
 

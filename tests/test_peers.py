@@ -254,6 +254,28 @@ def test_who_has_left_hears_of_no_loss_any_more(job, world, code, who):
     assert processes.losses[rank] == []
 
 
+@pytest.mark.parametrize('world', [2, 3])
+def test_same_says_to_all_whether_they_have_the_same_word(job, world):
+    running = job(world).connect()
+    for words in (['a'] * world, ['a'] * (world - 1) + ['b'], ['b'] + ['a'] * (world - 1)):
+        answers = [
+            running._pool.submit(peers.same, word) for peers, word in zip(running.peers, words)
+        ]
+        assert {answer.result(SOON) for answer in answers} == {len(set(words)) == 1}
+    assert running.all([True] + [False] * (world - 1)) == [True] * world
+
+
+@pytest.mark.parametrize('waiting', [0, 1])
+def test_who_waits_for_one_that_has_finished_is_told(job, waiting):
+    running = job(2).connect()
+    threading.Thread(target=running.peers[waiting].any, daemon=True).start()
+    running.peers[1 - waiting].leave(0)
+    wait_until(lambda: running.losses[waiting])
+    (loss,) = running.losses[waiting]
+    assert loss.code == 1
+    assert 'has finished' in loss.reason
+
+
 def test_an_error_and_the_end_of_the_connection_are_one_loss(job):
     processes = job(3).connect()
     processes.peers[2].leave(2, 'a reason')

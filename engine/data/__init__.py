@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -36,6 +37,15 @@ class DataSet:
     mean: np.ndarray  # of 0-255, a value a channel
     std: np.ndarray
     origin: str
+
+    def describe(self) -> str:
+        """The same for copies, different for almost everything else."""
+        texts = []
+        for images in (self.train, self.test):
+            if images is not None:
+                labels = hashlib.sha256(images.labels.tobytes()).hexdigest()
+                texts.append(f'{len(images):,} images with labels {labels[:16]}')
+        return f'{" and ".join(texts)} of {len(self.classes):,} classes'
 
 
 def load_data(
@@ -209,6 +219,7 @@ def _folder(config: Config, train: bool, tell: Callable[[str], None]) -> DataSet
     skip = data.on_bad_file == 'skip'
 
     def photos(files: Files) -> Photos:
+        runtime.require_same('the data set', lambda: f'{len(files):,} files')
         good = without_bad_files(files, skip=skip, workers=workers, tell=tell)
         return Photos(good, view, workers=workers, skip_bad=skip, tell=tell)
 
