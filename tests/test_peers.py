@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import socket
 import subprocess
@@ -335,6 +336,41 @@ def test_a_kill_of_a_real_process_ends_the_others(killed):
 
 
 # ------------------------------------------------------------------ coming together
+
+
+FAILING = """
+import os, time
+from engine import cli, runtime
+from engine.errors import UserError
+
+def main():
+    runtime.join_job()
+    if runtime.RANK == 0:
+        raise UserError('the data is not there')
+    time.sleep(0.3)
+    raise RuntimeError('what a collective says when another process has gone')
+
+cli.run(main)
+"""
+
+
+def test_a_collective_that_fails_after_an_error_elsewhere_shows_that_error():
+    endpoints = f'127.0.0.1:{free_port()},127.0.0.1:{free_port()}'
+    job = {'PADDLE_TRAINERS_NUM': '2', 'PADDLE_TRAINER_ENDPOINTS': endpoints}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, '-c', FAILING],
+            cwd=REPOSITORY,
+            env={**os.environ, **job, 'PADDLE_TRAINER_ID': str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], said
+    assert 'process 0: -c: the data is not there; process 1 ends, too' in said[1]
+    assert 'Traceback' not in said[1]
 
 
 def test_the_first_process_may_come_last(job):
