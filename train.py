@@ -73,11 +73,11 @@ def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[s
     trainer = Trainer(model, config, batches=batches, classes=dataset.classes, log=log)
     if snapshot is not None:
         restore(trainer, snapshot, run, log)
-        if trainer.step > trainer.steps:
-            log.line(f'nothing is left to train: {trainer.step} of {trainer.steps} steps are done')
-            return
     if runtime.RANK == 0:
         run.open(config, dataset.classes)
+    if trainer.step > trainer.steps:  # or the records of what is done would be dropped
+        log.line(f'nothing is left to train: {trainer.step} of {trainer.steps} steps are done')
+        return
     log.attach(run, epochs_done=trainer.progress.epoch)
     try:
         log.first_batch(batches, dataset.classes)
@@ -219,8 +219,7 @@ def one_epoch(
             evaluation = evaluate(model, tests, mirror=config.eval.mirror, after_batch=stop.check)
         log.line(evaluation.summary)
     record = trainer.end_epoch(evaluation)
-    # A resume goes on from before this evaluation where train.max_steps has cut the epoch short.
-    if record['best_epoch'] == epoch and runtime.RANK == 0 and not cut_short:
+    if record['best_epoch'] == epoch and runtime.RANK == 0:
         weights = trainer.weights()
         write_atomically(run.best_file, lambda file: write_arrays(file, weights))
     log.epoch_ends(record, last=epoch == last)

@@ -340,7 +340,10 @@ def _start_collectives() -> None:
     except RuntimeError as error:
         if 'gloo' not in str(error):
             raise
-        text = 'gloo could not connect the processes, as happens with more than two: start again'
+        text = (
+            'gloo could not connect the processes. On several machines, name the network: export '
+            'GLOO_SOCKET_IFNAME=eth0; with more than two on one it fails at times: start again'
+        )
         leave_job(EXIT_STOPPED, text)
         raise Stopped(f'{text} ({" ".join(str(error).split())})') from None
 

@@ -14,7 +14,7 @@ import pytest
 from paddle import nn
 
 import train
-from engine import data, evaluation, models, optim
+from engine import data, models, optim
 from engine.checkpoint import Checkpoints, Snapshot
 from engine.config import Config, Data, Eval, Model, Optimizer, Schedule, Train, to_dict
 from engine.data import ArrayBatches, Batches, DataSet, Images
@@ -23,8 +23,6 @@ from engine.errors import Diverged, UserError
 from engine.evaluation import Evaluation, evaluate
 from engine.log import Silence
 from engine.loop import Trainer, is_due
-from engine.run_folder import RunFolder
-from engine.signals import StopSignals
 from engine.weights import Arrays, state_arrays
 
 IMAGES, BATCH = 22, 8  # three batches an epoch, the last of six images
@@ -1166,27 +1164,3 @@ def test_sync_bn_exchanges_the_batch_norms_and_nothing_else(name):
     norms = sum(isinstance(layer, nn.BatchNorm2D) for layer in plain.sublayers())
     assert kinds.count(nn.SyncBatchNorm) == norms > 0
     assert nn.BatchNorm2D not in kinds
-
-
-def test_best_is_of_the_epochs_that_a_resume_keeps(tmp_path, monkeypatch):
-    """An epoch that train.max_steps has cut short is evaluated, but a resume evaluates it again."""
-    accuracies = iter([0.25, 0.75])
-
-    def measure(model, batches, **options):
-        labels = np.zeros(4, int)
-        wrong = np.arange(4) >= 4 * next(accuracies)
-        some = np.zeros(4)
-        return evaluation.Evaluation(np.arange(4), labels, labels + wrong, wrong, some, some, 1.0)
-
-    monkeypatch.setattr(evaluation, 'evaluate', measure)
-    config = changed(CONFIG, train={'ema': 0.0, 'max_steps': 4})
-    trainer, run = new_trainer(config), RunFolder(tmp_path / 'run')
-    run.path.mkdir()
-    tests = data.test_batches(data.load_data(config), config)
-    weights = []
-    for _ in range(2):
-        with StopSignals() as stop:
-            train.one_epoch(trainer, tests, run, run.checkpoints(), stop, Silence())
-        weights.append(run.best_file.read_bytes())
-    assert trainer.progress.best == 0.75
-    assert weights[0] == weights[1]
