@@ -149,8 +149,8 @@ class Trainer:
         images, together = len(batch.labels), self.batches.size(self.progress.batch)
         # As many in every process: a SyncBatchNorm waits for all in each. A compiled network loses
         # the gradients of a part when the next one has another size.
-        own = 1 if self.config.train.to_static else together // runtime.WORLD
-        parts = batch.parts(math.ceil(own / self.config.data.batch_size))
+        count = math.ceil(together // runtime.WORLD / self.config.data.batch_size)
+        parts = batch.parts(1 if self.config.train.to_static else count)
         loss, correct = 0.0, 0
         for part in parts:
             last = part is parts[-1]

@@ -112,6 +112,15 @@ def run_epoch(trainer: Trainer, *, until: Optional[int] = None) -> Optional[dict
     return trainer.end_epoch(evaluation)
 
 
+def run_until(trainer: Trainer, stop: int) -> list[dict]:
+    """As far as that step; the records of the epochs that have ended."""
+    records = []
+    while trainer.step < stop:
+        record = run_epoch(trainer, until=stop)
+        records += [record] if record else []
+    return records
+
+
 def run_to_end(trainer: Trainer) -> list[dict]:
     records = []
     while goes_on(trainer):
@@ -164,12 +173,7 @@ def test_resumed_equals_uninterrupted(tmp_path, stop, ema):
     assert whole.step == 12
 
     first = new_trainer(config)
-    records = []
-    while first.step < stop:
-        record = run_epoch(first, until=stop)
-        if record is None and first.progress.batch == len(first.batches):
-            break  # after the last step of the epoch, before its end
-        records += [record] if record else []
+    records = run_until(first, stop)
     snapshot = through_disk(first.snapshot(), tmp_path, first.progress.name)
     assert snapshot.state['step'] == first.step == stop
 
@@ -229,10 +233,7 @@ def test_resumed_equals_uninterrupted_with_every_augmentation(tmp_path, stop):
     expected = run_to_end(whole)
 
     first = new_trainer(config)
-    records = []
-    while first.step < stop:
-        record = run_epoch(first, until=stop)
-        records += [record] if record else []
+    records = run_until(first, stop)
     assert first.inside_epoch
     snapshot = through_disk(first.snapshot(), tmp_path, first.progress.name)
     second = new_trainer(config)
@@ -604,10 +605,7 @@ def test_resumed_equals_uninterrupted_with_accumulated_batches(tmp_path, stop):
     assert whole.step == 6
 
     first = new_trainer(config)
-    records = []
-    while first.step < stop:
-        record = run_epoch(first, until=stop)
-        records += [record] if record else []
+    records = run_until(first, stop)
     snapshot = through_disk(first.snapshot(), tmp_path, first.progress.name)
     assert snapshot.state['images_per_step'] == 9
     second = new_trainer(config)

@@ -15,16 +15,12 @@ from typing import Callable, Iterator, Optional
 
 import pytest
 from conftest import REPOSITORY
+from launching import free_port
 
 from engine.peers import DIED, Loss, Missing, Peers
 
 JOB = 'job1'
 SOON = 10.0  # seconds in which everything here should have happened, on a busy machine too
-
-
-def free_port() -> int:
-    with socket.create_server(('', 0)) as server:
-        return int(server.getsockname()[1])
 
 
 class Job:
