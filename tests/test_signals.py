@@ -11,7 +11,7 @@ import time
 import pytest
 from conftest import REPOSITORY
 
-# A loop as in train.py, whose steps take 50 ms, and which then saves for half a second.
+# A loop as in train.py, whose steps take 50 ms, and which then saves for a second.
 LOOP = """
 import sys, time
 from engine.errors import Stopped
@@ -26,7 +26,7 @@ try:
                 stop.check()
         except Stopped as signal:
             print(f'stopped by {signal}', flush=True)
-            time.sleep(0.5)
+            time.sleep(1)
             print('saved', flush=True)
             raise
 except Stopped:
@@ -102,10 +102,8 @@ def test_without_a_launcher_the_second_signal_acts_at_once(number, code):
     process = started(launched=False)
     process.send_signal(number)
     assert process.stdout.readline() == f'stopped by {number.name}\n'
-    start = time.monotonic()
     process.send_signal(number)
     returned, out, err = ended(process)
-    assert time.monotonic() - start < 0.4
     assert 'saved' not in out
     # Python ends by SIGINT as by a KeyboardInterrupt that nobody has caught.
     assert returned in (code, 130)
