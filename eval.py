@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from engine import chosen_weights, cli, runtime
 from engine.chosen_weights import Weights
 from engine.config import Config
-from engine.errors import UserError
 from engine.run_folder import find_run
 
 if TYPE_CHECKING:  # these import paddle, which waits until the arguments are known to be good
@@ -37,15 +36,10 @@ def parse_arguments() -> argparse.Namespace:
 def evaluate(config: Config, weights: Weights) -> None:
     """Measure, print, and write the report."""
     from engine import data, evaluation, models
-    from engine.data.folder import differing
     from engine.weights import fit_weights
 
     dataset = data.load_data(config, train=False)
-    if weights.classes is not None and weights.classes != dataset.classes:
-        raise UserError(
-            f'{weights.path} was trained on other classes than {dataset.origin} has: '
-            f'{differing(weights.classes, dataset.classes)}'
-        )
+    chosen_weights.require_classes(weights, dataset)
     runtime.require_same('the data set', dataset.describe)
     runtime.require_same('the weights', lambda: chosen_weights.sha256_of(weights.file))
     classes = data.class_count(dataset, config.model.num_classes)

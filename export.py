@@ -1,23 +1,37 @@
-"""Export a network: python3 export.py [-c ...] [-o key=value ...] [-w WEIGHTS] [--output DIR]"""
+"""Export a network: python3 export.py [-c ...] [-o key=value ...] [-w WEIGHTS] [--output DIR]
+
+Further forms: --onnx, --int8, --uint8, --format {json,pdmodel}, --triton DIR.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
+import re
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Callable, Optional
 
 import numpy as np
 
-from engine import chosen_weights, cli, runtime
+from engine import chosen_weights, cli, int8, onnx_model, runtime, triton
 from engine.chosen_weights import Weights
 from engine.config import Config
 from engine.errors import UserError
-from engine.exported_folder import DESCRIPTION, describe, require_new, written_aside
+from engine.exported_folder import (
+    DESCRIPTION,
+    FORMATS,
+    ONNX,
+    describe,
+    input_shape,
+    require_new,
+    written_aside,
+)
 from engine.run_folder import find_run
 
 if TYPE_CHECKING:  # this imports paddle, which waits until the arguments are known to be good
-    from engine.data import Preparation
+    from engine.data import DataSet, Preparation
 
 
 def main() -> None:
@@ -26,12 +40,30 @@ def main() -> None:
         raise UserError('one process exports: start export.py without paddle.distributed.launch')
     config, path = chosen_weights.settle(args)
     output = args.output or default_output(config, path)
+    repository = args.triton / config.model.name if args.triton else None
     require_new(output)
+    if repository is not None:
+        require_apart(output, repository)
+        require_new(repository)
+    onnx = args.onnx or args.int8 or repository is not None
+    choose_forms(onnx=onnx, graph=args.format)
+    if args.int8:
+        int8.require_quantiser()
     weights = chosen_weights.find_weights(path)
     checksum = chosen_weights.sha256_of(weights.file)
     os.environ.setdefault('GLOG_minloglevel', '2')  # paddle.jit.save warns of what is no harm
     print(runtime.prepare_cpu(), runtime.start_paddle(config.device), sep='\n')
-    export(config, weights, checksum, output)
+    calibration = load_calibration(config, weights) if args.int8 else None
+    export(
+        config,
+        weights,
+        checksum,
+        output,
+        onnx=onnx,
+        uint8=args.uint8,
+        calibration=calibration,
+        repository=repository,
+    )
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -44,7 +76,67 @@ def parse_arguments() -> argparse.Namespace:
         help="a new folder (default: inference/ in the weights' run; for a file that lies in none, "
         'inference/<its name>/ next to the runs)',
     )
+    parser.add_argument('--onnx', action='store_true', help='write model.onnx, too')
+    parser.add_argument(
+        '--int8',
+        action='store_true',
+        help='write model.int8.onnx, too: 8 bits, calibrated on training images; with --onnx',
+    )
+    parser.add_argument(
+        '--uint8',
+        action='store_true',
+        help='the network takes raw pixels, uint8 [batch, size, size, 3], and normalises them',
+    )
+    parser.add_argument(
+        '--format',
+        choices=FORMATS,
+        help="the graph's format (default: this Paddle's own). pdmodel is read by Paddle 2.6, too; "
+        'paddle.jit.load of Paddle 3 then wants FLAGS_enable_pir_api=0',
+    )
+    parser.add_argument(
+        '--triton',
+        type=Path,
+        metavar='DIR',
+        help="a model repository of NVIDIA Triton's, to which the network is added; with --onnx",
+    )
     return parser.parse_args()
+
+
+def require_apart(output: Path, repository: Path) -> None:
+    """UserError if one is within the other, or they are the same."""
+    one, other = output.resolve(), repository.resolve()
+    if one in (other, *other.parents) or other in one.parents:
+        raise UserError(f'{output} and {repository} must lie apart (--output, --triton)')
+
+
+def choose_forms(*, onnx: bool, graph: Optional[str]) -> None:
+    """Tell Paddle, which is not imported yet, what to write. UserError where that can't be."""
+    paddle = paddle_major()
+    if graph == 'json' and paddle == 2:
+        raise UserError('--format json needs Paddle 3; this one writes pdmodel')
+    if graph is not None:
+        os.environ.update(FLAGS_enable_pir_api='0' if graph == 'pdmodel' else '1')
+    if onnx:
+        onnx_model.require_converter(paddle)
+
+
+def paddle_major() -> int:
+    """The version of Paddle, found without importing it."""
+    package = importlib.util.find_spec('paddle')
+    if package is None or package.origin is None:
+        raise UserError('Paddle is not installed: pip install -r requirements.txt')
+    text = Path(package.origin).with_name('version').joinpath('__init__.py').read_text()
+    found = re.search(r"^major *= *'(\d+)'", text, re.M)
+    return int(found.group(1)) if found else 3
+
+
+def load_calibration(config: Config, weights: Weights) -> DataSet:
+    """The data set whose training images tell the ranges, and whose test images the cost."""
+    from engine import data
+
+    dataset = data.load_data(config)
+    chosen_weights.require_classes(weights, dataset)
+    return dataset
 
 
 def default_output(config: Config, weights: Path) -> Path:
@@ -55,28 +147,52 @@ def default_output(config: Config, weights: Path) -> Path:
     return Path(config.output.dir).parent / 'inference' / weights.stem
 
 
-def export(config: Config, weights: Weights, checksum: str, output: Path) -> None:
-    """Write the graph and its description: verified and both, or nothing."""
+def export(
+    config: Config,
+    weights: Weights,
+    checksum: str,
+    output: Path,
+    *,
+    onnx: bool = False,
+    uint8: bool = False,
+    calibration: Optional[DataSet] = None,
+    repository: Optional[Path] = None,
+) -> None:
+    """Write the graph, its description and Triton's folder: verified and all, or nothing."""
     from engine import data, models, static_model
+    from engine.photographs import photographs
     from engine.weights import fit_weights
 
     view, classes = data.preparation(config), class_names(config, weights)
-    model = models.build(config.model.name, num_classes=len(classes))
+    name = config.model.name
+    model = models.build(name, num_classes=len(classes))
     account = fit_weights(model, weights.content, str(weights.path)).lines()
-    print(f'{config.model.name}, weights {weights.kind}: {weights.path}')
+    print(f'{name}, weights {weights.kind}: {weights.path}')
     if weights.content.source:  # it was not one of our own checkpoints
         print(*account, sep='\n')
+    shape = ', '.join(map(str, input_shape('batch', view.size, uint8=uint8)))
+    print(f'{"uint8" if uint8 else "float32"} [{shape}] -> {len(classes):,} logits')
     accuracy = chosen_weights.recorded_accuracy(weights)
-    name = config.model.name
-    about = describe(name, view, classes, weights, sha256=checksum, accuracy=accuracy)
-    with written_aside(output) as folder:
-        static_model.save(model, folder, size=view.size)
-        difference, scale = static_model.verify(model, folder, random_images(view))
-        (folder / DESCRIPTION).write_text(about, encoding='utf-8')
-        files = sorted(path.name for path in folder.iterdir())
-    print(f'float32 [batch, 3, {view.size}, {view.size}] -> {len(classes):,} logits')
-    print(f'read back, its logits differ by at most {difference:.2g} (the largest is {scale:.3g})')
-    print(f'wrote {output}/: {", ".join(files)}')
+    about = partial(describe, name, view, classes, weights, sha256=checksum, accuracy=accuracy)
+    pixels, feed = photographs(view), feeding(view, uint8=uint8)
+    images = feeding(view, uint8=False)(pixels)
+    targets = [output] if repository is None else [output, repository]
+    with written_aside(*targets) as folders:
+        folder = folders[0]
+        static_model.save(model, folder, view, uint8=uint8)
+        if onnx:
+            onnx_model.write(static_model.graph_file(folder), name=name)
+        print(*static_model.verify(model, folder, images=images, fed=feed(pixels)), sep='\n')
+        if calibration is not None:
+            print(int8.write(folder, calibration, feed))
+        if repository is not None:
+            triton.write(
+                folders[1], folder / ONNX, name=name, size=view.size, uint8=uint8, classes=classes
+            )
+        (folder / DESCRIPTION).write_text(about(uint8=uint8, folder=folder), encoding='utf-8')
+    for target in targets:
+        files = (str(path.relative_to(target)) for path in target.rglob('*') if path.is_file())
+        print(f'wrote {target}/: {", ".join(sorted(files))}')
 
 
 def class_names(config: Config, weights: Weights) -> list[str]:
@@ -91,11 +207,13 @@ def class_names(config: Config, weights: Weights) -> list[str]:
     return names + [str(i) for i in range(len(names), count)]
 
 
-def random_images(view: Preparation) -> np.ndarray:
-    """Noise to compare logits with, as normalised as pictures are."""
-    pixels = np.random.default_rng(0).integers(0, 256, (3, view.size, view.size, 3))
-    images = (pixels - view.mean) / view.std
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
+def feeding(view: Preparation, *, uint8: bool) -> Callable[[np.ndarray], np.ndarray]:
+    """From uint8 [N, 3, size, size] to what the graph takes."""
+    from engine.data.augment import normalise
+
+    if uint8:
+        return lambda pixels: np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+    return lambda pixels: normalise(np.ascontiguousarray(pixels), view.mean, view.std)
 
 
 if __name__ == '__main__':

@@ -10,7 +10,7 @@ import argparse
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from engine import cli
 from engine.checkpoint import EMA, MODEL
@@ -25,6 +25,9 @@ from engine.run_folder import (
     read_snapshot,
 )
 from engine.weights import OFFICIAL, Converted, read_weights, resolve
+
+if TYPE_CHECKING:
+    from engine.data import DataSet
 
 CHUNK = 1 << 20
 
@@ -108,6 +111,17 @@ def recorded_accuracy(weights: Weights) -> Optional[dict[str, Any]]:
         'data': config.data.name,
         'views': config.eval.views,
     }
+
+
+def require_classes(weights: Weights, dataset: DataSet) -> None:
+    """UserError if the data set has other classes than those that are recorded with the weights."""
+    from engine.data.folder import differing
+
+    if weights.classes is not None and weights.classes != dataset.classes:
+        raise UserError(
+            f'{weights.path} was trained on other classes than {dataset.origin} has: '
+            f'{differing(weights.classes, dataset.classes)}'
+        )
 
 
 def sha256_of(file: Path) -> str:

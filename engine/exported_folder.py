@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Iterator, Optional
 
 from engine import runtime, settings
 from engine.checkpoint import sync
-from engine.chosen_weights import Weights
+from engine.chosen_weights import Weights, sha256_of
 from engine.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,8 +23,16 @@ if TYPE_CHECKING:
 
 VERSION = '0.1.0'  # of this project
 FORMAT = 1  # of inference.yml, for its readers
-GRAPH, INPUT, DESCRIPTION = 'inference', 'image', 'inference.yml'
-HEAD = '# What goes in: (pixels - mean) / std, of pixels from 0 to 255.\n'
+GRAPH, DESCRIPTION = 'inference', 'inference.yml'
+ONNX, INT8 = 'model.onnx', 'model.int8.onnx'
+FORMATS = ('json', 'pdmodel')  # of the graph: of Paddle 3, and of 2
+INPUT, OUTPUT = 'image', 'logits'
+NORMALISED_GO_IN = '# What goes in: (pixels - mean) / std, of pixels from 0 to 255.\n'
+RAW_GO_IN = '# What goes in: raw pixels from 0 to 255. The network applies mean and std itself.\n'
+WHAT_COMES_OUT = (
+    f"# What comes out is called {OUTPUT} in {ONNX}. Paddle's graph has one output, too, under a\n"
+    '# name that Paddle chose: take the first.\n'
+)
 
 
 def describe(
@@ -33,18 +41,20 @@ def describe(
     classes: list[str],
     weights: Weights,
     *,
+    uint8: bool,
     sha256: str,
     accuracy: Optional[dict[str, Any]],
+    folder: Path,
 ) -> str:
-    """inference.yml: what the graph wants, what it says, and where it is from."""
+    """inference.yml: what the graph wants, what it says, where it is from, and the files."""
     source: dict[str, Any] = {'path': str(weights.file), 'kind': weights.kind, 'sha256': sha256}
     if accuracy is not None:
         source['accuracy'] = accuracy
     picture = {
         'name': INPUT,
-        'type': 'float32',
-        'shape': [-1, 3, view.size, view.size],
-        'layout': 'NCHW',
+        'type': 'uint8' if uint8 else 'float32',
+        'shape': input_shape(-1, view.size, uint8=uint8),
+        'layout': 'NHWC' if uint8 else 'NCHW',
         'colours': 'RGB',
         'resize_short': view.resize,
         'interpolation': 'bilinear, antialiased',
@@ -56,54 +66,86 @@ def describe(
         'format': FORMAT,
         'model': model,
         'input': picture,
-        'output': {'type': 'float32', 'shape': [-1, len(classes)], 'meaning': 'logits'},
+        'output': {
+            'name': OUTPUT,
+            'type': 'float32',
+            'shape': [-1, len(classes)],
+            'meaning': 'logits',
+        },
         'classes': classes,
         'weights': source,
+        'files': {
+            file.name: {'bytes': file.stat().st_size, 'sha256': sha256_of(file)}
+            for file in sorted(folder.iterdir())
+        },
         'versions': {'exporter': VERSION, **runtime.versions()},
     }
-    return HEAD + settings.dump(content)
+    return (RAW_GO_IN if uint8 else NORMALISED_GO_IN) + WHAT_COMES_OUT + settings.dump(content)
+
+
+def input_shape(batch: Any, size: int, *, uint8: bool) -> list[Any]:
+    """Of raw pixels as decoders give them, or of what networks of Paddle want."""
+    return [batch, size, size, 3] if uint8 else [batch, 3, size, size]
 
 
 def require_new(folder: Path) -> None:
     """UserError if anything is there already: an exported folder is never overwritten."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f'{folder} is a file; choose another folder with --output DIR')
+        raise UserError(f'{folder} is a file; choose another folder (--output, --triton)')
     if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f'{folder} is not empty; choose another folder with --output DIR')
+        raise UserError(f'{folder} is not empty; choose another folder (--output, --triton)')
 
 
 @contextlib.contextmanager
-def written_aside(target: Path) -> Iterator[Path]:
-    """A folder to write into, which in the end becomes `target`, or vanishes."""
-    target = target.resolve()
-    temporary = target.with_name(f'.{target.name}.writing')
-    created = [folder for folder in temporary.parents if not folder.exists()]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = _locked(target.parent)
-    except OSError as error:
-        raise UserError(f'cannot write {target}: {error.strerror}') from None
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)  # what a kill has left
-        temporary.mkdir()
-        yield temporary
-        for path in (*temporary.iterdir(), temporary):
-            sync(path)
-        require_new(target)
-        os.replace(temporary, target)
-        sync(target.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            for folder in created:
-                folder.rmdir()
-        raise
-    finally:
-        os.close(lock)
+def written_aside(*targets: Path) -> Iterator[list[Path]]:
+    """A folder to write into for each target; in the end they become the targets, or vanish."""
+    targets = tuple(target.resolve() for target in targets)
+    asides: list[Path] = []
+    above = {folder for target in targets for folder in target.parents}
+    created = [folder for folder in above if not folder.exists()]
+    with contextlib.ExitStack() as locks:
+        try:
+            _lock_parents(targets, locks)
+            asides += [_aside(target, first=targets[0]) for target in targets]
+            for aside in asides:
+                shutil.rmtree(aside, ignore_errors=True)  # what a kill has left
+                aside.mkdir()
+            yield asides
+            for aside in asides:
+                for path in (*aside.rglob('*'), aside):
+                    sync(path)
+            for target in targets:
+                require_new(target)
+            for aside, target in zip(asides, targets):
+                os.replace(aside, target)
+                sync(target.parent)
+        except BaseException:
+            for aside in asides:
+                shutil.rmtree(aside, ignore_errors=True)
+            for folder in sorted(created, reverse=True):  # the inner ones first
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            raise
 
 
-def _locked(folder: Path) -> int:
-    """A descriptor of the folder, which no other export has until it is closed; waits for it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    return descriptor
+def _aside(target: Path, *, first: Path) -> Path:
+    """Next to the first target, if that is on the same disk: in a model repository, Triton would
+    take it for one of the models."""
+    if target == first:
+        return target.with_name(f'.{target.name}.writing')
+    near = target.parent.stat().st_dev == first.parent.stat().st_dev
+    return (first if near else target).with_name(f'.{first.name}.{target.name}.writing')
+
+
+def _lock_parents(targets: tuple[Path, ...], locks: contextlib.ExitStack) -> None:
+    """Wait until no other export writes there, and keep it so until `locks` is closed."""
+    # Each folder once, or we would wait for ourselves; all exports in the same order, or two might
+    # wait for each other.
+    for parent in sorted({target.parent for target in targets}):
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(parent, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f'cannot write into {parent}: {error.strerror}') from None
+        locks.callback(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -19,26 +21,46 @@ import fake_npu
 import numpy as np
 import paddle
 import pytest
-import yaml
 from conftest import REPOSITORY, TINY, execute
+from exporting import (
+    FAMILIES,
+    HAS_CONVERTER,
+    QUICKSTART,
+    a_file,
+    by_inference,
+    by_jit,
+    by_onnx,
+    description,
+    export_file,
+    noise,
+    raw,
+    view_of,
+)
 from paddle import inference, nn
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from engine import chosen_weights, data, exported_folder, models, static_model
 from engine.config import load_config
 from engine.errors import UserError
+from engine.photographs import photographs
 from engine.run_folder import read_records
-from engine.weights import load_weights, write_arrays
-from export import class_names, default_output, export
+from engine.weights import load_weights
+from export import choose_forms, class_names, default_output, paddle_major
 
-QUICKSTART = REPOSITORY / 'configs' / 'quickstart.yaml'
 CLASSES = ['1e3', 'Kätzchen', 'no']  # two of which YAML can take for something else
 SIZE = 16
-FAMILIES = [
-    ('wide_resnet10_1', 8),
-    ('resnext11_2x4d', 8),
-    ('resnext50_2x4d', 32),
-]
+
+# An environment that lacks it.
+WITHOUT_PADDLE2ONNX = """
+import importlib.metadata
+version = importlib.metadata.version
+def without(name):
+    if name == 'paddle2onnx':
+        raise importlib.metadata.PackageNotFoundError(name)
+    return version(name)
+importlib.metadata.version = without
+"""
 
 
 def pictures(root: Path) -> Path:
@@ -81,54 +103,9 @@ def exported(run):
     return target, result.stdout
 
 
-def description(folder: Path) -> dict:
-    return yaml.safe_load((folder / 'inference.yml').read_text(encoding='utf-8'))
-
-
-def by_jit(folder: Path, images: np.ndarray) -> np.ndarray:
-    """Left in whatever mode it is loaded in."""
-    return paddle.jit.load(str(folder / 'inference'))(paddle.to_tensor(images)).numpy()
-
-
-def by_inference(folder: Path, images: np.ndarray) -> np.ndarray:
-    """With Paddle's own defaults, as a server may have it."""
-    (graph,) = (path for path in folder.iterdir() if path.suffix in ('.json', '.pdmodel'))
-    config = inference.Config(str(graph), str(folder / 'inference.pdiparams'))
-    config.disable_glog_info()
-    predictor = inference.create_predictor(config)
-    (name,) = predictor.get_input_names()
-    assert name == 'image'
-    predictor.get_input_handle(name).copy_from_cpu(images)
-    predictor.run()
-    return predictor.get_output_handle(predictor.get_output_names()[0]).copy_to_cpu()
-
-
-def noise(count: int, size: int) -> np.ndarray:
-    return np.random.default_rng(count).normal(size=(count, 3, size, size)).astype(np.float32)
-
-
-def a_file(path: Path, name: str, *, classes: int = 7, first: float = 0.1) -> nn.Layer:
-    """Writes weights that no training has seen, running statistics included; the network."""
-    model, rng = models.build(name, num_classes=classes), np.random.default_rng(0)
-    arrays = {}
-    for key, tensor in model.state_dict().items():
-        spread = rng.uniform(0.5, 1.5, tensor.shape)
-        arrays[key] = (tensor.numpy() * spread + (0.1 if '_mean' in key else 0)).astype(np.float32)
-    arrays['fc.bias'][0] = first
-    with path.open('wb') as file:
-        write_arrays(file, arrays)
-    if np.isfinite(first):
-        load_weights(model, path)
-    model.eval()
-    return model
-
-
-def export_file(path: Path, name: str, size: int, output: Path) -> None:
-    """What the command does, in this process."""
-    settings = ('data.name=synthetic', f'data.image_size={size}', f'model.name={name}')
-    config = load_config(QUICKSTART, [*settings, 'data.crop_padding=0'])
-    weights = chosen_weights.find_weights(path)
-    export(config, weights, chosen_weights.sha256_of(path), output)
+def verify(model: nn.Layer, folder: Path, size: int) -> list[str]:
+    images = noise(8, size)
+    return static_model.verify(model, folder, images=images, fed=images)
 
 
 def one_line(text: str) -> str:
@@ -152,8 +129,16 @@ def test_a_run_is_exported_with_its_averaged_weights_in_test_mode(run, exported)
         assert np.abs(plain(paddle.to_tensor(images)).numpy() - expected).max() > 1e-3
     assert 'weights averaged (EMA): ' in out
     assert f'float32 [batch, 3, {SIZE}, {SIZE}] -> 3 logits' in out
-    difference = re.search(r'^read back, its logits differ by at most (\S+) ', out, re.M).group(1)
-    assert float(difference) < 1e-4
+    form = r'^(inference\.\w+ through .+): logits differ by at most (\S+) \(the largest is \S+\), '
+    found = re.findall(form + r'same first class on (?:all|7 of) 8 photographs$', out, re.M)
+    assert [name.split(' through ')[1] for name, _ in found] == [
+        'paddle.jit.load',
+        'paddle.inference',
+        'paddle.inference with oneDNN',
+    ]
+    assert all(float(difference) < 1e-4 for _, difference in found)
+    ours = ('CPU: ', 'device: ', 'wide_resnet10_1', 'float32 [', 'inference.', 'wrote ')
+    assert all(line.startswith(ours) for line in out.splitlines()), 'Paddle, too, printed something'
 
 
 def test_the_description_says_all_that_its_users_must_know(run, exported):
@@ -175,6 +160,23 @@ def test_the_description_says_all_that_its_users_must_know(run, exported):
     assert (source['accuracy']['epoch'], source['accuracy']['data']) == (1, 'folder')
     assert about['versions']['paddle'] == paddle.__version__
     assert about['versions']['exporter'] in (REPOSITORY / 'pyproject.toml').read_text()
+    assert about['output'] == {
+        'name': 'logits',
+        'type': 'float32',
+        'shape': [-1, 3],
+        'meaning': 'logits',
+    }
+    assert '(pixels - mean) / std' in (folder / 'inference.yml').read_text().splitlines()[0]
+
+
+def test_every_file_is_listed_with_its_size_and_checksum(exported):
+    folder, _ = exported
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    del files['inference.yml']
+    assert description(folder)['files'] == {
+        name: {'bytes': len(content), 'sha256': hashlib.sha256(content).hexdigest()}
+        for name, content in files.items()
+    }
 
 
 def test_nothing_but_these_files_is_written(run, exported):
@@ -189,13 +191,40 @@ def test_nothing_but_these_files_is_written(run, exported):
 @pytest.mark.parametrize(('name', 'size'), FAMILIES, ids=[name for name, _ in FAMILIES])
 def test_every_family_says_the_same_for_any_batch_once_exported(tmp_path, name, size):
     model = a_file(tmp_path / 'weights.pdparams', name)
-    export_file(tmp_path / 'weights.pdparams', name, size, tmp_path / 'out')
+    export_file(tmp_path / 'weights.pdparams', name, size, tmp_path / 'out', onnx=HAS_CONVERTER)
+    readers = [by_jit, by_inference] + [by_onnx] * HAS_CONVERTER
     for count in (1, 3):
         images = noise(count, size)
         expected = model(paddle.to_tensor(images)).numpy()
         scale = max(1.0, np.abs(expected).max())
-        for read in (by_jit, by_inference):
+        for read in readers:
             np.testing.assert_allclose(read(tmp_path / 'out', images), expected, atol=1e-4 * scale)
+
+
+def test_raw_pixels_are_normalised_inside(tmp_path, capsys):
+    model = a_file(tmp_path / 'weights.pdparams', 'wide_resnet10_1')
+    export_file(tmp_path / 'weights.pdparams', 'wide_resnet10_1', 8, tmp_path / 'out', uint8=True)
+    assert 'uint8 [batch, 8, 8, 3] -> 7 logits' in capsys.readouterr().out
+    about = description(tmp_path / 'out')['input']
+    assert (about['type'], about['shape'], about['layout']) == ('uint8', [-1, 8, 8, 3], 'NHWC')
+    mean, std = np.array(about['mean']), np.array(about['std'])
+    assert 'raw pixels from 0 to 255' in (tmp_path / 'out' / 'inference.yml').read_text()
+    for count in (1, 3):
+        pixels = raw(count, 8)
+        images = ((pixels - mean) / std).transpose(0, 3, 1, 2).astype(np.float32)
+        expected = model(paddle.to_tensor(images)).numpy()
+        for read in (by_jit, by_inference):
+            np.testing.assert_allclose(read(tmp_path / 'out', pixels), expected, atol=1e-5)
+
+
+def test_the_photographs_are_real_different_and_as_evaluation_sees_them():
+    view = data.Preparation(40, 32, np.zeros(3), np.ones(3))
+    pixels = photographs(view)
+    assert (pixels.shape, pixels.dtype) == ((8, 3, 32, 32), np.uint8)
+    assert len({picture.tobytes() for picture in pixels}) == 8
+    china = Image.fromarray(load_sample_images().images[0])
+    wanted = china.resize((59, 40), Image.Resampling.BILINEAR).crop((14, 4, 46, 36))
+    assert np.abs(pixels[0].transpose(1, 2, 0).astype(int) - np.asarray(wanted)).mean() < 1
 
 
 def test_a_lone_file_has_numbered_classes_as_many_as_its_last_layer(tmp_path):
@@ -266,28 +295,75 @@ class OtherInAGraph(nn.Layer):
 
 def test_a_network_that_differs_once_exported_is_refused(tmp_path):
     network = OtherInAGraph()
-    static_model.save(network, tmp_path, size=4)
+    static_model.save(network, tmp_path, view_of(4), uint8=False)
     with pytest.raises(UserError, match=r'its logits differ by 0\.01 '):
-        static_model.verify(network, tmp_path, noise(3, 4))
+        verify(network, tmp_path, 4)
 
 
 def test_a_file_that_changed_or_was_cut_off_is_refused(tmp_path):
     """As a disk that is full or bad would leave it."""
     model = models.build('wide_resnet10_1', num_classes=3)
-    static_model.save(model, tmp_path, size=8)
-    difference, scale = static_model.verify(model, tmp_path, noise(3, 8))
-    assert difference < 1e-5 < scale
+    static_model.save(model, tmp_path, view_of(8), uint8=False)
+    assert len(verify(model, tmp_path, 8)) == 3
     file = tmp_path / 'inference.pdiparams'
     whole = bytearray(file.read_bytes())
     changed = np.frombuffer(whole, np.uint8).copy()
     changed[-4000:-2000] ^= 0x10
     file.write_bytes(changed.tobytes())
     with pytest.raises(UserError, match='another network'):
-        static_model.verify(model, tmp_path, noise(3, 8))
+        verify(model, tmp_path, 8)
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match='cannot be read back') as error:
-        static_model.verify(model, tmp_path, noise(3, 8))
+        verify(model, tmp_path, 8)
     one_line(str(error.value))
+
+
+@pytest.mark.parametrize('trouble', ['fails', 'differs', 'is missing'])
+def test_onednn_that_fails_or_differs_is_a_warning(tmp_path, monkeypatch, trouble):
+    """It stands for another implementation; the files are read by this Paddle without it."""
+    model = models.build('wide_resnet10_1', num_classes=3)
+    static_model.save(model, tmp_path, view_of(8), uint8=False)
+    create, other = inference.create_predictor, tmp_path / 'other'
+    other.mkdir()
+    static_model.save(
+        models.build('wide_resnet10_1', num_classes=3), other, view_of(8), uint8=False
+    )
+    graph = static_model.graph_file(other)
+
+    def troubled(config: inference.Config) -> inference.Predictor:
+        if not config.mkldnn_enabled():
+            return create(config)
+        if trouble == 'fails':
+            raise NotImplementedError('\n----\n(Unimplemented) it has bugs\n  [more]')
+        wrong = inference.Config(str(graph), str(graph.with_suffix('.pdiparams')))
+        wrong.disable_glog_info()
+        return create(wrong)
+
+    monkeypatch.setattr(inference, 'create_predictor', troubled)
+    if trouble == 'is missing':
+        monkeypatch.setattr(inference.Config, 'mkldnn_enabled', lambda self: False)
+    *sound, last = verify(model, tmp_path, 8)
+    assert not any(line.startswith('warning') for line in sound)
+    wanted = {
+        'fails': r'^warning: .*oneDNN fails \(\(Unimplemented\) it has bugs\); .*disable_mkldnn',
+        'differs': r'^warning: .*oneDNN: logits differ by .*; .*disable_mkldnn',
+        'is missing': 'with oneDNN: this Paddle has none$',
+    }[trouble]
+    assert re.search(wanted, last)
+
+
+def test_the_format_is_chosen_before_paddle_is_imported(monkeypatch):
+    """That pdmodel is then written, test_triton.py shows."""
+    assert paddle_major() == int(paddle.__version__.split('.')[0])
+    for graph, flag in (('pdmodel', '0'), ('json', '1')):
+        monkeypatch.setattr('export.paddle_major', lambda: 3)
+        monkeypatch.setenv('FLAGS_enable_pir_api', 'unset')
+        choose_forms(onnx=False, graph=graph)
+        assert ('FLAGS_enable_pir_api', flag) in os.environ.items()
+    monkeypatch.setattr('export.paddle_major', lambda: 2)
+    choose_forms(onnx=False, graph='pdmodel')
+    with pytest.raises(UserError, match='--format json needs Paddle 3'):
+        choose_forms(onnx=False, graph='json')
 
 
 @pytest.mark.parametrize('first', [np.nan, np.inf])
@@ -298,22 +374,34 @@ def test_weights_that_are_not_finite_are_refused_and_leave_nothing(tmp_path, fir
     assert [path.name for path in tmp_path.iterdir()] == ['weights.pdparams']
 
 
-@pytest.mark.parametrize('what', ['full', 'file', 'missing', 'no run', 'code', 'launched'])
+@pytest.mark.parametrize(
+    'what',
+    ['full', 'file', 'missing', 'no run', 'code', 'launched', 'triton full', 'within', 'no onnx'],
+)
 def test_what_cannot_work_is_one_line_exit_2_and_nothing_written(tmp_path, what, run):
     (tmp_path / 'full').mkdir()
     (tmp_path / 'full' / 'mine.txt').write_text('mine')
+    (tmp_path / 'models' / 'wide_resnet10_1' / '1').mkdir(parents=True)
+    (tmp_path / 'python').mkdir()
+    (tmp_path / 'python' / 'sitecustomize.py').write_text(WITHOUT_PADDLE2ONNX)
     (tmp_path / 'evil.pdparams').write_text("cos\nsystem\n(S'touch ran'\ntR.")
     before = sorted(tmp_path.rglob('*'))
     here = ('-w', str(run), '--output')
     arguments, wanted = {
-        'full': ((*here, 'full'), 'full is not empty; choose another folder with --output'),
-        'file': ((*here, 'full/mine.txt'), 'is a file; choose another folder with --output'),
+        'full': ((*here, 'full'), 'full is not empty; choose another folder'),
+        'file': ((*here, 'full/mine.txt'), 'is a file; choose another folder'),
         'missing': (('-w', 'nowhere'), 'nowhere'),
         'no run': (('-c', str(QUICKSTART)), 'train first'),
         'code': (('-w', 'evil.pdparams'), 'can run code'),
         'launched': ((*here, 'new'), 'paddle.distributed.launch'),
+        'triton full': ((*here, 'new', '--triton', 'models'), 'wide_resnet10_1 is not empty'),
+        'within': ((*here, 'new/wide_resnet10_1/1', '--triton', 'new'), 'must lie apart'),
+        'no onnx': ((*here, 'new', '--triton', 'other'), '--onnx needs paddle2onnx, which is not'),
     }[what]
-    world = {'PADDLE_TRAINERS_NUM': '2'} if what == 'launched' else {}
+    world = {
+        'launched': {'PADDLE_TRAINERS_NUM': '2'},
+        'no onnx': {'PYTHONPATH': str(tmp_path / 'python'), 'PYTHONDONTWRITEBYTECODE': '1'},
+    }.get(what, {})
     result = execute(tmp_path, 'export.py', *arguments, **world)
     assert (result.returncode, result.stdout) == (2, '')
     assert wanted in one_line(result.stderr)
@@ -337,7 +425,7 @@ def test_a_kill_while_writing_leaves_no_half_folder_and_the_next_one_cleans_up(r
     process.wait(timeout=60)
     assert aside.exists()
     assert not output.exists()
-    with exported_folder.written_aside(output) as folder:
+    with exported_folder.written_aside(output) as (folder,):
         assert list(folder.iterdir()) == []
         (folder / 'inference.yml').write_text('')
     assert [path.name for path in tmp_path.iterdir()] == ['out']
@@ -347,13 +435,13 @@ def test_two_exports_at_once_take_turns(tmp_path):
     output, inside, over = tmp_path / 'out', threading.Event(), threading.Event()
 
     def first() -> None:
-        with exported_folder.written_aside(output) as folder:
+        with exported_folder.written_aside(output) as (folder,):
             inside.set()
             assert over.wait(60)
             (folder / 'inference.yml').write_text('first')
 
     def second() -> None:
-        with exported_folder.written_aside(output) as folder:
+        with exported_folder.written_aside(output) as (folder,):
             (folder / 'inference.yml').write_text('second')
 
     with ThreadPoolExecutor(2) as pool:
@@ -369,11 +457,61 @@ def test_two_exports_at_once_take_turns(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['out']
 
 
+def test_two_folders_appear_together_or_not_at_all(tmp_path):
+    one, two = tmp_path / 'a' / 'one', tmp_path / 'a' / 'two'
+
+    def fill_two() -> None:
+        with exported_folder.written_aside(one, two):
+            two.mkdir()
+            (two / 'mine.txt').write_text('mine')
+
+    with pytest.raises(UserError, match='not empty'):
+        fill_two()
+    assert sorted(tmp_path.rglob('*')) == [tmp_path / 'a', two, two / 'mine.txt']
+    shutil.rmtree(two)
+    with exported_folder.written_aside(one, two) as (first, second):
+        (first / 'inference.yml').write_text('')
+        (second / '1').mkdir()
+    assert sorted(tmp_path.rglob('*')) == [
+        tmp_path / 'a',
+        one,
+        one / 'inference.yml',
+        two,
+        two / '1',
+    ]
+
+
+def test_exports_with_their_folders_crossed_do_not_wait_for_each_other(tmp_path, monkeypatch):
+    """All lock the same folder first, and each folder once."""
+    left, right = tmp_path / 'left', tmp_path / 'right'
+    locked = []
+
+    def lock(descriptor: int, operation: int) -> None:
+        locked.append(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(fcntl, 'flock', lock)
+    orders = []
+    for targets in ((left / '1', right / '1'), (right / '2', left / '2'), (left / '3', left / '4')):
+        with exported_folder.written_aside(*targets):
+            orders.append(locked.copy())
+            locked.clear()
+    assert orders[0] == orders[1] == [left.stat().st_ino, right.stat().st_ino]
+    assert orders[2] == [left.stat().st_ino]
+
+
+def test_nothing_but_models_is_ever_in_a_model_repository(tmp_path):
+    output, model = tmp_path / 'out', tmp_path / 'models' / 'out'
+    with exported_folder.written_aside(output, model) as asides:
+        assert len(set(asides)) == 2
+        assert list((tmp_path / 'models').iterdir()) == []
+    assert sorted(tmp_path.rglob('*')) == [tmp_path / 'models', model, output]
+
+
 def test_a_folder_that_was_filled_in_the_meantime_is_not_overwritten(tmp_path):
     output = tmp_path / 'out'
 
     def write() -> None:
-        with exported_folder.written_aside(output) as folder:
+        with exported_folder.written_aside(output) as (folder,):
             (folder / 'inference.yml').write_text('')
             output.mkdir()
             (output / 'mine.txt').write_text('mine')

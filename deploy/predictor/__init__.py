@@ -1,0 +1,105 @@
+"""An exported folder as a function from pictures to probabilities, whatever engine runs it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable, Union
+
+import numpy as np
+
+from predictor import engines
+from predictor.choice import Choice, choose
+from predictor.folder import Description, open_folder
+
+
+class Predictor:
+    """A model that is ready to run. To be used by one thread at a time; `another` gives more.
+
+    folder: what export.py wrote, or what `open_folder` made of it
+    engine: auto, paddle, tensorrt, onnxruntime or openvino
+    device: auto, cpu, gpu, gpu:1, npu ...
+    threads: of a CPU; None: as many as the process has cores
+    batch: how many images are likely to come at once; more are run in parts of that size
+    precision: float32; float16 on a GPU or an NPU; int8 of what `export.py --int8` has written
+    onednn: whether Paddle uses it on a CPU
+    tell: hears why an engine is tried or built
+
+    UserError if the folder is not whole, or the engine cannot run it here.
+    """
+
+    def __init__(
+        self,
+        folder: Union[str, Path, Description],
+        *,
+        engine: str = 'auto',
+        device: str = 'auto',
+        threads: int | None = None,
+        batch: int = 1,
+        precision: str = 'float32',
+        onednn: bool = True,
+        tell: Callable[[str], None] = print,
+    ) -> None:
+        self.description = folder if isinstance(folder, Description) else open_folder(folder)
+        self.setting = engines.Setting(
+            engines.find_device(device), threads or cores(), batch, precision, onednn
+        )
+        choice = Choice(engine, batch, 'as asked for')
+        if engine == 'auto':
+            choice = choose(self.description, self.setting, tell=tell)
+        self._take(choice)
+
+    @property
+    def engine(self) -> str:
+        return self._choice.engine
+
+    @property
+    def reason(self) -> str:
+        """Why this engine."""
+        return self._choice.reason
+
+    def another(self) -> Predictor:
+        """The same again, for another thread."""
+        twin = object.__new__(Predictor)
+        twin.description, twin.setting = self.description, self.setting
+        twin._take(replace(self._choice, made=None))
+        return twin
+
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [N, size, size, 3] -> the graph's input, normalised unless the graph does that."""
+        image = self.description.input
+        if image.type == 'uint8':
+            return np.ascontiguousarray(pixels)
+        scaled = pixels.transpose(0, 3, 1, 2).astype(np.float32, order='C')
+        scaled *= (1.0 / image.std).astype(np.float32).reshape(-1, 1, 1)
+        scaled += (-image.mean / image.std).astype(np.float32).reshape(-1, 1, 1)
+        return scaled
+
+    def logits(self, images: np.ndarray) -> np.ndarray:
+        """The graph's input [N, ...] -> float32 [N, classes]."""
+        if not len(images):
+            return np.zeros((0, len(self.description.classes)), np.float32)
+        part = self._choice.part
+        parts = range(0, len(images), part)
+        return np.concatenate([self._engine(images[start : start + part]) for start in parts])
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [N, size, size, 3] -> float32 [N, classes], each row's sum 1."""
+        return softmax(self.logits(self.prepare(pixels)))
+
+    def _take(self, choice: Choice) -> None:
+        self._engine = choice.made or engines.make(choice.engine, self.description, self.setting)
+        self._choice = replace(choice, made=None)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+
+def cores() -> int:
+    """That this process may use."""
+    if hasattr(os, 'sched_getaffinity'):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,85 @@
+"""What the commands share on the command line: an engine's options, and the ways to end."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import io
+import signal
+import sys
+from pathlib import Path
+from typing import Any, Callable, NoReturn
+
+from predictor.errors import UserError
+
+# The disk or the system says no, which a user can mend; any other OSError is a bug of ours.
+REFUSALS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EADDRINUSE),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO),
+)
+ENGINES = ('auto', 'paddle', 'tensorrt', 'onnxruntime', 'openvino')
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    result.add_argument('folder', type=Path, help='what export.py has written')
+    return result
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('engine')
+    group.add_argument(
+        '--engine', choices=ENGINES, default='auto', help='auto: on a CPU the quickest, by trial'
+    )
+    group.add_argument('--device', default='auto', help='auto, cpu, gpu, gpu:1, npu ...')
+    group.add_argument(
+        '--threads', type=positive, metavar='N', help='of a CPU (default: one a core)'
+    )
+    group.add_argument(
+        '--precision',
+        choices=('float32', 'float16', 'int8'),
+        default='float32',
+        help='float16 needs a GPU or an NPU, int8 what export.py --int8 writes',
+    )
+    group.add_argument('--no-onednn', action='store_true', help="Paddle's own CPU kernels, slower")
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """For Predictor(...)."""
+    return {
+        'engine': args.engine,
+        'device': args.device,
+        'threads': args.threads,
+        'precision': args.precision,
+        'onednn': not args.no_onednn,
+    }
+
+
+def positive(text: str) -> int:
+    """An argparse type."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'{text} is not a whole number above 0')
+    return int(text)
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Run a command and leave with its exit code; only our own bugs show a traceback."""
+    name = Path(sys.argv[0]).name
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name must not end it, in whatever encoding
+        sys.stdout.reconfigure(errors='backslashreplace')
+    try:
+        code = main()
+        sys.stdout.flush()  # here, where it may still fail
+        sys.exit(code)
+    except UserError as error:
+        print(f'{name}: {error}', file=sys.stderr)
+    except BrokenPipeError:  # `predict.py ... | head`: the reader has gone, which is no error
+        sys.stderr.close()
+        sys.exit(128 + signal.SIGPIPE)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        print(f'{name}: {error.filename or "writing"}: {error.strerror}', file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,93 @@
+"""A picture file's bytes -> the square that the network sees, as evaluation sees it, to the pixel.
+
+Pillow alone: it decodes JPEG with the library that training decodes it with.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 2**27  # 134 million: a larger picture is an accident or an attack
+FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')
+SIXTEEN_BITS = ('I', 'I;16', 'I;16B', 'I;16L')
+
+Image.MAX_IMAGE_PIXELS = None  # checked here, by an error instead of a warning
+warnings.filterwarnings('ignore', module=r'PIL\.')  # of EXIF; damaged pixels are errors
+
+
+class BadPicture(Exception):
+    """A file that cannot be read; the text says why, without the file's name."""
+
+
+def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture in these bytes: upright, RGB; of an animation the first. BadPicture if none."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise BadPicture('is not a picture' if data else 'is empty') from None
+    except Exception as error:  # a damaged header can raise anything at all
+        raise BadPicture(f'is damaged ({_first_line(error)})') from None
+    if image.width * image.height > max_pixels:
+        size = f'{image.width} x {image.height}'
+        raise BadPicture(f'has {size} pixels, more than {max_pixels / 1e6:.0f} million')
+    try:
+        image.load()
+        return _as_rgb(_upright(image))
+    except BadPicture:
+        raise
+    except Exception as error:  # so can damaged pixels
+        raise BadPicture(f'is damaged ({_first_line(error)})') from None
+
+
+def centre(image: Image.Image, *, size: int, resize: int) -> np.ndarray:
+    """uint8 [size, size, 3]: the short side resized to `resize` (antialiased, bilinear), cropped.
+
+    Only the crop is computed, from the part of the picture that it depends on.
+    """
+    least = min(image.size)
+    spans = [_span(side, int(resize * side / least), size) for side in image.size]
+    (left, right), (top, bottom) = (window for window, _ in spans)
+    (x0, x1), (y0, y1) = (box for _, box in spans)
+    part = image.crop((left, top, right, bottom))
+    view = part.resize((size, size), Image.Resampling.BILINEAR, box=(x0, y0, x1, y1))
+    return np.asarray(view)
+
+
+def _span(side: int, goal: int, size: int) -> tuple[tuple[int, int], tuple[float, float]]:
+    """The pixels that `size` in the middle of `goal` depend on, and the crop's ends within them."""
+    factor, first = side / goal, round((goal - size) / 2)
+    low, high = first * factor, (first + size) * factor
+    reach = math.ceil(max(factor, 1.0)) + 1  # how far the filter looks beyond the crop
+    start, stop = max(0, math.floor(low) - reach), min(side, math.ceil(high) + reach)
+    return (start, stop), (low - start, high - start)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As EXIF says. It is an ornament: where it is damaged, the picture stays as it is."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == 'F':
+        raise BadPicture('has floating-point pixels')
+    if image.mode in SIXTEEN_BITS:  # convert() would clip them to 8 bits
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise BadPicture('has pixels of more than 16 bits')
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode == 'P' and 'transparency' in image.info:
+        image = image.convert('RGBA')
+    return image.convert('RGB')
+
+
+def _first_line(error: Any) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

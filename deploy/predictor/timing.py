@@ -1,0 +1,172 @@
+"""How long an engine takes, measured in a process of its own that is asked again and again.
+
+Engines take their thread settings once a process, and their threads disturb each other: an idle one
+spins for up to 0.2 s after a call. So whoever measures asks one process at a time, on a machine at
+rest. Questions and answers are lines of JSON.
+
+    python3 -m predictor.timing SETTINGS    such a process
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from predictor.engines import in_a_line
+
+HERE = Path(__file__).resolve().parent.parent  # where `predictor` is imported from
+SETTLE_S = 0.3
+
+
+class Failed(Exception):
+    """The engine did not start, or gave up; the text is one line."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a process measures; the same as Predictor's."""
+
+    folder: str
+    engine: str
+    device: str
+    threads: int
+    batch: int  # the largest that will be asked for
+    precision: str
+    onednn: bool
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some calls, one after the other."""
+
+    call_s: list[float]
+    memory: int  # the most that the process has had so far, in bytes
+
+
+class Process(contextlib.ExitStack):
+    """An engine in a process that lives as long as the `with` block. Failed if it cannot start."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self._errors = Path(self.enter_context(tempfile.TemporaryDirectory())) / 'stderr'
+        with self._errors.open('wb') as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, '-m', 'predictor.timing', json.dumps(asdict(settings))],
+                cwd=HERE,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,  # Ctrl-C reaches the parent alone, which ends this one
+            )
+        self.callback(self._process.communicate)
+        self.callback(self._process.kill)
+        try:
+            self._answer()
+        except BaseException:
+            self.close()
+            raise
+
+    def measure(self, batch: int, seconds: float) -> Sample:
+        """Calls for so long, at least one."""
+        time.sleep(SETTLE_S)
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps({'batch': batch, 'seconds': seconds}) + '\n')
+            self._process.stdin.flush()
+        return Sample(**self._answer())
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise Failed(self._how_it_died())
+        answer = json.loads(line)
+        assert isinstance(answer, dict)
+        if 'error' in answer:
+            raise Failed(answer['error'])
+        return answer
+
+    def _how_it_died(self) -> str:
+        code = self._process.wait()
+        said = self._errors.read_text(errors='replace').strip().splitlines() or ['']
+        what = f'exit code {code}' if code >= 0 else signal.Signals(-code).name
+        return f'crashed ({what}): {said[-1].strip()}'.rstrip(': ')
+
+
+def main() -> None:
+    """The process itself: says `{}` when the engine is ready, then answers until stdin ends."""
+    answers = os.fdopen(os.dup(1), 'w')
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print
+
+    def answer(content: dict[str, Any]) -> None:
+        print(json.dumps(content), file=answers, flush=True)
+
+    try:
+        engine = Engine(Settings(**json.loads(sys.argv[1])))
+        answer({})
+        for line in sys.stdin:
+            answer(asdict(engine.measure(**json.loads(line))))
+    except Exception as error:  # from C++ anything at all
+        answer({'error': in_a_line(error)})
+
+
+class Engine:
+    """Runs on pixels that are random."""
+
+    def __init__(self, settings: Settings) -> None:
+        from predictor import Predictor
+
+        self._predictor = Predictor(
+            settings.folder,
+            engine=settings.engine,
+            device=settings.device,
+            threads=settings.threads,
+            batch=settings.batch,
+            precision=settings.precision,
+            onednn=settings.onednn,
+        )
+        side = self._predictor.description.input.size
+        rng = np.random.default_rng(0)
+        pixels = rng.integers(0, 256, (settings.batch, side, side, 3), np.uint8)
+        self._images = self._predictor.prepare(pixels)
+        self._last_s: dict[int, float] = {}  # batch -> the last call
+
+    def measure(self, batch: int, seconds: float) -> Sample:
+        images = self._images[:batch]
+        taken: list[float] = []
+        if self._last_s.get(batch, 0.0) < seconds / 10:  # else too dear, and too long to matter
+            self._predictor.logits(images)  # to warm up
+        end = time.perf_counter() + seconds
+        while not taken or time.perf_counter() < end:
+            start = time.perf_counter()
+            self._predictor.logits(images)
+            taken.append(time.perf_counter() - start)
+        self._last_s[batch] = taken[-1]
+        return Sample(taken, peak_memory())
+
+
+def peak_memory() -> int:
+    """Of this process so far, in bytes."""
+    with contextlib.suppress(OSError):  # getrusage would count what its parent had, too
+        for line in Path('/proc/self/status').read_text().splitlines():
+            if line.startswith('VmHWM:'):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+if __name__ == '__main__':
+    main()

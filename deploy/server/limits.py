@@ -1,0 +1,207 @@
+"""How much of anything a client may have: bytes, memory, time.
+
+A server that runs for months meets uploads that never end, ten thousand at once, and pictures that
+unpack to gigabytes. Each is refused in one line before it costs memory. listening.py does the same
+for connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import zlib
+from collections.abc import MutableMapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Awaitable, Callable, Optional
+
+from starlette.requests import Request
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+PACKINGS = ('gzip', 'deflate')
+RETRY_AFTER = {'Retry-After': '1'}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The defaults are serve.py's."""
+
+    body_bytes: int = 16 << 20
+    pixels: int = 64 << 20
+    answer_s: float = 30.0  # from a body's last byte
+    body_s: float = 60.0  # from its first: 16 MB at 2.2 Mbit/s
+    head_s: float = 10.0  # for a request's head, and between two requests
+    linger_s: float = 2.0  # for a client to read why its upload is refused
+    connections: int = 1000
+
+    @property
+    def bodies_bytes(self) -> int:
+        """Of all bodies in memory at a time."""
+        return 16 * self.body_bytes
+
+
+class Refused(Exception):
+    """A request that is not answered: the status and one line why. `reason` is for the metrics."""
+
+    def __init__(
+        self, status: int, reason: str, text: str, headers: Optional[dict[str, str]] = None
+    ) -> None:
+        super().__init__(text)
+        self.status, self.reason, self.headers = status, reason, headers
+
+
+class Body:
+    """A request's bytes. They count as held until they are released, or the block ends."""
+
+    def __init__(self, data: bytes, give_back: Callable[[], None]) -> None:
+        self.data = data
+        self._give_back = give_back
+
+    def release(self) -> None:
+        self.data = b''
+        self._give_back()
+        self._give_back = lambda: None
+
+    def __enter__(self) -> Body:
+        return self
+
+    def __exit__(
+        self,
+        kind: Optional[type[BaseException]],
+        error: Optional[BaseException],
+        trace: Optional[TracebackType],
+    ) -> None:
+        self.release()
+
+
+class Bodies:
+    """Reads the bodies of requests, within the limits. For one event loop."""
+
+    def __init__(self, limits: Limits, workers: Executor) -> None:
+        self.held = 0  # bytes that are in memory, or promised to a client
+        self._limits = limits
+        self._workers = workers
+
+    async def read(self, request: Request) -> Body:
+        """The whole body, unpacked.
+
+        Refused: 413 too large, 408 too slow, 415 packed in an unknown way, 400 packed badly, 503
+        when the others' bodies fill the memory. starlette's ClientDisconnect if the client goes.
+        """
+        packing = request.headers.get('content-encoding', 'identity').strip().lower()
+        if packing not in ('identity', *PACKINGS):
+            known = ', '.join(PACKINGS)
+            raise Refused(
+                415, 'encoding', f'Content-Encoding: {known} or none', {'Accept-Encoding': known}
+            )
+        most = self._limits.body_bytes
+        size = _announced_size(request)
+        if size is not None and size > most:
+            raise self._too_large()
+        need = most if size is None else size
+        give_back = self._reserve(need if packing == 'identity' else need + most)
+        try:
+            data = await self._receive(request)
+            if packing != 'identity':
+                loop = asyncio.get_running_loop()
+                data = await loop.run_in_executor(self._workers, self._unpack, data)
+        except BaseException:
+            give_back()
+            raise
+        return Body(data, give_back)
+
+    def _reserve(self, size: int) -> Callable[[], None]:
+        if self.held + size > self._limits.bodies_bytes:
+            raise Refused(503, 'memory', 'too many uploads at once; try again', RETRY_AFTER)
+        self.held += size
+
+        def give_back() -> None:
+            self.held -= size
+
+        return give_back
+
+    async def _receive(self, request: Request) -> bytes:
+        try:
+            return await asyncio.wait_for(self._collect(request), self._limits.body_s)
+        except asyncio.TimeoutError:
+            text = f'the body was not there after {self._limits.body_s:g} s'
+            raise Refused(408, 'slow_body', text) from None
+
+    async def _collect(self, request: Request) -> bytes:
+        chunks, size = [], 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > self._limits.body_bytes:
+                raise self._too_large()
+            chunks.append(chunk)
+        return b''.join(chunks)
+
+    def _unpack(self, data: bytes) -> bytes:
+        """gzip or zlib, whichever it is; no further than a body may go."""
+        unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+        try:
+            found = unpacker.decompress(data, self._limits.body_bytes + 1)
+        except zlib.error as error:
+            raise Refused(400, 'encoding', f'the body cannot be unpacked: {error}') from None
+        if len(found) > self._limits.body_bytes:
+            raise self._too_large()
+        if not unpacker.eof or unpacker.unused_data:
+            raise Refused(400, 'encoding', 'the packed body is cut short, or something follows it')
+        return found
+
+    def _too_large(self) -> Refused:
+        most = self._limits.body_bytes
+        return Refused(413, 'too_large', f'the body has more than {most:,} bytes')
+
+
+class Linger:
+    """ASGI: answers a client that is still sending, and gives it time to see the answer.
+
+    Closing a connection with unread bytes resets it, and the client may lose what it was told. So
+    the answer goes out, and what comes is thrown away: for `linger_s`, up to the size of a body,
+    and no faster, as a client notices the answer when it is held up.
+    """
+
+    def __init__(self, app: App, limits: Limits) -> None:
+        self._app = app
+        self._limits = limits
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        headers = dict(scope['headers'])
+        sending = headers.get(b'content-length', b'0') != b'0' or b'transfer-encoding' in headers
+
+        async def hear() -> Message:
+            nonlocal sending
+            message = await receive()
+            sending = message['type'] == 'http.request' and message.get('more_body', False)
+            return message
+
+        async def say(message: Message) -> None:
+            if sending and message['type'] == 'http.response.start':
+                message['headers'] = [*message['headers'], (b'connection', b'close')]
+            if not sending or message['type'] != 'http.response.body' or message.get('more_body'):
+                await send(message)
+                return
+            await send({**message, 'more_body': True})
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(throw_away(), self._limits.linger_s)
+            await send({'type': 'http.response.body', 'body': b''})
+
+        async def throw_away() -> None:
+            while sending:
+                share = len((await hear()).get('body', b'')) / self._limits.body_bytes
+                await asyncio.sleep(share * self._limits.linger_s)
+
+        await self._app(scope, hear, say)
+
+
+def _announced_size(request: Request) -> Optional[int]:
+    """Bytes; None if the client doesn't tell."""
+    if 'transfer-encoding' in request.headers:
+        return None
+    return int(request.headers.get('content-length', '0'))

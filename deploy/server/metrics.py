@@ -1,0 +1,57 @@
+"""What GET /metrics tells Prometheus. The values of a label are few, whatever is asked for."""
+
+from __future__ import annotations
+
+from typing import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = 'text/plain; version=0.0.4; charset=utf-8'
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+STAGES = ('decode', 'queue', 'network', 'whole')
+
+
+class Metrics:
+    """In a registry of their own, so that there can be two servers in a process."""
+
+    def __init__(self, *, max_batch: int) -> None:
+        own = self._registry = CollectorRegistry()
+        self.requests = Counter(
+            'classifier_requests', 'Requests by route and status', ['route', 'status'], registry=own
+        )
+        self.refused = Counter(
+            'classifier_refused', 'Requests and connections refused', ['reason'], registry=own
+        )
+        self.images = Counter('classifier_images', 'Images that a network has run', registry=own)
+        self.batch = Histogram(
+            'classifier_batch_images', 'Images a batch', buckets=_powers(max_batch), registry=own
+        )
+        self._seconds = Histogram(
+            'classifier_seconds',
+            'Seconds: decoding a picture, waiting in the queue, the batch in the network, and a '
+            'request of /classify or infer as a whole, its upload included',
+            ['stage'],
+            buckets=SECONDS,
+            registry=own,
+        )
+        self.seconds = {stage: self._seconds.labels(stage) for stage in STAGES}
+
+    def follow(self, name: str, help: str, read: Callable[[], float]) -> None:
+        """A gauge that is read when somebody asks."""
+        Gauge(name, help, registry=self._registry).set_function(read)
+
+    def saw_batch(self, images: int, seconds: float) -> None:
+        self.images.inc(images)
+        self.batch.observe(images)
+        self.seconds['network'].observe(seconds)
+
+    def refuse(self, reason: str) -> None:
+        self.refused.labels(reason).inc()
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)
+
+
+def _powers(most: int) -> list[float]:
+    """1, 2, 4, ... and the largest batch."""
+    return [float(2**power) for power in range(most.bit_length()) if 2**power < most] + [most]

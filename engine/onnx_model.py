@@ -1,0 +1,140 @@
+"""model.onnx: Paddle's static graph as paddle2onnx converts it, and as onnxruntime runs it.
+
+Nothing here imports paddle into the process that calls it.
+
+    python3 -m engine.onnx_model GRAPH PARAMETERS    prints the bytes of an ONNX model
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import numpy as np
+
+from engine import runtime
+from engine.errors import UserError
+from engine.exported_folder import GRAPH, INPUT, ONNX, OUTPUT, VERSION
+
+OPSET = 17
+REPOSITORY = Path(__file__).resolve().parent.parent
+COLOURS = re.compile(r'\x1b\[[\d;]*m')
+REASON = re.compile(r'\w+Error: .+|\(\w+\) .+')  # as Python and as Paddle begin their messages
+
+
+def require_converter(paddle: int) -> None:
+    """UserError unless there is a paddle2onnx for this Paddle, of which 2 and later are told apart.
+
+    paddle2onnx 1 knows nothing of Paddle 3's graphs, and 2 refuses to be imported with Paddle 2.
+    """
+    major = 1 if paddle == 2 else 2
+    line = f'python3 -m pip install "paddle2onnx>={major},<{major + 1}" "onnx>=1.16.1,<1.18"'
+    if sys.version_info >= (3, 13):
+        line = 'it has no wheels for Python 3.13 and later, so use 3.12'
+    for name in ('paddle2onnx', 'onnx'):
+        version = _version_of(name)
+        if version is None:
+            raise UserError(f'--onnx needs {name}, which is not installed: {line}')
+        if name == 'paddle2onnx' and version.split('.')[0] != str(major):
+            raise UserError(f'paddle2onnx {version} does not suit Paddle {paddle}: {line}')
+
+
+def _version_of(distribution: str) -> Optional[str]:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def write(graph: Path, *, name: str) -> None:
+    """Write model.onnx next to this graph of Paddle's. UserError if it can't be converted.
+
+    Its input is called `image` as before, its output `logits`, its batch dimension `batch`.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    content = _converted(graph)
+    try:
+        model = onnx.load_from_string(content)
+        _tidy(model.graph)
+        onnx.checker.check_model(model, full_check=True)
+    except (
+        DecodeError,
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+    ) as error:
+        raise _refusal(str(error)) from None
+    model.graph.name = name
+    model.producer_name, model.producer_version = 'paddle-wide-resnet-resnext', VERSION
+    (graph.parent / ONNX).write_bytes(model.SerializeToString())
+
+
+def _converted(graph: Path) -> bytes:
+    """In a process of its own: paddle2onnx prints, ends the process on errors, and can crash."""
+    files = [str(graph.resolve()), str(graph.resolve().with_name(f'{GRAPH}.pdiparams'))]
+    result = subprocess.run(
+        [sys.executable, '-m', 'engine.onnx_model', *files], cwd=REPOSITORY, capture_output=True
+    )
+    if result.returncode != 0:
+        raise _refusal(_reason(result))
+    return result.stdout
+
+
+def _reason(result: subprocess.CompletedProcess[bytes]) -> str:
+    """Out of the much that was printed, the error; of a crash there may be none."""
+    said = REASON.search(COLOURS.sub('', result.stderr.decode(errors='replace')))
+    return said.group() if said else f'exit code {result.returncode}'
+
+
+def _refusal(reason: str) -> UserError:
+    text = ' '.join(reason.split())[:200]
+    return UserError(f'paddle2onnx gave no sound model ({text}); nothing was exported')
+
+
+def _tidy(graph: Any) -> None:
+    """Names that say what is meant, and no constants that nobody reads: each of those would be a
+    warning of onnxruntime's."""
+    (picture,), (logits,) = graph.input, graph.output
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [OUTPUT if name == logits.name else name for name in names]
+    logits.name = OUTPUT
+    for value in (picture, logits):
+        value.type.tensor_type.shape.dim[0].dim_param = 'batch'
+    read = {OUTPUT}.union(*(node.input for node in graph.node))
+    for at in reversed(range(len(graph.node))):
+        if not read.intersection(graph.node[at].output):
+            del graph.node[at]
+
+
+def load(model: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """As a function, by onnxruntime on the CPU. ImportError without onnxruntime."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = runtime.cores_per_process()
+    session = onnxruntime.InferenceSession(str(model), options, providers=['CPUExecutionProvider'])
+
+    def run(images: np.ndarray) -> np.ndarray:
+        return np.asarray(session.run([OUTPUT], {INPUT: images})[0])
+
+    return run
+
+
+def _convert(graph: str, parameters: str) -> None:
+    with os.fdopen(os.dup(1), 'wb') as answer:
+        os.dup2(2, 1)  # what paddle2onnx prints, from Python and from C++
+        import paddle2onnx
+
+        # It is not to write a file: before that it would optimise, by packages that it installs.
+        answer.write(paddle2onnx.export(graph, parameters, opset_version=OPSET, verbose=False))
+
+
+if __name__ == '__main__':
+    _convert(*sys.argv[1:])

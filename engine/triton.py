@@ -1,0 +1,93 @@
+"""A folder of a model repository for NVIDIA Triton: config.pbtxt, labels.txt and 1/model.onnx.
+
+The keys are those of Triton's model_config.proto; the parameters of TensorRT are those that the
+README of its onnxruntime backend documents.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from engine.chosen_weights import sha256_of
+from engine.exported_folder import INPUT, ONNX, OUTPUT, input_shape
+
+MAX_BATCH = 32
+CONFIG = """\
+# Written by export.py for Triton's onnxruntime backend, with a GPU or without. max_batch_size
+# stands for the first dimension of every tensor, which dims leave out.
+name: "{name}"
+platform: "onnxruntime_onnx"
+backend: "onnxruntime"
+max_batch_size: {max_batch}
+input [ {{ name: "{input}", data_type: {kind}, dims: {dims} }} ]
+output [
+  {{ name: "{output}", data_type: TYPE_FP32, dims: [ {classes} ], label_filename: "labels.txt" }}
+]
+
+# A request waits this long at most for others to share a batch with.
+dynamic_batching {{
+  preferred_batch_size: [ 8, 16, {max_batch} ]
+  max_queue_delay_microseconds: 2000
+}}
+
+# On each GPU, or on the CPU where there is none.
+instance_group [ {{ count: 1, kind: KIND_AUTO }} ]
+
+# Before the model is ready, so that no request waits: the smallest and the largest batch, between
+# which TensorRT's engines then hold.
+{warmup}
+# For GPUs only: an instance on the CPU does not look here. Where Triton was built without TensorRT,
+# or its engines are not wanted, delete this block: CUDA runs the model then.
+optimization {{
+  execution_accelerators {{
+    gpu_execution_accelerator [
+      {{
+        name: "tensorrt"
+        parameters {{ key: "precision_mode" value: "FP32" }}  # FP16 is faster, and rounds more
+        parameters {{ key: "max_workspace_size_bytes" value: "1073741824" }}
+        parameters {{ key: "trt_engine_cache_enable" value: "true" }}
+        # Building engines takes minutes; a volume here keeps them. ONNX Runtime names them by the
+        # graph, not by the weights (its issue 6455), so each model.onnx has a folder of its own.
+        parameters {{ key: "trt_engine_cache_path" value: "/tmp/tensorrt-{name}-{digest}" }}
+      }}
+    ]
+  }}
+}}
+"""
+WARMUP = """\
+model_warmup {{
+  name: "batch {batch}"
+  batch_size: {batch}
+  inputs {{
+    key: "{input}"
+    value {{ data_type: {kind}, dims: {dims}, zero_data: true }}
+  }}
+}}
+"""
+
+
+def write(
+    folder: Path, model: Path, *, name: str, size: int, uint8: bool, classes: list[str]
+) -> None:
+    """Fill the folder of the model called `name` with this model.onnx and what Triton must know."""
+    (folder / '1').mkdir()
+    shutil.copyfile(model, folder / '1' / ONNX)
+    # A line a class, whatever a folder of pictures was called.
+    labels = [' '.join(label.splitlines()) for label in classes]
+    (folder / 'labels.txt').write_text('\n'.join([*labels, '']), encoding='utf-8')
+    known = {
+        'kind': 'TYPE_UINT8' if uint8 else 'TYPE_FP32',
+        'dims': input_shape(MAX_BATCH, size, uint8=uint8)[1:],
+        'input': INPUT,
+    }
+    config = CONFIG.format(
+        name=name,
+        max_batch=MAX_BATCH,
+        output=OUTPUT,
+        classes=len(classes),
+        warmup=''.join(WARMUP.format(batch=batch, **known) for batch in (1, MAX_BATCH)),
+        digest=sha256_of(model)[:12],
+        **known,
+    )
+    (folder / 'config.pbtxt').write_text(config, encoding='utf-8')

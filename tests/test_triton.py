@@ -1,0 +1,122 @@
+"""export.py --triton: a model repository as Triton's own schema has it, and as good as its word.
+
+The command is run once, with all that it can write.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import pytest
+from conftest import execute
+from exporting import HAS_CONVERTER, QUICKSTART, a_file, by_inference, description, raw
+
+from engine import triton
+
+pytestmark = pytest.mark.skipif(not HAS_CONVERTER, reason='paddle2onnx has no wheels')
+NAME = 'wide_resnet10_1'
+TYPES = {'TYPE_FP32': np.float32, 'TYPE_UINT8': np.uint8}
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    """The network, the folder in which the command was run, and what it said."""
+    root = tmp_path_factory.mktemp('served')
+    network = a_file(root / 'weights.pdparams', NAME, classes=10)
+    (root / 'models' / 'other' / '1').mkdir(parents=True)
+    arguments = ('-c', str(QUICKSTART), '-w', 'weights.pdparams', '--output', 'out')
+    forms = ('--uint8', '--format', 'pdmodel', '--triton', 'models')
+    result = execute(root, 'export.py', *arguments, *forms)
+    assert (result.returncode, result.stderr) == (0, '')
+    return network, root, result.stdout
+
+
+def config_of(folder):
+    from google.protobuf import text_format
+    from tritonclient.grpc import model_config_pb2
+
+    text = (folder / 'config.pbtxt').read_text(encoding='utf-8')
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def test_both_folders_are_written_and_nothing_else_is_touched(exported):
+    _, root, out = exported
+    assert {path.name for path in root.iterdir()} == {'weights.pdparams', 'models', 'out'}
+    assert {path.name for path in (root / 'models').iterdir()} == {'other', NAME}
+    files = {str(p.relative_to(root / 'models' / NAME)) for p in (root / 'models').rglob('*.*')}
+    assert files == {'1/model.onnx', 'config.pbtxt', 'labels.txt'}
+    copy = (root / 'models' / NAME / '1' / 'model.onnx').read_bytes()
+    assert copy == (root / 'out' / 'model.onnx').read_bytes()
+    forms = [line for line in out.splitlines() if ' through ' in line]
+    assert [form.partition(' through ')[0] for form in forms] == [
+        *['inference.pdmodel'] * 3,
+        'model.onnx',
+    ]
+    assert 'model.onnx' in description(root / 'out')['files']
+    assert f'wrote models/{NAME}/: 1/model.onnx, config.pbtxt, labels.txt' in out
+
+
+def test_the_graph_is_one_that_paddle_2_reads(exported):
+    network, root, _ = exported
+    assert not (root / 'out' / 'inference.json').exists()
+    about, pixels = description(root / 'out')['input'], raw(3, 32)
+    images = ((pixels - about['mean']) / about['std']).transpose(0, 3, 1, 2).astype(np.float32)
+    expected = network(paddle.to_tensor(images)).numpy()
+    np.testing.assert_allclose(by_inference(root / 'out', pixels), expected, atol=1e-5)
+
+
+def test_the_config_says_what_triton_must_know(exported):
+    folder = exported[1] / 'models' / NAME
+    config = config_of(folder)
+    assert (config.name, config.platform, config.backend) == (
+        NAME,
+        'onnxruntime_onnx',
+        'onnxruntime',
+    )
+    assert config.max_batch_size == 32
+    assert max(config.dynamic_batching.preferred_batch_size) <= config.max_batch_size
+    assert config.dynamic_batching.max_queue_delay_microseconds > 0
+    (group,) = config.instance_group
+    assert (group.count, group.Kind.Name(group.kind)) == (1, 'KIND_AUTO')
+    assert [warmup.batch_size for warmup in config.model_warmup] == [1, 32]
+    for warmup in config.model_warmup:
+        sample = warmup.inputs['image']
+        assert (sample.dims, sample.data_type) == (config.input[0].dims, config.input[0].data_type)
+    (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    assert accelerator.name == 'tensorrt'
+    assert accelerator.parameters['precision_mode'] == 'FP32'
+    assert accelerator.parameters['trt_engine_cache_enable'] == 'true'
+    assert not config.optimization.execution_accelerators.cpu_execution_accelerator
+    labels = (folder / config.output[0].label_filename).read_text().splitlines()
+    assert len(labels) == config.output[0].dims[0]
+
+
+@pytest.mark.parametrize('batch', [1, 5, 32])
+def test_the_model_keeps_the_promises_of_the_config(exported, batch):
+    import onnxruntime
+    from tritonclient.grpc import model_config_pb2
+
+    folder = exported[1] / 'models' / NAME
+    (image,), (logits,) = config_of(folder).input, config_of(folder).output
+    kind = TYPES[model_config_pb2.DataType.Name(image.data_type)]
+    session = onnxruntime.InferenceSession(
+        str(folder / '1' / 'model.onnx'), providers=['CPUExecutionProvider']
+    )
+    (found,) = session.run([logits.name], {image.name: np.zeros([batch, *image.dims], kind)})
+    assert found.shape == (batch, *logits.dims)
+    assert found.dtype == TYPES[model_config_pb2.DataType.Name(logits.data_type)]
+
+
+def test_other_weights_have_other_engines_and_a_label_is_a_line(tmp_path):
+    paths = []
+    for content in (b'one', b'two'):
+        model, folder = tmp_path / 'model.onnx', tmp_path / content.decode()
+        model.write_bytes(content)
+        folder.mkdir()
+        triton.write(folder, model, name='net', size=8, uint8=False, classes=['a\nb', 'Kätzchen'])
+        config = config_of(folder)
+        assert (config.input[0].dims, config.input[0].data_type) == ([3, 8, 8], 11)
+        (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+        paths.append(accelerator.parameters['trt_engine_cache_path'])
+        assert (folder / 'labels.txt').read_text(encoding='utf-8') == 'a b\nKätzchen\n'
+    assert paths[0] != paths[1]
