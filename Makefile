@@ -5,7 +5,7 @@ BENCH  ?= .venv-bench
 OLDEST ?= .venv-oldest
 TWO    := -n 2 --dist loadfile    # two files of tests at a time
 
-.PHONY: quickstart test test-oldest test-slow lint bench clean
+.PHONY: quickstart test test-oldest test-slow test-page lint bench clean
 
 quickstart: $(VENV)/user          ## train a small network on real digits, about a minute
 	$(VENV)/bin/python train.py -c configs/quickstart.yaml $(if $(wildcard output/quickstart),--resume)
@@ -17,7 +17,10 @@ test-oldest: $(OLDEST)/ready      ## the same with the oldest Paddle that is sup
 	$(OLDEST)/bin/python -m pytest $(TWO) -m 'not slow and not torch and not browser'
 
 test-slow: $(BENCH)/ready         ## the slow ones, and parity with PyTorch
-	$(BENCH)/bin/python -m pytest -m 'slow or torch'
+	$(BENCH)/bin/python -m pytest -m '(slow or torch) and not browser'
+
+test-page: $(VENV)/dev            ## the server's page, in Chromium, which must be installed
+	$(VENV)/bin/python -m pytest -m browser
 
 lint: $(VENV)/dev                 ## style and types
 	$(VENV)/bin/ruff check .
@@ -35,16 +38,16 @@ $(VENV)/user: requirements.txt
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -q -r requirements.txt
 	touch $@
 
-$(VENV)/dev: requirements-dev.txt $(VENV)/user
+$(VENV)/dev: requirements-dev.txt deploy/requirements.txt $(VENV)/user
 	$(VENV)/bin/python -m pip install --disable-pip-version-check -q -r requirements-dev.txt
 	touch $@
 
-$(OLDEST)/ready: requirements-dev.txt requirements.txt
+$(OLDEST)/ready: requirements-dev.txt requirements.txt deploy/requirements.txt
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --disable-pip-version-check -q paddlepaddle==2.6.2 'paddle2onnx<2' -r requirements-dev.txt
 	touch $@
 
-$(BENCH)/ready: requirements-bench.txt requirements-dev.txt requirements.txt
+$(BENCH)/ready: requirements-bench.txt requirements-dev.txt requirements.txt deploy/requirements.txt
 	$(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/python -m pip install --disable-pip-version-check -q -r requirements-bench.txt -r requirements-dev.txt
 	touch $@

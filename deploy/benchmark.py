@@ -21,10 +21,10 @@ from typing import Any, Optional, Sequence
 
 import numpy as np
 
-from predictor import console, cores, engines
-from predictor.choice import _processor
+from predictor import console, engines, machine
 from predictor.errors import UserError
 from predictor.folder import Description, open_folder
+from predictor.setting import Setting
 from predictor.timing import Failed, Process, Sample, Settings
 
 NO_ONEDNN = 'paddle-no-onednn'
@@ -38,8 +38,8 @@ PACKAGES = ('paddlepaddle', 'paddlepaddle-gpu', 'tensorrt', 'onnxruntime', 'onnx
 def main() -> int:
     args = parse_arguments()
     require_writable(args)
-    description, device = open_folder(args.folder), engines.find_device(args.device)
-    threads = args.threads or sorted({1, cores()} if device == 'cpu' else {cores()})
+    description, device = open_folder(args.folder), machine.find_device(args.device)
+    threads = args.threads or sorted({1, machine.cores()} if device == 'cpu' else {machine.cores()})
     names, lacks = find_engines(description, device, args)
     about = conditions(description, device, args)
     left_out = [f'{name} is left out: {lack}' for name, lack in lacks.items()]
@@ -126,7 +126,7 @@ def find_engines(
     """Those that can run here, and what each of the others lacks. UserError if none can."""
     lacks = {}
     for name in args.engines:
-        setting = engines.Setting(device, 1, max(args.batch_sizes), args.precision, True)
+        setting = Setting(device, 1, max(args.batch_sizes), args.precision, True)
         lack = engines.ENGINES[name.replace(NO_ONEDNN, 'paddle')].missing(description, setting)
         if name == NO_ONEDNN and device != 'cpu':
             lack = 'oneDNN is for CPUs'
@@ -144,12 +144,13 @@ def conditions(description: Description, device: str, args: argparse.Namespace) 
     """What is measured, and on what; a line each."""
     shape = ', '.join(map(str, description.input.shape))
     packages = (*PACKAGES, 'openvino', 'numpy')
-    found = [f'{name} {engines.version(name)}' for name in packages if engines.version(name)]
+    found = [f'{name} {machine.version(name)}' for name in packages if machine.version(name)]
+    system = f'{platform.system()} {platform.machine()}'
     settings = [f'{k}={v}' for k, v in os.environ.items() if k.startswith(('OMP_', 'KMP_'))]
     return {
         'model': f'{description.model}, {description.input.type} [batch, {shape}], {args.folder}',
         'device': ', '.join([device, args.precision, *settings]),
-        'machine': f'{_processor()}, {cores()} cores, {platform.system()} {platform.machine()}',
+        'machine': f'{machine.processor()}, {machine.cores()} cores, {system}',
         'versions': ', '.join([f'python {platform.python_version()}', *found]),
         'date': datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
     }

@@ -102,7 +102,7 @@ def classify(
     args: argparse.Namespace,
 ) -> Tally:
     """Write an answer for each picture as soon as its batch is done."""
-    from predictor import cores, inputs
+    from predictor import inputs, machine
     from predictor.answers import Answer, legible
 
     tally, start = Tally(), time.perf_counter()
@@ -110,7 +110,7 @@ def classify(
     writer = make_writer(args.format, predictor, paths, top)
     view, batch = predictor.description.input, predictor.setting.batch
     done = 0
-    for pictures in inputs.read_ahead(paths, view, batch=batch, workers=cores()):
+    for pictures in inputs.read_ahead(paths, view, batch=batch, workers=machine.cores()):
         answers = run(predictor, pictures, top=max(top, 5), tally=tally)
         for answer in answers:
             if answer.error:

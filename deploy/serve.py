@@ -11,8 +11,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING, Any, Iterator
 
-from predictor import Predictor, console, cores
-from predictor.engines import installed
+from predictor import Predictor, console, machine
 from predictor.errors import UserError
 from predictor.folder import Description, open_folder
 
@@ -80,7 +79,7 @@ def positive_number(text: str) -> float:
 
 
 def require_packages() -> None:
-    missing = [name for name in PACKAGES if not installed(name)]
+    missing = [name for name in PACKAGES if not machine.installed(name)]
     if missing:
         raise UserError(
             f'not installed: {", ".join(missing)}; pip install -r deploy/requirements.txt'
@@ -109,7 +108,7 @@ def load(description: Description, args: argparse.Namespace) -> list[Predictor]:
     """The instances; they share the cores."""
     options = console.engine_options(args)
     if options['threads'] is None:
-        options['threads'] = max(1, cores() // args.instances)
+        options['threads'] = max(1, machine.cores() // args.instances)
     first = Predictor(description, batch=args.max_batch, tell=tell, **options)
     tell(f'engine: {first.engine} ({first.reason})')
     return [first, *(first.another() for _ in range(args.instances - 1))]
@@ -158,7 +157,7 @@ def make_limits(args: argparse.Namespace) -> Limits:
 
     return Limits(
         body_bytes=args.max_body_mb << 20,
-        pixels=args.max_pixels_million << 20,
+        pixels=args.max_pixels_million * 1_000_000,
         answer_s=args.timeout_s,
     )
 

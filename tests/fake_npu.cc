@@ -74,4 +74,8 @@ extern "C" void InitPlugin(CustomRuntimeParams *params) {
   device->device_max_alloc_size = Largest;
   device->memory_copy_h2d = Copy;
   device->async_memory_copy_h2d = CopyLater;
+#if PADDLE_MAJOR > 2  // the header names an optimisation of graphs that nobody has written
+  static std::vector<std::string> none;
+  params->pir_default_passes = &none;
+#endif
 }

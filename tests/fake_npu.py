@@ -28,6 +28,7 @@ def build(folder: Path, *, half: bool = False) -> dict[str, str]:
         pytest.skip('the fake npu needs g++')
     include = Path(paddle.sysconfig.get_include())
     command = [compiler, '-shared', '-fPIC', '-O1', '-std=c++17', f'-I{include}', str(SOURCE)]
+    command += [f'-DPADDLE_MAJOR={paddle.__version__[0]}']
     if half:
         command += ['-DPADDLE_WITH_CUSTOM_DEVICE', f'-I{include / "third_party"}']
         command += [str(SOURCE.with_name('fake_npu_half.cc')), f'-L{include.parent / "libs"}']

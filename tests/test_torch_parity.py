@@ -50,7 +50,7 @@ def pair(depth: int, widen_factor: int, num_classes: int = 10, dropout: float = 
 
 def bottlenecks(name: str, folder: Path):
     """PyTorch's network with a random state, and ours of that name, which reads it from a file."""
-    from torch_resnext import ResNeXt as TorchResNeXt
+    from benchmarks.torch_resnext import ResNeXt as TorchResNeXt
 
     spec = models.parse(name)
     blocks = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}.get(spec.depth, [(spec.depth - 2) // 9] * 3)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Union
 
 import numpy as np
 
-from predictor import engines
+from predictor import engines, machine
 from predictor.choice import Choice, choose
 from predictor.folder import Description, open_folder
+from predictor.setting import Setting
 
 
 class Predictor:
@@ -42,8 +42,8 @@ class Predictor:
         tell: Callable[[str], None] = print,
     ) -> None:
         self.description = folder if isinstance(folder, Description) else open_folder(folder)
-        self.setting = engines.Setting(
-            engines.find_device(device), threads or cores(), batch, precision, onednn
+        self.setting = Setting(
+            machine.find_device(device), threads or machine.cores(), batch, precision, onednn
         )
         choice = Choice(engine, batch, 'as asked for')
         if engine == 'auto':
@@ -67,7 +67,10 @@ class Predictor:
         return twin
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [N, size, size, 3] -> the graph's input, normalised unless the graph does that."""
+        """uint8 [N, size, size, 3] -> the graph's input, normalised unless the graph does that.
+
+        Of all that a Predictor does, this alone may be asked of it by many threads at once.
+        """
         image = self.description.input
         if image.type == 'uint8':
             return np.ascontiguousarray(pixels)
@@ -96,10 +99,3 @@ class Predictor:
 def softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))
-
-
-def cores() -> int:
-    """That this process may use."""
-    if hasattr(os, 'sched_getaffinity'):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

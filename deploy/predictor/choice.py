@@ -8,20 +8,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import time
 from dataclasses import dataclass, field
 from datetime import date
-from pathlib import Path
 from typing import Any, Callable, Optional
 
 import numpy as np
 
-from predictor.engines import CACHE, ENGINES, Engine, Setting, in_a_line, make, version
+from predictor import machine
+from predictor.engines import ENGINES, in_a_line, make
 from predictor.errors import UserError
 from predictor.folder import Description
+from predictor.setting import Engine, Setting
 
-REMEMBERED = CACHE / 'engines.json'
+REMEMBERED = machine.CACHE / 'engines.json'
 TRIAL_S = 0.5  # of each way to run, after a first call that is not counted
 PACKAGES = ('paddlepaddle', 'onnxruntime', 'openvino')
 
@@ -117,16 +117,8 @@ def _reason(rates: dict[str, float], when: str) -> str:
 
 
 def _key(description: Description, setting: Setting) -> str:
-    versions = [f'{name} {version(name)}' for name in PACKAGES]
-    return ', '.join([description.identity, repr(setting), _processor(), *versions])
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
-            if line.startswith('model name'):
-                return line.partition(':')[2].strip()
-    return platform.processor() or platform.machine()
+    versions = [f'{name} {machine.version(name)}' for name in PACKAGES]
+    return ', '.join([description.identity, repr(setting), machine.processor(), *versions])
 
 
 def _recall(key: str) -> Optional[dict[str, Any]]:

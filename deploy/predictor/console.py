@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import io
+import os
 import signal
 import sys
 from pathlib import Path
@@ -74,7 +76,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     except UserError as error:
         print(f'{name}: {error}', file=sys.stderr)
     except BrokenPipeError:  # `predict.py ... | head`: the reader has gone, which is no error
-        sys.stderr.close()
+        _abandon_output()
         sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
@@ -82,4 +84,12 @@ def run(main: Callable[[], int]) -> NoReturn:
         if error.errno not in REFUSALS:
             raise
         print(f'{name}: {error.filename or "writing"}: {error.strerror}', file=sys.stderr)
+        _abandon_output()
     sys.exit(2)
+
+
+def _abandon_output() -> None:
+    """Else Python fails to write its buffer again when it ends, and makes that the exit code."""
+    with contextlib.suppress(OSError):  # what can still be written, is
+        sys.stdout.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

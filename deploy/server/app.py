@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from predictor import Predictor, cores, softmax
+from predictor import Predictor, machine, softmax
 from predictor.pictures import BadPicture, centre, read_picture
 from server import VERSION
 from server.batching import Answer, Batcher, Busy, Closing, Expired, Failed
@@ -83,7 +83,7 @@ class Service:
         self._first = predictors[0]
         self._description = self._first.description
         self._limits = limits
-        self._workers = ThreadPoolExecutor(cores(), thread_name_prefix='worker')
+        self._workers = ThreadPoolExecutor(machine.cores(), thread_name_prefix='worker')
         self._bodies = Bodies(limits, self._workers)
         self._signature = _signature(self._first, max_batch)
         self._stopping = False

@@ -32,7 +32,7 @@ class Limits:
     """The defaults are serve.py's."""
 
     body_bytes: int = 16 << 20
-    pixels: int = 64 << 20
+    pixels: int = 64_000_000
     answer_s: float = 30.0  # from a body's last byte
     body_s: float = 60.0  # from its first: 16 MB at 2.2 Mbit/s
     head_s: float = 10.0  # for a request's head, and between two requests

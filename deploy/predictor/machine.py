@@ -1,0 +1,74 @@
+"""What is here: devices, packages, processor, cores, and a place to remember things in."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Optional
+
+from predictor.errors import UserError
+
+_HOME = os.path.expanduser('~')  # '~' for a container's user who has none
+_CACHES = Path('/' if _HOME == '~' else _HOME, '.cache')
+CACHE = Path(os.environ.get('XDG_CACHE_HOME') or _CACHES) / 'wide-resnet-resnext'
+
+
+def find_device(wanted: str) -> str:
+    """What is wanted, with a number; 'auto': gpu:0, npu:0 or cpu, whatever is there first."""
+    kind, _, number = wanted.partition(':')
+    if kind not in ('auto', 'cpu', 'gpu', 'npu') or (number and not number.isdecimal()):
+        raise UserError(f'--device {wanted}: auto, cpu, gpu, gpu:1, npu and npu:1 are known')
+    if kind == 'cpu':
+        return kind
+    hints = version('paddlepaddle-gpu'), version('paddle-custom-npu')
+    # Importing paddle takes seconds: by itself, ask it only where it may know of a card.
+    maybe = any(hints) or bool(os.environ.get('CUSTOM_DEVICE_ROOT')) or kind != 'auto'
+    cards = _cards() if maybe else {}
+    if kind == 'auto':
+        return next((f'{name}:0' for name, count in cards.items() if count), 'cpu')
+    if int(number or 0) >= cards[kind]:
+        raise UserError(f'--device {wanted} is not here: {cards["gpu"]} GPUs, {cards["npu"]} NPUs')
+    return f'{kind}:{number or 0}'
+
+
+def _cards() -> dict[str, int]:
+    """How many there are. Without paddle, ONNX Runtime for GPUs is taken at its word."""
+    if not installed('paddle'):
+        return {'gpu': 8 if version('onnxruntime-gpu') else 0, 'npu': 0}
+    from predictor.paddle_engine import import_paddle
+
+    paddle = import_paddle()
+    gpus = paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
+    npus = [name for name in paddle.device.get_available_custom_device() if name.startswith('npu')]
+    return {'gpu': gpus, 'npu': len(npus)}
+
+
+def installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def version(*packages: str) -> Optional[str]:
+    """Of the first that is installed."""
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return None
+
+
+def cores() -> int:
+    """That this process may use."""
+    if hasattr(os, 'sched_getaffinity'):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path('/proc/cpuinfo').read_text(encoding='utf-8').splitlines():
+            if line.startswith('model name'):
+                return line.partition(':')[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,80 @@
+"""What runs model.onnx: ONNX Runtime and OpenVINO."""
+
+from __future__ import annotations
+
+from typing import Any, Optional
+
+import numpy as np
+
+from predictor import machine
+from predictor.folder import ONNX, Description
+from predictor.setting import Setting
+
+
+class OnnxRuntime:
+    """ONNX Runtime, on a CPU or an NVIDIA GPU."""
+
+    @staticmethod
+    def missing(description: Description, setting: Setting) -> Optional[str]:
+        if setting.kind == 'npu':
+            return 'ONNX Runtime has no NPU here'
+        if setting.kind == 'gpu' and machine.version('onnxruntime-gpu') is None:
+            return 'onnxruntime-gpu is not installed'
+        return _onnx_missing(description, setting, 'onnxruntime')
+
+    def __init__(self, description: Description, setting: Setting) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = setting.threads
+        options.log_severity_level = 3
+        providers: list[Any] = ['CPUExecutionProvider']
+        if setting.kind == 'gpu':
+            providers = [('CUDAExecutionProvider', {'device_id': setting.number})]
+        self._session = onnxruntime.InferenceSession(
+            str(description.onnx(setting.precision)), options, providers=providers
+        )
+        # Without a word it takes the CPU where CUDA's libraries are missing.
+        if setting.kind == 'gpu' and 'CUDAExecutionProvider' not in self._session.get_providers():
+            raise RuntimeError('onnxruntime-gpu does not find CUDA')
+        self._names = [description.output], description.input.name
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        outputs, name = self._names
+        return np.asarray(self._session.run(outputs, {name: images})[0])
+
+
+class OpenVino:
+    """Intel's OpenVINO, on any x86 or ARM CPU."""
+
+    @staticmethod
+    def missing(description: Description, setting: Setting) -> Optional[str]:
+        if setting.kind != 'cpu':
+            return 'OpenVINO is used on a CPU'
+        return _onnx_missing(description, setting, 'openvino')
+
+    def __init__(self, description: Description, setting: Setting) -> None:
+        import openvino
+
+        core = openvino.Core()
+        options = {
+            'INFERENCE_NUM_THREADS': setting.threads,
+            'INFERENCE_PRECISION_HINT': 'f32',  # by itself it takes bfloat16 where it is quicker
+            'PERFORMANCE_HINT': 'LATENCY',
+        }
+        model = core.read_model(str(description.onnx(setting.precision)))
+        compiled = core.compile_model(model, 'CPU', options)
+        self._request = compiled.create_infer_request()
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        (logits,) = self._request.infer([images]).values()
+        return np.array(logits)  # what it hands out is written again by the next call
+
+
+def _onnx_missing(description: Description, setting: Setting, module: str) -> Optional[str]:
+    if setting.precision == 'float16':
+        return 'there is no float16 model.onnx'
+    if description.onnx(setting.precision) is None:
+        option = '--int8' if setting.precision == 'int8' else '--onnx'
+        return f'the folder has no {ONNX[setting.precision]} (export.py writes it with {option})'
+    return None if machine.installed(module) else f'{module} is not installed'

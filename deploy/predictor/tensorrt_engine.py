@@ -1,0 +1,98 @@
+"""TensorRT, inside Paddle Inference."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Optional
+
+from predictor import machine
+from predictor.folder import PARAMETERS, Description
+from predictor.paddle_engine import Paddle, import_paddle, paddle_missing
+from predictor.setting import Setting
+
+WORKSPACE = 1 << 30  # bytes that TensorRT may use while it builds
+
+
+class TensorRT(Paddle):
+    """TensorRT inside Paddle Inference, on an NVIDIA GPU: batches of 1 to `setting.batch`.
+
+    What it builds, which takes minutes, is kept in the cache for the same model, card and setting.
+    """
+
+    @staticmethod
+    def missing(description: Description, setting: Setting) -> Optional[str]:
+        if setting.kind != 'gpu':
+            return f'TensorRT needs an NVIDIA GPU, and the device is {setting.device}'
+        if paddle_missing(description, setting):
+            return paddle_missing(description, setting)
+        if description.graph.suffix == '.pdmodel':
+            return None
+        if not machine.installed('tensorrt'):
+            return 'the package tensorrt is not installed'
+        if setting.number:  # paddle.tensorrt.convert knows no other
+            return 'it builds on gpu:0 alone; choose the card with CUDA_VISIBLE_DEVICES'
+        return None
+
+    def _config(self, inference: Any, description: Description, setting: Setting) -> Any:
+        paddle = import_paddle()
+        card = paddle.device.cuda.get_device_name(setting.number).replace(' ', '_')
+        name = f'{description.identity}-{card}-{paddle.__version__}'
+        cache = machine.CACHE / 'tensorrt' / f'{name}-{setting.precision}-{setting.batch}'
+        cache.mkdir(parents=True, exist_ok=True)
+        if description.graph.suffix == '.pdmodel':
+            return self._inside_paddle(inference, description, setting, cache)
+        built = cache / 'inference.json'
+        if not built.exists():
+            _convert(description, setting, cache)
+        files = {built.name: '', PARAMETERS: ''}
+        there = replace(description, folder=cache, files=files)
+        return super()._config(inference, there, replace(setting, precision='float32'))
+
+    def _inside_paddle(
+        self, inference: Any, description: Description, setting: Setting, cache: Path
+    ) -> Any:
+        """For .pdmodel: Paddle builds, and keeps in the cache what it has built."""
+        config = super()._config(inference, description, replace(setting, precision='float32'))
+        half = inference.PrecisionType.Half
+        precision = half if setting.precision == 'float16' else inference.PrecisionType.Float32
+        config.set_optim_cache_dir(str(cache))
+        config.enable_tensorrt_engine(
+            workspace_size=WORKSPACE,
+            max_batch_size=setting.batch,
+            min_subgraph_size=3,
+            precision_mode=precision,
+            use_static=True,
+            use_calib_mode=False,
+        )
+        least, most = ({description.input.name: shape} for shape in _shapes(description, setting))
+        config.set_trt_dynamic_shape_info(least, most, most)
+        return config
+
+
+def _convert(description: Description, setting: Setting, cache: Path) -> None:
+    """For .json: a graph that holds the built engine, whole under its name or not at all."""
+    import paddle
+    from paddle.tensorrt.export import Input, PrecisionMode, TensorRTConfig
+
+    least, most = _shapes(description, setting)
+    image = Input(
+        min_input_shape=tuple(least),
+        optim_input_shape=tuple(most),
+        max_input_shape=tuple(most),
+        input_data_type=description.input.type,
+        input_range=(0, 255) if description.input.type == 'uint8' else (-2.0, 2.0),
+        name=description.input.name,
+    )
+    config = TensorRTConfig(inputs=[image], workspace_size=WORKSPACE)
+    config.precision_mode = PrecisionMode[{'float16': 'FP16'}.get(setting.precision, 'FP32')]
+    building = cache / f'building-{os.getpid()}'
+    config.save_model_dir = str(building)
+    paddle.tensorrt.convert(str(description.graph), config)
+    for name in (PARAMETERS, 'inference.json'):  # that which is looked for comes last
+        os.replace(building.with_suffix(Path(name).suffix), cache / name)
+
+
+def _shapes(description: Description, setting: Setting) -> tuple[list[int], list[int]]:
+    return [1, *description.input.shape], [setting.batch, *description.input.shape]

@@ -1,0 +1,688 @@
+"""deploy/predictor: the same answers from every engine, one chosen with a reason, and one line for
+every folder and machine on which it cannot be."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import exported
+import fake_npu
+import numpy as np
+import paddle
+import pytest
+import yaml
+from conftest import REPOSITORY, execute
+
+from engine import models
+from engine.data.augment import normalise
+from predictor import Predictor, choice, engines, machine
+from predictor.errors import UserError
+from predictor.folder import open_folder
+from predictor.setting import Setting
+
+FAMILIES = [('wide_resnet10_1', 8), ('resnext11_2x4d', 8), ('resnext50_2x4d', 32)]
+PADDLE = int(paddle.__version__[0])
+HERE = ['paddle'] + [
+    name for name in ('onnxruntime', 'openvino') if exported.HAS_ONNX and machine.installed(name)
+]
+CPU = Setting('cpu', 1, 2, 'float32', True)
+ANSWERS = """
+import sys
+import numpy as np
+from predictor import Predictor
+predictor = Predictor(sys.argv[1], **eval(sys.argv[2]))
+print(predictor.engine, '|', predictor.setting.device, '|', predictor.reason)
+size = predictor.description.input.size
+pixels = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
+np.save(sys.argv[3], predictor.probabilities(pixels))
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """So that no test finds what another, or the user, has remembered."""
+    monkeypatch.setattr(choice, 'REMEMBERED', tmp_path / 'cache' / 'engines.json')
+    monkeypatch.setattr(choice, 'TRIAL_S', 0.02)
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setenv('CUSTOM_DEVICE_ROOT', '')
+
+
+def pixels_of(count: int, size: int = exported.SIZE) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+def in_memory(name: str, size: int, pixels: np.ndarray) -> np.ndarray:
+    """The network's logits without any export."""
+    model = models.build(name, num_classes=len(exported.CLASSES))
+    model.set_state_dict(exported.arrays(name, size))
+    model.eval()
+    view = exported.preparation(exported.config(name, size, size + 2))
+    images = normalise(pixels.transpose(0, 3, 1, 2), view.mean, view.std)
+    with paddle.no_grad():
+        return model(paddle.to_tensor(images)).numpy()
+
+
+def elsewhere(
+    cwd: Path, folder: Path, options: dict, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """A Predictor in a process of its own; its probabilities are in answers.npy, in `cwd`."""
+    return subprocess.run(
+        [sys.executable, '-c', ANSWERS, str(folder), repr(options), str(cwd / 'answers.npy')],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, 'PYTHONPATH': str(REPOSITORY / 'deploy'), **environment},
+    )
+
+
+def user_error(folder: object, **options: object) -> str:
+    with pytest.raises(UserError) as caught:
+        Predictor(folder, **options)
+    (line,) = str(caught.value).splitlines()
+    return line
+
+
+# ------------------------------------------------------------------ answers
+
+
+@pytest.mark.parametrize(('name', 'size'), FAMILIES)
+def test_every_engine_gives_the_networks_own_logits_for_any_batch(name, size):
+    folder = exported.folder(name, size)
+    for engine in HERE:
+        predictor = Predictor(folder, engine=engine, batch=4)
+        assert predictor.engine == engine
+        for count in (1, 2, 3, 4, 5):
+            pixels = pixels_of(count, size)
+            expected = in_memory(name, size, pixels)
+            logits = predictor.logits(predictor.prepare(pixels))
+            assert (logits.dtype, logits.shape) == (np.float32, (count, len(exported.CLASSES)))
+            tolerance = 1e-4 * max(1.0, np.abs(expected).max())
+            np.testing.assert_allclose(logits, expected, rtol=0, atol=tolerance, err_msg=engine)
+            assert np.ptp(expected) > 0.1
+
+
+def test_raw_pixels_give_what_normalised_ones_give():
+    folder, pixels = exported.folder(uint8=True), pixels_of(3)
+    expected = in_memory('wide_resnet10_1', exported.SIZE, pixels)
+    for engine in HERE:
+        predictor = Predictor(folder, engine=engine, batch=2)
+        prepared = predictor.prepare(pixels)
+        np.testing.assert_array_equal(prepared, pixels)
+        assert prepared.dtype == np.uint8
+        np.testing.assert_allclose(predictor.logits(prepared), expected, rtol=0, atol=1e-4)
+
+
+def test_without_onednn_paddle_says_the_same():
+    pixels = pixels_of(3)
+    answers = [
+        Predictor(exported.folder(), engine='paddle', onednn=onednn).probabilities(pixels)
+        for onednn in (True, False)
+    ]
+    np.testing.assert_allclose(answers[0], answers[1], atol=1e-5)
+
+
+def test_pixels_are_normalised_as_in_training_to_the_last_bit():
+    predictor, pixels = Predictor(exported.folder(), engine='paddle'), pixels_of(50)
+    view = exported.preparation(exported.config())
+    wanted = normalise(pixels.transpose(0, 3, 1, 2), view.mean, view.std)
+    prepared = predictor.prepare(pixels)
+    np.testing.assert_array_equal(prepared, wanted)
+    assert prepared.dtype == np.float32
+    assert prepared.flags.c_contiguous
+
+
+def test_probabilities_are_the_softmax_of_the_logits_however_large():
+    predictor, pixels = Predictor(exported.folder(), engine='paddle'), pixels_of(4)
+    logits = predictor.logits(predictor.prepare(pixels)).astype(np.float64)
+    wanted = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(predictor.probabilities(pixels), wanted, atol=1e-6)
+    predictor._engine = lambda images: np.full((len(images), 7), 1e4, np.float32)
+    np.testing.assert_allclose(predictor.probabilities(pixels), np.full((4, 7), 1 / 7), atol=1e-6)
+
+
+@pytest.mark.parametrize('engine', HERE)
+def test_views_of_other_arrays_and_no_images_at_all_are_taken(engine):
+    predictor, pixels = Predictor(exported.folder(), engine=engine, batch=2), pixels_of(6)
+    expected = predictor.probabilities(pixels)
+    np.testing.assert_allclose(predictor.probabilities(pixels[::-1])[::-1], expected, atol=1e-5)
+    mirrored = np.ascontiguousarray(pixels[:, :, ::-1])[:, :, ::-1]
+    np.testing.assert_allclose(predictor.probabilities(mirrored), expected, atol=1e-5)
+    images = np.asfortranarray(predictor.prepare(pixels))
+    logits = predictor.logits(images)
+    np.testing.assert_allclose(logits, predictor.logits(np.ascontiguousarray(images)), atol=1e-5)
+    assert predictor.probabilities(pixels[:0]).shape == (0, len(exported.CLASSES))
+
+
+@pytest.mark.parametrize('engine', HERE)
+def test_what_was_answered_stays_when_the_next_is_asked(engine):
+    predictor = Predictor(exported.folder(), engine=engine)
+    first = predictor.logits(predictor.prepare(pixels_of(1)))
+    kept = first.copy()
+    predictor.logits(predictor.prepare(255 - pixels_of(1)))
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize('engine', HERE)
+def test_others_answer_in_threads_of_their_own_at_the_same_time(engine, capfd):
+    predictor, pixels = Predictor(exported.folder(), engine=engine, batch=4), pixels_of(40)
+    expected = predictor.probabilities(pixels)
+
+    def answer(_: int) -> np.ndarray:
+        twin = predictor.another()
+        assert (twin.engine, twin.reason) == (predictor.engine, predictor.reason)
+        return np.concatenate([twin.probabilities(pixels[i : i + 4]) for i in range(0, 40, 4)])
+
+    with ThreadPoolExecutor(3) as pool:
+        for found in pool.map(answer, range(6)):
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+    capfd.readouterr()
+    os.write(1, b'still here\n')  # each has silenced Paddle for a while
+    assert capfd.readouterr().out == 'still here\n'
+
+
+# ------------------------------------------------------------------ folders
+
+
+def test_a_folder_can_be_moved_renamed_and_made_read_only(tmp_path):
+    expected = Predictor(exported.folder(), engine=HERE[-1]).probabilities(pixels_of(2))
+    home = tmp_path / '模型 with spaces'
+    home.mkdir()
+    moved = Path(shutil.copytree(exported.folder(), home / "l'été [1] 100%"))
+    moved.chmod(0o555)
+    for engine in HERE:
+        found = Predictor(moved, engine=engine).probabilities(pixels_of(2))
+        np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=engine)
+
+
+def test_a_description_says_what_export_was_told():
+    description = open_folder(str(exported.folder()))
+    assert description.classes == exported.CLASSES
+    assert (description.input.size, description.input.resize) == (exported.SIZE, exported.RESIZE)
+    assert description.input.mean.tolist() == [123.675, 116.28, 103.53]
+    assert description.input.shape == (3, exported.SIZE, exported.SIZE)
+    assert open_folder(exported.folder(uint8=True)).input.shape == (8, 8, 3)
+    assert (description.model, description.output) == ('wide_resnet10_1', 'logits')
+    assert description.accuracy is None
+
+
+def test_copies_have_the_same_identity_and_other_weights_another(tmp_path):
+    first = open_folder(exported.folder())
+    assert open_folder(exported.copy(tmp_path / 'a')).identity == first.identity
+    assert open_folder(exported.folder(uint8=True)).identity != first.identity
+
+
+def test_damage_to_the_description_is_a_line_that_names_it(tmp_path):
+    whole = (exported.folder() / 'inference.yml').read_bytes()
+    folder = tmp_path / 'folder'
+    folder.mkdir()
+    file, rng = folder / 'inference.yml', np.random.default_rng(0)
+    cases = [b'', b'\xff\xfe\0', b'\0\0', b'- 1\n- 2\n', b'just text', b'format: 1\n', b'{' * 50]
+    cases += [b'format: 1\ndate: 2020-99-99\n', b'a: !!bool maybe', b'a: !!int ""', b'a: [}']
+    cases += [whole[:length] for length in range(0, len(whole), 100)]
+    for _ in range(100):
+        changed = bytearray(whole)
+        changed[rng.integers(len(whole))] = rng.integers(256)
+        cases.append(bytes(changed))
+    for case in cases:
+        file.write_bytes(case)
+        assert str(folder) in user_error(folder), case  # as a last resort, by the missing graph
+
+
+LISTED = {'bytes': 1, 'sha256': '0'}
+WRONG = {
+    'input: null': ('inference.yml', 'has no'),
+    'input: 5': ('inference.yml', 'damaged'),
+    'input: []': ('inference.yml', 'damaged'),
+    'classes: 5': ('inference.yml', 'classes must be a list'),
+    'classes: [a, b, c, d, e, f, no]': ('inference.yml', 'classes must be a list of texts'),
+    'classes: [a, b]': ('inference.yml', '2 classes for outputs'),
+    'output: {name: logits}': ('inference.yml', "has no 'shape'"),
+    'weights: 5': ('inference.yml', 'damaged'),
+    'files: 5': ('inference.yml', 'damaged'),
+    'files: {5: {bytes: 1, sha256: a}}': ('inference.yml', 'names no graph'),
+    'files: {inference.json: {bytes: .inf, sha256: a}}': ('inference.yml', 'damaged'),
+    'files: {inference.json: 7}': ('inference.yml', 'damaged'),
+    'format: 2': ('inference.yml', 'format 2, which this version does not know'),
+    'format: new': ('inference.yml', 'format new, which this version does not know'),
+}
+
+
+@pytest.mark.parametrize('change', WRONG)
+def test_a_description_of_another_kind_is_refused_by_name(tmp_path, change):
+    folder = exported.copy(tmp_path / 'folder', **yaml.safe_load(change))
+    error = user_error(folder)
+    for wanted in WRONG[change]:
+        assert wanted in error
+
+
+def test_an_input_that_cannot_be_is_refused(tmp_path):
+    given = yaml.safe_load((exported.folder() / 'inference.yml').read_text(encoding='utf-8'))
+    changes = [{'type': 'float64'}, {'crop': 4}, {'crop': 'x'}, {'shape': 5}, {'std': [1, 0, 1]}]
+    changes += [{'mean': [1, 2]}, {'mean': 'grey'}, {'mean': [1, 2, float('nan')]}, {'crop': None}]
+    changes += [{'resize_short': 4}, {'crop': float('inf')}, {'std': [[1, 1, 1]]}]
+    for number, change in enumerate(changes):
+        folder = tmp_path / str(number)
+        exported.copy(folder, input={**given['input'], **change})
+        assert 'inference.yml is damaged' in user_error(folder), change
+
+
+def test_files_that_are_missing_cut_off_or_changed_are_named_with_what_to_do(tmp_path):
+    names = sorted({path.name for path in exported.folder().iterdir()} - {'inference.yml'})
+    assert len(names) >= 2
+    for name in names:
+        folder = exported.copy(tmp_path / name)
+        file, whole = folder / name, (folder / name).read_bytes()
+        file.unlink()
+        assert user_error(folder).startswith(f'{file}: No such file')
+        file.write_bytes(whole[:-1])
+        assert f'{file} has {len(whole) - 1:,} bytes instead of {len(whole):,}' in user_error(
+            folder
+        )
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        error = user_error(folder)
+        assert f'{file} is damaged' in error
+        assert 'copy it again' in error
+    assert 'is no folder' in user_error(tmp_path / 'nowhere')
+    assert 'is no folder' in user_error(tmp_path / names[0] / 'inference.yml')
+    (tmp_path / 'empty').mkdir()
+    assert 'holds no inference.yml; did export.py write it?' in user_error(tmp_path / 'empty')
+
+
+# ------------------------------------------------------------------ choice
+
+
+@pytest.fixture
+def three(monkeypatch):
+    """Made-up engines: quick, slow and broken; the broken one as `broken['how']` says."""
+    broken = {'how': None, 'made': []}
+
+    def engine(name: str, each: float) -> type:
+        class Engine:
+            missing = staticmethod(lambda description, setting: broken.get(name))
+
+            def __init__(self, description: object, setting: object) -> None:
+                broken['made'].append(name)
+                if (name, broken['how']) == ('third', 'start'):
+                    raise LookupError('\n----\nHeading:\n----\nno such card\nat line 5')
+                self.classes = len(description.classes)
+
+            def __call__(self, images: np.ndarray) -> np.ndarray:
+                if (name, broken['how']) == ('third', 'run'):
+                    raise ArithmeticError
+                time.sleep(each * (1 + len(images)))
+                return np.zeros((len(images), self.classes), np.float32)
+
+        return Engine
+
+    speeds = {'slow': 15e-3, 'quick': 1e-3, 'third': 5e-3}
+    monkeypatch.setattr(engines, 'ENGINES', {n: engine(n, s) for n, s in speeds.items()})
+    monkeypatch.setattr(choice, 'ENGINES', engines.ENGINES)
+    return broken
+
+
+def test_the_quickest_is_chosen_remembered_and_not_tried_again(three):
+    told: list[str] = []
+    predictor = Predictor(exported.folder(), batch=4, tell=told.append)
+    assert predictor.engine == 'quick'
+    assert predictor.reason.startswith('quick ')
+    assert 'third ' in predictor.reason
+    assert predictor.reason.endswith(' images/s, tried just now')
+    (line,) = told
+    assert line.startswith('trying slow, quick, third ')
+    assert predictor._choice.part == 4  # of which an image takes less time than of one
+    three['made'].clear()
+    again = Predictor(exported.folder(), batch=4, tell=told.append)
+    assert (again.engine, again._choice.part) == ('quick', 4)
+    assert three['made'] == ['quick']
+    assert f', {choice.REMEMBERED}' in again.reason
+    assert len(told) == 1
+
+
+def test_another_model_batch_setting_or_version_is_tried_again(three, monkeypatch):
+    told: list[str] = []
+    folder, other = exported.folder(), exported.folder(uint8=True)
+    Predictor(folder, batch=2, tell=told.append)
+    Predictor(other, batch=2, tell=told.append)
+    Predictor(folder, batch=3, tell=told.append)
+    Predictor(folder, batch=2, threads=7, tell=told.append)
+    assert len(told) == 4
+    monkeypatch.setattr(machine, 'version', lambda name: '99')
+    Predictor(folder, batch=2, tell=told.append)
+    assert len(told) == 5
+    monkeypatch.setattr(machine, 'processor', lambda: 'another')
+    Predictor(folder, batch=2, tell=told.append)
+    assert len(told) == 6
+    three['quick'] = 'is not installed any more'
+    assert Predictor(folder, batch=2, tell=told.append).engine == 'third'
+    assert len(json.loads(choice.REMEMBERED.read_text())) == 6
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [
+        *('', '[]', '5', '{"', '\xff', 'null', '{KEY: 5}', '{KEY: {"engine": "quick"}}'),
+        '{KEY: {"engine": "quick", "part": 0, "rates": {}, "date": "x"}}',
+        '{KEY: {"engine": "quick", "part": "x", "rates": {}, "date": "x"}}',
+        '{KEY: {"engine": "gone", "part": 1, "rates": {}, "date": "x"}}',
+    ],
+)
+def test_a_damaged_memory_is_as_none_and_mended(three, damage):
+    told: list[str] = []
+    Predictor(exported.folder(), tell=told.append)
+    (key,) = json.loads(choice.REMEMBERED.read_text())
+    text = damage.replace('KEY', json.dumps(key))
+    choice.REMEMBERED.write_bytes(text.encode('latin-1'))
+    predictor = Predictor(exported.folder(), tell=told.append)
+    assert predictor.engine == 'quick'
+    assert predictor.logits(np.zeros((3, 3, 8, 8), np.float32)).shape == (3, 7)
+    assert len(told) == 2
+    Predictor(exported.folder(), tell=told.append)
+    assert len(told) == 2
+
+
+def test_a_memory_that_cannot_be_written_is_no_error(three, tmp_path, monkeypatch):
+    (tmp_path / 'file').write_text('')
+    monkeypatch.setattr(choice, 'REMEMBERED', tmp_path / 'file' / 'engines.json')
+    told: list[str] = []
+    for _ in range(2):
+        assert Predictor(exported.folder(), tell=told.append).engine == 'quick'
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize(
+    ('how', 'said'),
+    [
+        ('start', 'engine third does not start on cpu: no such card'),
+        ('run', 'engine third fails: ArithmeticError'),
+    ],
+)
+def test_an_engine_that_fails_is_left_out_said_and_tried_the_next_time(three, how, said):
+    three['how'] = how
+    predictor = Predictor(exported.folder(), tell=lambda text: None)
+    assert predictor.engine == 'quick'
+    assert predictor.reason.endswith(f'tried just now; {said}')
+    assert 'third ' not in predictor.reason.partition(' images/s')[0]
+    three['how'] = None
+    predictor = Predictor(exported.folder(), tell=lambda text: None)
+    assert 'third ' in predictor.reason.partition(' images/s')[0]
+    three['how'] = how
+    three['slow'] = three['quick'] = 'not here'
+    if how == 'start':
+        assert user_error(exported.folder()) == said
+
+
+def test_on_a_card_the_first_that_starts_is_taken(three):
+    setting = dataclasses.replace(CPU, device='gpu:0')
+    description = open_folder(exported.folder())
+    chosen = choice.choose(description, setting, tell=pytest.fail)
+    assert (chosen.engine, chosen.part) == ('slow', 2)
+    assert 'the first of slow, quick, third that runs on gpu:0' in chosen.reason
+    three['slow'] = 'has no card'
+    three['how'] = 'start'
+    assert choice.choose(description, setting, tell=pytest.fail).engine == 'quick'
+    three['quick'] = 'has none either'
+    with pytest.raises(UserError, match=r'^engine third does not start on gpu:0: no such card$'):
+        engines.make('third', description, setting)
+
+
+def test_where_only_one_engine_is_installed_it_is_taken_and_the_others_lacks_are_said(monkeypatch):
+    monkeypatch.setattr(machine, 'installed', lambda name: name == 'paddle')
+    predictor = Predictor(exported.folder(), tell=pytest.fail)
+    assert predictor.engine == 'paddle'
+    assert predictor.reason.startswith('no other can run here (tensorrt: TensorRT needs an NVIDIA')
+    assert 'onnxruntime: ' in predictor.reason
+    assert not choice.REMEMBERED.exists()
+
+
+def test_where_none_is_installed_each_ones_lack_is_said(monkeypatch):
+    monkeypatch.setattr(machine, 'installed', lambda name: False)
+    error = user_error(exported.folder())
+    assert error.startswith('no engine can run here (tensorrt: ')
+    assert error.endswith('see deploy/requirements.txt')
+    assert 'paddle: paddlepaddle is not installed' in error
+
+
+@pytest.mark.skipif(not exported.HAS_ONNX, reason='needs onnxruntime and paddle2onnx')
+def test_paddle_need_not_be_installed(tmp_path):
+    """Its import fails, as do those of the rest of the repository and of what only that needs."""
+    names = ('paddle', 'openvino', 'engine', 'cv2', 'simplejpeg')
+    for name in names:
+        (tmp_path / 'hidden' / name).mkdir(parents=True)
+    hide = f"""
+import importlib.util, sys
+class Hide:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition('.')[0] in {names}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hide())
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name: None if name in {names} else find(name)
+"""
+    (tmp_path / 'sitecustomize.py').write_text(hide)
+    path = os.pathsep.join([str(tmp_path), str(REPOSITORY / 'deploy')])
+    result = elsewhere(tmp_path, exported.folder(), {}, PYTHONPATH=path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith('onnxruntime | cpu | no other can run here (')
+    assert 'paddle: paddlepaddle is not installed' in result.stdout
+    wanted = Predictor(exported.folder(), engine='paddle').probabilities(
+        np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    )
+    np.testing.assert_allclose(np.load(tmp_path / 'answers.npy'), wanted, atol=1e-5)
+
+
+def test_what_this_machine_lacks_is_a_line():
+    folder = exported.folder()
+    cases = {
+        'TensorRT needs an NVIDIA GPU, and the device is cpu': {'engine': 'tensorrt'},
+        'float16 needs a GPU or an NPU': {'engine': 'paddle', 'precision': 'float16'},
+        '--device gpu is not here: 0 GPUs, 0 NPUs': {'device': 'gpu'},
+        '--device npu:7 is not here': {'device': 'npu:7'},
+        '--device tpu: auto, cpu, gpu, gpu:1, npu': {'device': 'tpu'},
+        '--device gpu:x: auto': {'device': 'gpu:x'},
+        '--device : auto': {'device': ''},
+    }
+    for wanted, options in cases.items():
+        assert wanted in user_error(folder, **options)
+    assert 'no engine can run here' in user_error(folder, precision='float16')
+
+
+def test_without_cuda_onnxruntime_does_not_take_the_cpu_in_silence(monkeypatch):
+    pytest.importorskip('onnxruntime')
+    if not exported.HAS_ONNX:
+        pytest.skip('needs paddle2onnx')
+    monkeypatch.setattr(machine, 'version', lambda *names: '1.0')
+    setting = dataclasses.replace(CPU, device='gpu:0')
+    refused = pytest.raises(UserError, match='does not find CUDA')
+    with pytest.warns(UserWarning, match='CUDA'), refused:
+        engines.make('onnxruntime', open_folder(exported.folder()), setting)
+
+
+@pytest.mark.skipif(not exported.HAS_ONNX, reason='needs onnxruntime and paddle2onnx')
+def test_a_model_that_an_engine_cannot_read_is_a_line(tmp_path):
+    for name in HERE[1:]:
+        folder = exported.copy(tmp_path / name)
+        (folder / 'model.onnx').write_bytes(b'junk' * 10)
+        about = yaml.safe_load((folder / 'inference.yml').read_text(encoding='utf-8'))
+        about['files'].update(exported.listed(folder, 'model.onnx'))
+        (folder / 'inference.yml').write_text(yaml.safe_dump(about), encoding='utf-8')
+        error = user_error(folder, engine=name)
+        assert error.startswith(f'engine {name} does not start on cpu: ')
+        assert 'model' in error
+
+
+def test_without_model_onnx_its_engines_say_how_to_get_it(tmp_path):
+    folder = exported.copy(tmp_path / 'folder')
+    about = yaml.safe_load((folder / 'inference.yml').read_text(encoding='utf-8'))
+    about['files'].pop('model.onnx', None)
+    (folder / 'inference.yml').write_text(yaml.safe_dump(about), encoding='utf-8')
+    for engine in ('onnxruntime', 'openvino'):
+        error = user_error(folder, engine=engine)
+        assert 'has no model.onnx' in error
+        assert '--onnx' in error
+
+
+def test_a_graph_of_paddle_3_is_a_line_for_paddle_2(tmp_path, monkeypatch):
+    folder = exported.copy(tmp_path / 'folder')
+    about = yaml.safe_load((folder / 'inference.yml').read_text(encoding='utf-8'))
+    (folder / 'inference.json').write_text('{}')
+    files = exported.listed(folder, 'inference.json', 'inference.pdiparams')
+    (folder / 'inference.yml').write_text(yaml.safe_dump({**about, 'files': files}))
+    if PADDLE > 2:
+        versions = {'paddlepaddle': '2.6.2'}
+        monkeypatch.setattr(machine, 'version', lambda *names: versions.get(names[0]))
+    error = user_error(folder, engine='paddle')
+    assert error.startswith('engine paddle cannot run here: inference.json needs Paddle 3')
+    assert '--format pdmodel' in error
+
+
+@pytest.mark.skipif(PADDLE < 3, reason='there, all folders are of that kind')
+def test_a_graph_of_the_kind_that_paddle_2_reads_gives_the_same(tmp_path):
+    file = exported.weight_file(tmp_path, 'wide_resnet10_1')
+    size = (f'data.image_size={exported.SIZE}', f'eval.resize={exported.RESIZE}', 'device=cpu')
+    what = ('-c', str(exported.RECIPE), '-w', str(file), '-o', 'model.name=wide_resnet10_1', *size)
+    result = execute(tmp_path, 'export.py', *what, '--format', 'pdmodel', '--output', 'old')
+    assert result.returncode == 0, result.stderr
+    old = Predictor(tmp_path / 'old', engine='paddle', batch=2)
+    assert old.description.graph.name == 'inference.pdmodel'
+    for count in (1, 3):
+        pixels = pixels_of(count)
+        wanted = in_memory('wide_resnet10_1', exported.SIZE, pixels)
+        np.testing.assert_allclose(old.logits(old.prepare(pixels)), wanted, rtol=0, atol=1e-4)
+
+
+# ------------------------------------------------------------------ devices that are not here
+
+
+def test_an_npu_is_found_used_and_gives_a_cpus_answers(tmp_path):
+    """A made-up one, see test_fake_npu.py."""
+    ascend = fake_npu.build(tmp_path)
+    result = elsewhere(tmp_path, exported.folder(), {'batch': 2}, **ascend)
+    if PADDLE == 2:  # whose executor needs kernels for copies that the made-up device has not
+        assert 'engine paddle does not start on npu:0: ' in result.stderr.splitlines()[-1]
+        return
+    assert result.returncode == 0, result.stderr
+    assert '\npaddle | npu:0 | no other can run here (' in '\n' + result.stdout
+    assert 'fake npu: device 0 is used' in result.stderr
+    found = np.load(tmp_path / 'answers.npy')
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    wanted = Predictor(exported.folder(), engine='paddle').probabilities(pixels)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    result = elsewhere(tmp_path, exported.folder(), {'device': 'npu:1'}, **ascend)
+    assert 'fake npu: device 1 is used' in result.stderr
+    result = elsewhere(tmp_path, exported.folder(), {'device': 'npu:2'}, **ascend)
+    assert result.stderr.splitlines()[-1].endswith('--device npu:2 is not here: 0 GPUs, 2 NPUs')
+
+
+class Recorder:
+    """Stands in for paddle.inference.Config: refuses what the real one refuses, keeps the rest."""
+
+    def __init__(self, *files: str) -> None:
+        self.real = paddle.inference.Config()
+        self.calls: list[tuple] = [('Config', *(Path(file).name for file in files))]
+
+    def __getattr__(self, name: str):
+        method = getattr(self.real, name)
+
+        def call(*arguments: object, **options: object) -> None:
+            with contextlib.suppress(RuntimeError):  # a Paddle for CPUs has no TensorRT
+                method(*arguments, **options)
+            self.calls.append((name, *arguments, options) if options else (name, *arguments))
+
+        return call
+
+
+@pytest.fixture
+def card(monkeypatch, tmp_path):
+    """A machine that says it has an NVIDIA card; what its Config hears."""
+    monkeypatch.setattr(machine, 'CACHE', tmp_path / 'cache')
+    monkeypatch.setattr(paddle.device.cuda, 'get_device_name', lambda number: 'Tesla T4')
+    heard: list[Recorder] = []
+
+    def config(description: object, setting: Setting) -> list[tuple]:
+        class Inference:
+            PrecisionType = paddle.inference.PrecisionType
+
+            @staticmethod
+            def Config(*files: str) -> Recorder:
+                heard.append(Recorder(*files))
+                return heard[-1]
+
+        engine = object.__new__(engines.TensorRT)
+        engine._config(Inference, description, setting)
+        return heard[-1].calls
+
+    return config
+
+
+def test_tensorrt_inside_paddle_is_asked_for_batches_from_one_to_the_largest(card, tmp_path):
+    """For .pdmodel; the real Config takes these arguments, but builds nothing without a card."""
+    description = open_folder(exported.folder())
+    files = {'inference.pdmodel': 'a', 'inference.pdiparams': 'b'}
+    description = dataclasses.replace(description, files=files)
+    setting = Setting('gpu:1', 1, 4, 'float16', True)
+    calls = card(description, setting)
+    assert calls[0] == ('Config', 'inference.pdmodel', 'inference.pdiparams')
+    names = [call[0] for call in calls]
+    assert names.index('enable_use_gpu') < names.index('enable_tensorrt_engine')
+    assert names.index('set_optim_cache_dir') < names.index('enable_tensorrt_engine')
+    gpu = calls[names.index('enable_use_gpu')]
+    assert gpu == ('enable_use_gpu', 256, 1, paddle.inference.PrecisionType.Float32)
+    options = calls[names.index('enable_tensorrt_engine')][1]
+    assert options['precision_mode'] == paddle.inference.PrecisionType.Half
+    assert (options['max_batch_size'], options['use_static']) == (4, True)
+    least, most = {'image': [1, 3, 8, 8]}, {'image': [4, 3, 8, 8]}
+    assert calls[-1] == ('set_trt_dynamic_shape_info', least, most, most)
+    (cache,) = (tmp_path / 'cache' / 'tensorrt').iterdir()
+    assert cache.name.endswith(f'-Tesla_T4-{paddle.__version__}-float16-4')
+
+
+def test_tensorrt_for_paddle_3_converts_once_and_reads_what_it_has_built(
+    card, tmp_path, monkeypatch
+):
+    """For .json, as paddle.tensorrt's documentation has it; this Paddle has no such module."""
+    from types import ModuleType, SimpleNamespace
+
+    asked: list[tuple] = []
+
+    def convert(graph: str, config: SimpleNamespace) -> None:
+        asked.append((graph, config))
+        for suffix in ('.json', '.pdiparams'):
+            Path(config.save_model_dir + suffix).write_text('built')
+
+    module, export = ModuleType('paddle.tensorrt'), ModuleType('paddle.tensorrt.export')
+    module.convert, module.export = convert, export
+    export.Input = lambda **options: SimpleNamespace(**options)
+    export.TensorRTConfig = lambda **options: SimpleNamespace(**options)
+    export.PrecisionMode = {'FP16': 'half', 'FP32': 'single'}
+    monkeypatch.setitem(sys.modules, 'paddle.tensorrt', module)
+    monkeypatch.setitem(sys.modules, 'paddle.tensorrt.export', export)
+    monkeypatch.setattr(paddle, 'tensorrt', module, raising=False)
+    description = open_folder(exported.folder(uint8=True))
+    files = {'inference.json': 'a', 'inference.pdiparams': 'b'}
+    description = dataclasses.replace(description, files=files)
+    calls = card(description, Setting('gpu:0', 1, 4, 'float16', True))
+    ((graph, config),) = asked
+    assert graph == str(description.folder / 'inference.json')
+    (image,) = config.inputs
+    shapes = image.min_input_shape, image.optim_input_shape, image.max_input_shape
+    assert shapes == ((1, 8, 8, 3), (4, 8, 8, 3), (4, 8, 8, 3))
+    assert (image.name, image.input_data_type, image.input_range) == ('image', 'uint8', (0, 255))
+    assert config.precision_mode == 'half'
+    (cache,) = (tmp_path / 'cache' / 'tensorrt').iterdir()
+    assert sorted(path.name for path in cache.iterdir()) == sorted(files)
+    assert calls[0] == ('Config', 'inference.json', 'inference.pdiparams')
+    assert 'enable_tensorrt_engine' not in [call[0] for call in calls]
+    card(description, Setting('gpu:0', 1, 4, 'float16', True))
+    assert len(asked) == 1
+    card(description, Setting('gpu:0', 1, 8, 'float16', True))
+    assert len(asked) == 2

@@ -1,0 +1,1061 @@
+"""deploy/serve.py: a real server, real sockets, and clients who mean well or don't."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from PIL import Image
+from serving import (
+    CLASSES,
+    MODEL,
+    SERVE,
+    SIZE,
+    Client,
+    Fake,
+    command,
+    eventually,
+    export_tiny,
+    in_thread,
+    read_all,
+    read_answer,
+    status_of,
+)
+
+import serve
+from predictor import Predictor, cores, softmax
+from predictor.errors import UserError
+from predictor.pictures import centre, read_picture
+from server.limits import Bodies, Limits, Refused
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return export_tiny(tmp_path_factory.mktemp('served'))
+
+
+@pytest.fixture(scope='module')
+def predictor(folder):
+    return Predictor(folder, engine='paddle', batch=4)
+
+
+@pytest.fixture(scope='module')
+def live(predictor):
+    """A server with the network itself."""
+    with in_thread([predictor.another()], Limits(body_bytes=1 << 20, pixels=1_000_000)) as server:
+        yield server
+
+
+@pytest.fixture
+def fake(folder):
+    return Fake(folder)
+
+
+def picture(width: int = 30, height: int = 20, *, format: str = 'PNG', **more) -> bytes:
+    rng = np.random.default_rng(width)
+    file = io.BytesIO()
+    pixels = rng.integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels).save(file, format, **more)
+    return file.getvalue()
+
+
+PICTURE = picture()
+
+
+def tensor(count: int = 2) -> np.ndarray:
+    return np.random.default_rng(count).normal(size=(count, 3, SIZE, SIZE)).astype(np.float32)
+
+
+def request(images: np.ndarray, **more) -> dict:
+    given = {'name': 'image', 'datatype': 'FP32', 'shape': list(images.shape)}
+    return {'inputs': [{**given, 'data': images.ravel().tolist()}], **more}
+
+
+def head(size: object, *, path: str = '/classify', more: str = '') -> bytes:
+    text = f'POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n{more}\r\n'
+    return text.encode()
+
+
+def in_background(work, *given):
+    """A thread's future."""
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(work, *given)
+    pool.shutdown(wait=False)
+    return future
+
+
+# Pictures
+
+
+@pytest.mark.parametrize('format', ['JPEG', 'PNG', 'WEBP'])
+def test_a_picture_is_classified_as_the_predictor_does(live, predictor, format):
+    data = picture(40, 24, format=format)
+    pixels = centre(read_picture(data), size=SIZE, resize=SIZE)
+    expected = predictor.probabilities(pixels[None])[0]
+    reply = live.classify(data, f'/classify?top={CLASSES}')
+    assert reply.status == 200
+    found = reply.json
+    assert list(found) == ['model', 'width', 'height', 'classes', 'milliseconds', 'batch']
+    assert (found['model'], found['width'], found['height']) == (MODEL, 40, 24)
+    assert found['batch'] == 1
+    assert list(found['milliseconds']) == ['decode', 'queue', 'network']
+    assert all(0 <= value < 10_000 for value in found['milliseconds'].values())
+    order = [entry['index'] for entry in found['classes']]
+    assert order == np.argsort(-expected, kind='stable').tolist()
+    assert [entry['name'] for entry in found['classes']] == [str(index) for index in order]
+    chances = [entry['probability'] for entry in found['classes']]
+    np.testing.assert_allclose(chances, expected[order], atol=1e-6)
+    assert sum(chances) == pytest.approx(1, abs=1e-5)
+
+
+def test_different_pictures_are_told_apart(live):
+    one, other = (live.classify(picture(width)).json['classes'] for width in (20, 25))
+    assert one != other
+
+
+def test_top(live):
+    for text, count in (
+        ('', 5),
+        ('?top=1', 1),
+        ('?top=7', 7),
+        ('?top=8', 7),
+        ('?top=9999999999', 7),
+    ):
+        assert len(live.classify(PICTURE, f'/classify{text}').json['classes']) == count
+    for text in ('0', '-1', '1.5', 'x', '', '%D9%A3', '1;2'):
+        reply = live.classify(PICTURE, f'/classify?top={text}')
+        assert (reply.status, reply.error) == (400, 'top: must be a whole number above 0')
+
+
+def test_the_size_is_that_of_the_upright_picture(live):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    found = live.classify(picture(40, 24, format='JPEG', exif=exif)).json
+    assert (found['width'], found['height']) == (24, 40)
+
+
+def test_any_content_type_will_do(live):
+    for kind in ('image/png', 'application/x-www-form-urlencoded', 'text/plain', 'nonsense'):
+        assert live.classify(PICTURE, Content_Type=kind).status == 200
+
+
+def form(*files: bytes, boundary: str = 'XX') -> bytes:
+    name = 'Content-Disposition: form-data; name="file"; filename="a.png"'
+    parts = [f'--{boundary}\r\n{name}\r\n\r\n'.encode() + data + b'\r\n' for data in files]
+    return b''.join(parts) + f'--{boundary}--\r\n'.encode()
+
+
+def test_a_form_with_a_file(live):
+    kind = 'multipart/form-data; boundary=XX'
+    plain = live.classify(PICTURE).json['classes']
+    assert live.classify(form(PICTURE), Content_Type=kind).json['classes'] == plain
+    reply = live.classify(form(PICTURE, PICTURE), Content_Type=kind)
+    assert (reply.status, reply.error) == (400, 'the form has 2 files; send one')
+    assert live.classify(form(PICTURE)[:-9], Content_Type=kind).status == 400
+
+
+def test_an_upload_in_chunks(live):
+    def pieces():
+        for start in range(0, len(PICTURE), 100):
+            yield PICTURE[start : start + 100]
+
+    reply = live.ask('POST', '/classify', pieces())
+    assert reply.json['classes'] == live.classify(PICTURE).json['classes']
+
+
+def test_a_client_that_asks_first_whether_to_send(live):
+    with live.link() as link:
+        link.sendall(head(len(PICTURE), more='Expect: 100-continue\r\n'))
+        assert link.recv(65536).startswith(b'HTTP/1.1 100 ')
+        link.sendall(PICTURE)
+        assert status_of(read_answer(link)) == 200
+
+
+@pytest.mark.parametrize('pack', [gzip.compress, zlib.compress], ids=['gzip', 'deflate'])
+def test_a_packed_upload(live, pack):
+    name = 'gzip' if pack is gzip.compress else 'deflate'
+    packed = live.classify(pack(PICTURE), Content_Encoding=name)
+    assert packed.json['classes'] == live.classify(PICTURE).json['classes']
+    for wrong in (b'', b'x', PICTURE, pack(PICTURE)[:-1], pack(PICTURE) + b'x'):
+        reply = live.classify(wrong, Content_Encoding=name)
+        assert reply.status == 400
+        assert 'packed' in reply.error
+    bomb = live.classify(pack(b'\0' * (50 << 20)), Content_Encoding=name)
+    assert (bomb.status, bomb.error) == (413, 'the body has more than 1,048,576 bytes')
+    most = live.classify(pack(b'\0' * (1 << 20)), Content_Encoding=name)
+    assert (most.status, most.error) == (400, 'the body is not a picture')
+
+
+def test_a_packed_bomb_is_not_unpacked():
+    bomb = zlib.compress(b'\0' * (100 << 20))
+    bodies = Bodies(Limits(body_bytes=1 << 20), ThreadPoolExecutor(1))
+    tracemalloc.start()
+    try:
+        with pytest.raises(Refused, match='more than'):
+            bodies._unpack(bomb)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_unknown_packing_is_refused(live):
+    reply = live.classify(PICTURE, Content_Encoding='br')
+    assert (reply.status, reply.headers['Accept-Encoding']) == (415, 'gzip, deflate')
+
+
+def png_of(width: int, height: int) -> bytes:
+    """The head of one, and nothing more."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        check = struct.pack('>I', zlib.crc32(name + data))
+        return struct.pack('>I', len(data)) + name + data + check
+
+    size = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', size) + chunk(b'IDAT', zlib.compress(b'\0' * 99))
+
+
+@pytest.mark.parametrize(
+    ('data', 'says'),
+    [
+        (b'', 'the body is empty'),
+        (b'hello', 'the body is not a picture'),
+        (b'\0' * 1000, 'the body is not a picture'),
+        (picture(64, 64, format='JPEG')[:-400], 'the body is damaged'),
+        (PICTURE[:-40], 'the body is damaged'),
+        (png_of(50_000, 50_000), 'the body has 50000 x 50000 pixels, more than 1 million'),
+        (png_of(1001, 1000), 'the body has 1001 x 1000 pixels, more than 1 million'),
+    ],
+    ids=['empty', 'text', 'zeros', 'cut jpeg', 'cut png', 'bomb', 'too large'],
+)
+def test_what_is_no_picture_is_refused(live, data, says):
+    reply = live.classify(data)
+    assert reply.status == 400
+    assert says in reply.error
+    assert live.classify(PICTURE).status == 200
+
+
+def test_pictures_of_many_clients_share_batches_and_each_gets_his_own_answer(fake):
+    sent = {
+        width: centre(read_picture(picture(width)), size=SIZE, resize=SIZE)
+        for width in range(20, 32)
+    }
+    with in_thread([fake]) as server, ThreadPoolExecutor(12) as pool:
+        fake.go.clear()
+        ask = lambda width: server.classify(picture(width), '/classify?top=7').json  # noqa: E731
+        asked = {width: pool.submit(ask, width) for width in sent}
+        assert fake.running.wait(10)
+        eventually(lambda: server.metric('classifier_queue_images') == 12 - fake.seen[0])
+        fake.go.set()
+        found = {width: future.result() for width, future in asked.items()}
+        assert server.metric('classifier_images_total') == 12
+    assert max(fake.seen) <= 4
+    assert len(fake.seen) < 7
+    for width, pixels in sent.items():
+        mean = pixels.astype(np.float32).mean()
+        expected = softmax(mean * np.arange(CLASSES, dtype=np.float32)[None])[0]
+        best = found[width]['classes'][0]
+        assert (best['index'], best['probability']) == (6, pytest.approx(expected[6], abs=1e-4))
+
+
+# The protocol
+
+
+def test_metadata(live):
+    assert live.get('/v2').json['extensions'] == ['binary_tensor_data']
+    assert set(live.get('/v2').json) == {'name', 'version', 'extensions'}
+    assert live.get('/v2').json['version'] in (REPOSITORY / 'pyproject.toml').read_text()
+    assert live.get('/v2/health/live').json == {'live': True}
+    assert live.get('/v2/health/ready').json['ready'] is True
+    for base in (f'/v2/models/{MODEL}', f'/v2/models/{MODEL}/versions/1'):
+        assert live.get(base).json == {
+            'name': MODEL,
+            'versions': ['1'],
+            'platform': 'paddle',
+            'inputs': [{'name': 'image', 'datatype': 'FP32', 'shape': [-1, 3, SIZE, SIZE]}],
+            'outputs': [{'name': 'logits', 'datatype': 'FP32', 'shape': [-1, CLASSES]}],
+        }
+        assert live.get(f'{base}/ready').json == {'name': MODEL, 'ready': True}
+
+
+def test_a_graph_that_takes_bytes(folder):
+    fake = Fake(folder, type='uint8')
+    with in_thread([fake]) as server:
+        (given,) = server.get(f'/v2/models/{MODEL}').json['inputs']
+        assert given == {'name': 'image', 'datatype': 'UINT8', 'shape': [-1, SIZE, SIZE, 3]}
+        data = [200] * (SIZE * SIZE * 3)
+        asked = {**given, 'shape': [1, SIZE, SIZE, 3], 'data': data}
+        (output,) = server.infer({'inputs': [asked]}).json['outputs']
+        assert output['data'] == [200.0 * number for number in range(CLASSES)]
+        assert server.infer({'inputs': [{**asked, 'data': [-1, *data[1:]]}]}).status == 400
+
+
+def test_unknown_models_and_versions(live):
+    for path in (
+        '/v2/models/other',
+        f'/v2/models/{MODEL}/versions/2',
+        f'/v2/models/{MODEL.upper()}',
+    ):
+        for method, end in (('GET', ''), ('GET', '/ready'), ('POST', '/infer')):
+            reply = live.ask(method, path + end)
+            assert reply.status == 404
+            assert reply.error.startswith('no such ')
+
+
+def test_tensors_in_json_and_in_bytes_give_the_predictors_logits(live, predictor):
+    images = tensor(3)
+    expected = predictor.logits(images)
+    (output,) = live.infer(request(images, id='7')).json['outputs']
+    assert (output['name'], output['datatype'], output['shape']) == ('logits', 'FP32', [3, CLASSES])
+    np.testing.assert_allclose(np.reshape(output['data'], output['shape']), expected, atol=1e-5)
+    asked = request(images, id='7', parameters={'binary_data_output': True})
+    del asked['inputs'][0]['data']
+    asked['inputs'][0]['parameters'] = {'binary_data_size': images.nbytes}
+    reply = live.infer(asked, images.tobytes())
+    assert reply.headers['Content-Type'] == 'application/octet-stream'
+    length = int(reply.headers['Inference-Header-Content-Length'])
+    said = json.loads(reply.body[:length])
+    assert (said['model_name'], said['model_version'], said['id']) == (MODEL, '1', '7')
+    assert said['outputs'][0]['parameters'] == {'binary_data_size': 3 * CLASSES * 4}
+    found = np.frombuffer(reply.body[length:], '<f4').reshape(3, CLASSES)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_wrong_request_to_infer_is_one_line(live):
+    """What is wrong in which way: test_protocol.py."""
+    for asked in (b'', b'{', b'[' * 100_000, b'\xff', request(tensor(5)), {'inputs': []}):
+        reply = live.infer(asked)
+        assert reply.status == 400
+        assert reply.error
+    reply = live.infer(request(tensor(1)), Inference_Header_Content_Length='-1')
+    assert reply.status == 400
+    assert live.infer(request(tensor(1))).status == 200
+
+
+@pytest.mark.parametrize('packing', [None, 'gzip', 'deflate'])
+@pytest.mark.parametrize('binary', [False, True])
+def test_tritonclient(live, predictor, binary, packing):
+    client = pytest.importorskip('tritonclient.http')
+    images = tensor(2)
+    with client.InferenceServerClient(f'127.0.0.1:{live.port}') as triton:
+        assert triton.is_server_live()
+        assert triton.is_server_ready()
+        assert triton.is_model_ready(MODEL)
+        assert not triton.is_model_ready('other')
+        assert triton.get_server_metadata()['extensions'] == ['binary_tensor_data']
+        assert triton.get_model_metadata(MODEL, '1')['name'] == MODEL
+        given = client.InferInput('image', list(images.shape), 'FP32')
+        given.set_data_from_numpy(images, binary_data=binary)
+        for outputs in (None, [client.InferRequestedOutput('logits', binary_data=binary)]):
+            result = triton.infer(
+                MODEL,
+                [given],
+                outputs=outputs,
+                request_id='42',
+                request_compression_algorithm=packing,
+                response_compression_algorithm=packing,
+            )
+            assert result.get_response()['id'] == '42'
+            np.testing.assert_allclose(
+                result.as_numpy('logits'), predictor.logits(images), atol=1e-5
+            )
+        with pytest.raises(Exception, match="it has 'logits'"):
+            triton.infer(MODEL, [given], outputs=[client.InferRequestedOutput('other')])
+        with pytest.raises(Exception, match="unknown parameter 'priority'"):
+            triton.infer(MODEL, [given], priority=1)
+
+
+# The other routes
+
+
+def test_about(live):
+    assert live.get('/about').json == {
+        'model': MODEL,
+        'classes': CLASSES,
+        'engine': 'paddle',
+        'reason': 'as asked for',
+        'input': {'size': SIZE, 'resize': SIZE},
+        'accuracy': None,
+        'limits': {'bytes': 1 << 20, 'pixels': 1_000_000},
+    }
+
+
+def test_the_page(live):
+    page = REPOSITORY / 'deploy' / 'server' / 'page'
+    kinds = {'/': 'text/html', '/page.css': 'text/css', '/page.js': 'text/javascript'}
+    for path, kind in kinds.items():
+        reply = live.get(path)
+        assert reply.status == 200
+        assert reply.headers['Content-Type'].startswith(kind)
+        assert reply.body == (page / (path[1:] or 'index.html')).read_bytes()
+        assert live.ask('HEAD', path).body == b''
+
+
+def test_every_answer_has_the_security_headers(live):
+    asked = [('GET', '/'), ('GET', '/nothing'), ('POST', '/about'), ('POST', '/classify')]
+    for method, path in asked:
+        headers = live.ask(method, path).headers
+        policy = headers['Content-Security-Policy']
+        assert "default-src 'self'; img-src 'self' blob: data:" in policy
+        assert headers['X-Content-Type-Options'] == 'nosniff'
+        assert headers['X-Frame-Options'] == 'DENY'
+        assert 'Access-Control-Allow-Origin' not in headers
+        assert 'Server' not in headers
+
+
+@pytest.mark.parametrize(
+    'path',
+    [
+        '/nothing',
+        '/about/',
+        '//about',
+        '/../about',
+        '/page/index.html',
+        '/app.py',
+        '/../app.py',
+        '/%2e%2e/app.py',
+        '/..%2fapp.py',
+        '/page/../../app.py',
+        '/%2e%2e%2f%2e%2e%2f%2e%2e%2fetc%2fpasswd',
+        '/..\\app.py',
+        '/page.js%00.html',
+        '/v2/models/../../../../etc/passwd',
+        '/v2/models/..%2f..%2f..%2fetc%2fpasswd',
+        '/v2/models/%2e%2e',
+        'http://example.org/',
+        '*',
+    ],
+)
+def test_no_path_leads_to_a_file(live, path):
+    answer = live.raw(f'GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n'.encode())
+    assert status_of(answer) == 404
+    assert json.loads(answer.partition(b'\r\n\r\n')[2])['error']
+
+
+def test_other_methods(live):
+    for method, path in (
+        ('GET', '/classify'),
+        ('POST', '/about'),
+        ('OPTIONS', '/'),
+        ('PUT', '/'),
+        ('BREW', '/v2'),
+    ):
+        reply = live.ask(method, path)
+        assert (reply.status, reply.error) == (405, 'method not allowed')
+        assert reply.headers['Allow']
+
+
+def test_metrics(fake):
+    with in_thread([fake]) as server:
+        for width in (20, 30):
+            assert server.classify(picture(width)).status == 200
+        assert server.infer(request(tensor(3))).status == 200
+        for number in range(50):
+            server.get(f'/secret{number}')
+            server.get(f'/v2/models/secret{number}')
+            server.ask(f'SECRET{number}', f'/secret{number}')
+        server.classify(b'')
+        value = server.metric
+        assert value('classifier_requests_total{route="classify",status="200"}') == 2
+        assert value('classifier_requests_total{route="classify",status="400"}') == 1
+        assert value('classifier_requests_total{route="infer",status="200"}') == 1
+        assert value('classifier_requests_total{route="none",status="404"}') == 100
+        assert value('classifier_refused_total{reason="bad_picture"}') == 1
+        assert value('classifier_images_total') == 5
+        assert value('classifier_batch_images_count') == 3
+        assert value('classifier_batch_images_sum') == 5
+        assert value('classifier_batch_images_bucket{le="1.0"}') == 2
+        counts = {'decode': 2, 'queue': 3, 'network': 3, 'whole': 3}
+        for stage, count in counts.items():
+            assert value(f'classifier_seconds_count{{stage="{stage}"}}') == count
+        assert value('classifier_queue_images') == 0
+        assert value('classifier_bodies_bytes') == 0
+        text = server.get('/metrics')
+        assert text.headers['Content-Type'].startswith('text/plain; version=0.0.4')
+        assert b'ecret' not in text.body.lower()
+
+
+# Too much, too slow, too late
+
+
+def test_a_body_that_is_announced_too_large_is_not_read(live):
+    for size in ((1 << 20) + 1, 10**9, 10**19):
+        with live.link() as link:
+            start = time.monotonic()
+            link.sendall(head(size, more='Expect: 100-continue\r\n'))
+            answer = read_answer(link)
+            assert time.monotonic() - start < 1.5
+        assert status_of(answer) == 413
+        assert b'connection: close' in answer
+        assert b'more than 1,048,576 bytes' in answer
+
+
+@pytest.mark.parametrize('chunked', [False, True], ids=['announced', 'chunked'])
+def test_a_gigabyte_is_refused_while_it_is_being_sent(live, chunked):
+    """Its client, who sends on and listens only then, does see why."""
+    sent, piece = 0, b'10000\r\n' + b'\0' * 65536 + b'\r\n'
+    with live.link() as link:
+        if chunked:
+            more = 'Transfer-Encoding: chunked\r\n'
+            link.sendall(f'POST /classify HTTP/1.1\r\nHost: x\r\n{more}\r\n'.encode())
+        else:
+            link.sendall(head(1 << 30))
+        answer = b''
+        with contextlib.suppress(ConnectionError):
+            while sent < 1 << 30 and not answer:
+                link.sendall(piece)
+                sent += len(piece)
+                link.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    answer = link.recv(65536)
+                link.settimeout(20)
+        answer += read_all(link)
+        assert sent < 64 << 20
+        assert status_of(answer) == 413
+    assert live.classify(PICTURE).status == 200
+
+
+def test_a_client_that_sends_on_regardless_is_held_up_and_dropped(live):
+    sent, piece = 0, b'10000\r\n' + b'\0' * 65536 + b'\r\n'
+    with live.link() as link:
+        start = time.monotonic()
+        link.sendall(b'POST /nothing HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n')
+        with contextlib.suppress(ConnectionError):
+            while sent < 1 << 30:
+                link.sendall(piece)
+                sent += len(piece)
+        assert time.monotonic() - start < 10
+    assert sent < 32 << 20  # what fits into the system's buffers, above all
+
+
+def test_a_client_that_only_sends_sees_why_it_was_refused(live):
+    """As http.client does: it listens when all is sent. With some megabytes that works."""
+    for path, status in (('/classify', 413), ('/nothing', 404), ('/about', 405)):
+        assert live.classify(b'\0' * (3 << 19), path).status == status
+
+
+def test_curl_sees_it_too(live, tmp_path):
+    (tmp_path / 'large').write_bytes(b'\0' * (64 << 20))
+    for options in ([], ['-H', 'Expect:'], ['-H', 'Transfer-Encoding: chunked']):
+        url = f'http://127.0.0.1:{live.port}/classify'
+        what = ['--data-binary', f'@{tmp_path}/large', '-s', '-w', '%{http_code}']
+        run = subprocess.run(['curl', *what, *options, url], capture_output=True, text=True)
+        assert run.stdout == '{"error":"the body has more than 1,048,576 bytes"}413'
+
+
+def test_bodies_share_a_memory_that_is_bounded(fake):
+    limits = Limits(body_bytes=1 << 20)
+    with in_thread([fake], limits) as server, contextlib.ExitStack() as stack:
+        links = [stack.enter_context(server.link()) for _ in range(16)]
+        for link in links:
+            link.sendall(head(1 << 20) + b'\0' * 1000)
+        eventually(lambda: server.metric('classifier_bodies_bytes') == 16 << 20)
+        reply = server.classify(PICTURE)
+        assert (reply.status, reply.headers['Retry-After']) == (503, '1')
+        assert reply.error == 'too many uploads at once; try again'
+        links[0].close()
+        eventually(lambda: server.metric('classifier_bodies_bytes') == 15 << 20)
+        assert server.classify(PICTURE).status == 200
+        packed = gzip.compress(PICTURE)  # it may become as large as any
+        assert server.classify(packed, Content_Encoding='gzip').status == 503
+        chunked = b'POST /classify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n'
+        with server.link() as link:  # so may this
+            link.sendall(chunked)
+            eventually(lambda: server.metric('classifier_bodies_bytes') == 16 << 20)
+            assert server.classify(PICTURE).status == 503
+        for link in links:
+            link.close()
+        eventually(lambda: server.metric('classifier_bodies_bytes') == 0)
+
+
+def test_memory_is_given_back_whatever_becomes_of_a_request(fake):
+    limits = Limits(body_bytes=1 << 20)
+    with in_thread([fake], limits) as server:
+        for body in (PICTURE, b'hello', b'', b'\0' * (2 << 20)):
+            server.classify(body)
+            server.infer(body or b'x')
+            server.classify(body, Content_Encoding='gzip')
+        assert server.metric('classifier_bodies_bytes') == 0
+        assert server.metric('classifier_queue_images') == 0
+
+
+def test_a_body_that_comes_too_slowly(fake):
+    with in_thread([fake], Limits(body_s=0.3)) as server, server.link() as link:
+        start = time.monotonic()
+        link.sendall(head(100) + b'x')
+        answer = read_answer(link)
+        assert 0.25 < time.monotonic() - start < 3
+        assert status_of(answer) == 408
+        assert b'the body was not there after 0.3 s' in answer
+
+
+@pytest.mark.parametrize('sent', [b'', b'GET /about HTTP/1.1\r\nHost'])
+def test_a_connection_without_a_complete_request_is_dropped(fake, sent):
+    with in_thread([fake], Limits(head_s=0.3)) as server:
+        with server.link() as link:
+            start = time.monotonic()
+            link.sendall(sent)
+            assert read_all(link) == b''
+            assert 0.25 < time.monotonic() - start < 3
+        assert server.metric('classifier_refused_total{reason="slow_client"}') == 1
+
+
+def test_a_head_that_comes_byte_by_byte_is_dropped(fake):
+    with in_thread([fake], Limits(head_s=0.3)) as server, server.link() as link:
+        start = time.monotonic()
+        with pytest.raises(ConnectionError):  # noqa: PT012
+            while time.monotonic() - start < 5:
+                link.sendall(b'G')
+                time.sleep(0.05)
+        assert time.monotonic() - start < 3
+
+
+def test_so_is_the_second_request_of_a_connection(fake):
+    with in_thread([fake], Limits(head_s=0.5)) as server, server.link() as link:
+        link.sendall(b'GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n')
+        assert status_of(read_answer(link)) == 200
+        start = time.monotonic()
+        link.sendall(b'GET /v2 HTT')
+        assert read_all(link) == b''
+        assert time.monotonic() - start < 3
+
+
+def test_an_answer_may_take_longer_than_a_head(fake):
+    with in_thread([fake], Limits(head_s=0.2)) as server:
+        fake.go.clear()
+        asked = in_background(server.classify, PICTURE)
+        time.sleep(0.6)
+        fake.go.set()
+        assert asked.result(10).status == 200
+
+
+def test_a_client_that_never_reads_its_answers_is_dropped(fake):
+    with in_thread([fake], Limits(head_s=0.5)) as server, server.link() as link:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        link.settimeout(0.5)
+        with contextlib.suppress(OSError):
+            for _ in range(100_000):
+                link.sendall(b'GET /page.js HTTP/1.1\r\nHost: x\r\n\r\n')
+        eventually(lambda: not server.server.server_state.connections, timeout_s=15)
+
+
+def test_connections_are_counted(fake):
+    with in_thread([fake], Limits(connections=5)) as server, contextlib.ExitStack() as stack:
+        links = [stack.enter_context(server.link()) for _ in range(5)]
+        eventually(lambda: len(server.server.server_state.connections) == 5)
+        answer = server.raw(b'')
+        assert status_of(answer) == 503
+        assert b'Retry-After: 1' in answer
+        assert json.loads(answer.partition(b'\r\n\r\n')[2])['error'].startswith('too many conn')
+        links[0].close()
+        eventually(lambda: len(server.server.server_state.connections) == 4)
+        assert server.get('/v2').status == 200
+
+
+def test_more_connections_than_open_files(folder):
+    """It keeps descriptors for itself, so that accepting cannot fail."""
+    with command(folder, files=600) as server, contextlib.ExitStack() as stack:
+        for _ in range(500):
+            stack.enter_context(server.link())
+        assert server.get('/v2').status == 503
+        stack.close()
+        eventually(lambda: server.get('/v2').status == 200)
+        assert server.classify(PICTURE).status == 200
+        server.process.terminate()
+        assert server.end()[2] == ''
+
+
+MALFORMED = [
+    b'\0' * 100,
+    b'hello\r\n\r\n',
+    b'GET\r\n\r\n',
+    b'GET / HTTP/1.1\r\n\r\n',  # no host
+    b'GET / HTTP/1.1\r\nHost: x\r\nbad header\r\n\r\n',
+    b'GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n',
+    b'GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1, 2\r\n\r\n',
+    b'GET / HTTP/1.1\r\nHost: x\r\nContent-Length: ' + b'9' * 5000 + b'\r\n\r\n',
+    b'GET / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, gzip\r\n\r\n',
+    b'GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n',
+    b'GET / HTTP/1.1\r\n' + b'X: ' + b'y' * 200_000 + b'\r\n\r\n',
+    b'GET /' + b'y' * 200_000,
+    b'GET / HTTP/1.1\r\n' + b'X: y\r\n' * 100_000 + b'\r\n',
+    b'POST /classify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n',
+    b'POST /classify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n',
+    b'POST /classify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5;' + b'e' * 200_000,
+    b'POST /classify HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n'
+    + b'T: '
+    + b'y' * 200_000,
+    b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03' + b'\0' * 500,  # TLS
+]
+
+
+@pytest.mark.parametrize('data', MALFORMED, ids=lambda data: repr(data[:40]))
+def test_malformed_http(live, caplog, data):
+    with live.link() as link:
+        with contextlib.suppress(ConnectionError):
+            link.sendall(data)
+        answer = read_all(link)
+    if answer:  # else the connection was reset, as more than its error could be was under way
+        assert status_of(answer) == 400
+        assert json.loads(answer.partition(b'\r\n\r\n')[2]) == {'error': 'not a valid HTTP request'}
+    assert len(data) > 1000 or answer
+    assert live.get('/v2').status == 200
+    assert not caplog.records
+
+
+def test_a_refused_upload_that_goes_on_malformed(live, caplog):
+    """The answer has begun, so there is no second one."""
+    with live.link() as link:
+        link.sendall(b'POST /nothing HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n')
+        answer = read_answer(link)
+        link.sendall(b'ZZ\r\n')
+        assert read_all(link) == b''
+    assert status_of(answer) == 404
+    assert not caplog.records
+
+
+def test_upgrades_are_ignored(live):
+    more = 'Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: x\r\nConnection: close'
+    answer = live.raw(f'GET /v2 HTTP/1.1\r\nHost: x\r\n{more}\r\n\r\n'.encode())
+    assert status_of(answer) == 200
+
+
+def test_requests_in_a_row_on_one_connection(live):
+    """Sent all at once, too."""
+    one = b'GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n'
+    last = b'GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n'
+    upload = head(len(PICTURE)) + PICTURE
+    answers = live.raw(one * 20 + upload + one * 5 + last)
+    assert re.findall(rb'HTTP/1.1 (\d+)', answers) == [b'200'] * 27
+    assert answers.count(b'"probability"') == 5
+
+
+def test_a_full_queue(fake):
+    with in_thread([fake], max_batch=1, capacity=2) as server:
+        fake.go.clear()
+        asked = [in_background(server.classify, PICTURE)]
+        assert fake.running.wait(10)
+        asked += [in_background(server.classify, PICTURE) for _ in range(2)]
+        eventually(lambda: server.metric('classifier_queue_images') == 2)
+        for reply in (server.classify(PICTURE), server.infer(request(tensor(1)))):
+            assert (reply.status, reply.headers['Retry-After']) == (503, '1')
+            assert reply.error == 'too many images are waiting; try again'
+        assert server.get('/v2/health/ready').status == 200
+        fake.go.set()
+        assert [future.result(10).status for future in asked] == [200] * 3
+        assert server.metric('classifier_refused_total{reason="queue"}') == 2
+
+
+def test_an_answer_that_comes_too_late(fake):
+    with in_thread([fake], Limits(answer_s=0.3), max_batch=1) as server:
+        fake.go.clear()
+        running = in_background(server.classify, PICTURE)
+        assert fake.running.wait(10)
+        reply = server.classify(PICTURE)
+        assert (reply.status, reply.error) == (504, 'no answer within 0.3 s')
+        assert running.result(10).status == 504
+        fake.go.set()
+        assert server.classify(PICTURE).status == 200
+    assert fake.seen == [1, 1]  # the second one was never run
+
+
+def test_a_picture_whose_turn_comes_too_late_is_not_decoded(fake, monkeypatch):
+    go, decoded = threading.Event(), []
+
+    def prepare(pixels: np.ndarray) -> np.ndarray:
+        decoded.append(pixels)
+        assert go.wait(20)
+        return pixels
+
+    monkeypatch.setattr(fake, 'prepare', prepare)
+    with in_thread([fake], Limits(answer_s=0.5)) as server:
+        asked = [in_background(server.classify, PICTURE) for _ in range(cores() + 1)]
+        eventually(lambda: server.metric('classifier_queue_images') == len(asked))
+        eventually(lambda: len(decoded) == cores())
+        time.sleep(0.6)
+        go.set()
+        assert {future.result(10).status for future in asked} == {504}
+    assert len(decoded) == cores()
+    assert fake.seen == []
+
+
+def test_a_client_that_has_gone_costs_no_run(fake):
+    with in_thread([fake], max_batch=1) as server:
+        fake.go.clear()
+        running = in_background(server.classify, PICTURE)
+        assert fake.running.wait(10)
+        with server.link() as link:
+            link.sendall(head(len(PICTURE)) + PICTURE)
+            eventually(lambda: server.metric('classifier_queue_images') == 1)
+        eventually(lambda: server.metric('classifier_queue_images') == 0)
+        fake.go.set()
+        assert running.result(10).status == 200
+        assert server.classify(PICTURE).status == 200
+        assert server.metric('classifier_requests_total{route="classify",status="499"}') == 1
+    assert fake.seen == [1, 1]
+
+
+def test_a_network_that_fails(fake, caplog):
+    with in_thread([fake]) as server:
+        fake.error = RuntimeError('out of memory')
+        for reply in (server.classify(PICTURE), server.infer(request(tensor(1)))):
+            assert reply.status == 500
+            assert reply.error == 'the network has failed; the log of the server says why'
+        fake.error = None
+        assert server.classify(PICTURE).status == 200
+    errors = [str(record.exc_info[1]) for record in caplog.records]
+    assert errors == ['out of memory'] * 2
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_logits_that_are_no_numbers(fake, monkeypatch):
+    with in_thread([fake]) as server:
+        images = np.full((1, 3, SIZE, SIZE), 3e38, np.float32)
+        reply = server.infer(request(images))
+        assert reply.status == 400
+        assert 'not finite' in reply.error
+        monkeypatch.setattr(fake, 'prepare', lambda pixels: np.full((1, 4), np.inf, np.float32))
+        reply = server.classify(PICTURE)
+        assert (reply.status, reply.error) == (500, "the network's logits are not finite")
+
+
+def test_a_bug_of_ours_is_told_to_the_log_alone(fake, caplog, monkeypatch):
+    with in_thread([fake]) as server:
+        monkeypatch.setattr(fake, 'prepare', lambda pixels: 1 / 0)
+        reply = server.classify(PICTURE)
+        assert (reply.status, reply.error) == (500, 'a bug of the server; its log says which')
+        assert reply.headers['X-Content-Type-Options'] == 'nosniff'
+        assert server.metric('classifier_requests_total{route="classify",status="500"}') == 1
+        assert server.metric('classifier_queue_images') == 0
+    assert 'ZeroDivisionError' in caplog.text
+
+
+def burst(server: Client, count: int, *, at_once: int) -> dict[int, int]:
+    """So many uploads, each on a connection of its own: how many got which status."""
+    statuses: dict[int, int] = {}
+    lock, numbers = threading.Lock(), iter(range(count))
+    data = picture(200, 150, format='JPEG')
+
+    def work() -> None:
+        while True:
+            with lock:
+                if next(numbers, None) is None:
+                    return
+            status = server.classify(data).status
+            with lock:
+                statuses[status] = statuses.get(status, 0) + 1
+
+    threads = [threading.Thread(target=work) for _ in range(at_once)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return statuses
+
+
+def check_burst(folder, count: int, *, at_once: int) -> None:
+    with command(folder, '--queue', '4', '--max-batch', '2') as server:
+        assert server.classify(PICTURE).status == 200
+        burst(server, 100, at_once=20)
+        before = server.resident()
+        statuses = burst(server, count, at_once=at_once)
+        assert sum(statuses.values()) == count
+        assert set(statuses) <= {200, 503, 504}
+        assert statuses[200] > 0
+        assert server.classify(PICTURE).status == 200
+        assert server.metric('classifier_queue_images') == 0
+        assert server.metric('classifier_bodies_bytes') == 0
+        assert server.resident() - before < 64 << 20
+        server.process.terminate()
+        code, _, err = server.end()
+        assert (code, err) == (0, '')
+
+
+def test_a_burst(folder):
+    check_burst(folder, 500, at_once=50)
+
+
+@pytest.mark.slow
+def test_a_burst_of_thousands(folder):
+    check_burst(folder, 6000, at_once=300)
+
+
+@pytest.mark.slow
+def test_a_thousand_uploads_that_never_end(folder):
+    """Each announces 16 MB and sends a little; the memory stays, and so do those who behave."""
+    with command(folder) as server, contextlib.ExitStack() as stack:
+        assert server.classify(PICTURE).status == 200
+        before = server.resident()
+        for number in range(1500):
+            try:
+                link = stack.enter_context(server.link())
+                link.sendall(head(16 << 20) + b'\0' * 100_000)
+            except OSError:
+                continue
+            if number % 100 == 0:
+                assert server.resident() - before < 300 << 20
+        assert server.get('/v2/health/live').status in (200, 503)
+        stack.close()
+        eventually(lambda: server.metric('classifier_bodies_bytes') == 0)
+        assert server.classify(PICTURE).status == 200
+
+
+# The end
+
+
+def half_sent(server: Client) -> socket.socket:
+    link = server.link()
+    link.sendall(head(len(PICTURE)) + PICTURE[:100])
+    eventually(lambda: server.metric('classifier_bodies_bytes') == len(PICTURE))
+    return link
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_it_finish_what_is_in_flight(folder, number):
+    with command(folder) as server:
+        link, idle = half_sent(server), server.link()
+        server.process.send_signal(number)
+        assert read_all(idle) == b''  # who has asked nothing is not waited for
+        with pytest.raises(ConnectionError):
+            server.link()
+        link.sendall(PICTURE[100:])
+        assert status_of(read_all(link)) == 200
+        code, out, err = server.end()
+        assert (code, err) == (0, '')
+        assert out == 'stopping: answering what is in flight; once more ends at once\n'
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_at_once(folder, number):
+    with command(folder) as server:
+        half_sent(server)
+        server.process.send_signal(number)
+        assert 'stopping' in server.process.stdout.readline()
+        start = time.monotonic()
+        server.process.send_signal(number)
+        code, _, err = server.end(timeout_s=10)
+        assert (code, err) == (-number, '')
+        assert time.monotonic() - start < 3
+
+
+def test_it_doesnt_wait_for_ever(fake, caplog):
+    """A client that never sends its body is told that the server has stopped."""
+    with in_thread([fake], drain_s=1) as server:
+        link = half_sent(server)
+        start = time.monotonic()
+        server.stop()
+        assert time.monotonic() - start < 5
+        answer = read_all(link)
+        assert status_of(answer) == 503
+        assert b'the server has stopped' in answer
+    assert 'Traceback' not in caplog.text
+
+
+def test_while_it_stops_it_is_not_ready_and_takes_nothing_new(fake):
+    with in_thread([fake]) as server:
+        fake.go.clear()
+        asked = in_background(server.classify, PICTURE)
+        assert fake.running.wait(10)
+        server.service.stop()
+        for path in ('/v2/health/ready', f'/v2/models/{MODEL}/ready'):
+            assert server.get(path).status == 503
+        for reply in (server.classify(PICTURE), server.infer(request(tensor(1)))):
+            assert (reply.status, reply.error) == (503, 'the server is stopping')
+            assert reply.headers['Retry-After'] == '1'
+        assert server.get('/v2/health/live').status == 200
+        fake.go.set()
+        assert asked.result(10).status == 200
+
+
+# The command line
+
+
+def refused(*arguments: str) -> str:
+    """Exit code 2, and one line, without its beginning."""
+    run = subprocess.run(
+        [sys.executable, SERVE, *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 2
+    assert 'Traceback' not in run.stderr
+    return run.stderr.splitlines()[-1].removeprefix('serve.py: ')
+
+
+def test_the_command_says_where_it_is_and_with_what(folder):
+    with command(folder, '--instances', '2', '--timeout-s', '0.5', '--max-body-mb', '2') as server:
+        assert server.said[0] == 'engine: paddle (as asked for)\n'
+        url = f'http://127.0.0.1:{server.port}/'
+        assert server.said[-1] == f'{MODEL}: {url} (Ctrl-C ends it)\n'
+        assert server.get('/about').json['limits'] == {'bytes': 2 << 20, 'pixels': 64 << 20}
+        assert len(server.classify(PICTURE).json['classes']) == 5
+
+
+def test_wrong_arguments(folder, tmp_path):
+    good = str(folder)
+    assert 'is no folder' in refused(str(tmp_path / 'nothing'))
+    assert 'holds no inference.yml' in refused(str(tmp_path))
+    assert '--queue 8 is less than a batch' in refused(good, '--queue', '8')
+    assert 'above 0' in refused(good, '--max-batch', '0')
+    assert 'above 0' in refused(good, '--timeout-s', 'nan')
+    assert 'above 0' in refused(good, '--max-delay-ms', '-1')
+    assert 'not a port' in refused(good, '--port', '65536')
+    assert 'cannot listen on 192.0.2.1, port 8000' in refused(good, '--host', '192.0.2.1')
+    assert 'cannot listen on no.such.invalid' in refused(good, '--host', 'no.such.invalid')
+    assert 'cannot listen on' in refused(good, '--host', 'x' * 100)
+
+
+def test_packages_that_are_missing(monkeypatch):
+    monkeypatch.setattr(serve, 'PACKAGES', ('uvicorn', 'no_such_package'))
+    with pytest.raises(UserError, match=r'^not installed: no_such_package; pip install -r '):
+        serve.require_packages()
+
+
+def test_a_port_that_is_taken(folder):
+    with socket.create_server(('127.0.0.1', 0)) as taken:
+        port = taken.getsockname()[1]
+        start = time.monotonic()
+        text = refused(str(folder), '--port', str(port))
+    assert text == f'cannot listen on 127.0.0.1, port {port}: Address already in use'
+    assert time.monotonic() - start < 5  # no engine was started
+
+
+def test_help_answers_at_once_and_without_the_frameworks():
+    code = (
+        'import sys, runpy; sys.argv = [sys.argv[1], "--help"]\n'
+        'sys.path.insert(0, sys.argv[0].rpartition("/")[0])\n'
+        'try: runpy.run_path(sys.argv[0], run_name="__main__")\n'
+        'except SystemExit as end: assert not end.code\n'
+        'heavy = {"paddle", "onnxruntime", "openvino", "tensorrt", "uvicorn", "starlette"}\n'
+        'print(sorted(heavy & set(sys.modules)))\n'
+    )
+    run = subprocess.run([sys.executable, '-c', code, SERVE], capture_output=True, text=True)
+    assert run.stdout.endswith('\n[]\n'), run.stderr
+    assert '--max-delay-ms' in run.stdout
+
+
+def test_it_needs_nothing_of_the_repository(folder, tmp_path):
+    """A copy of deploy/ alone, started from elsewhere."""
+    import shutil
+
+    shutil.copytree(REPOSITORY / 'deploy', tmp_path / 'copy')
+    code = f'import sys; sys.path.insert(0, {str(tmp_path / "copy")!r}); import server.app'
+    environment = {**os.environ, 'PYTHONPATH': ''}
+    run = subprocess.run(
+        [sys.executable, '-c', code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (run.returncode, run.stderr) == (0, '')
