@@ -1,4 +1,4 @@
-"""python3 -m benchmarks [PART ...] [--photos DIR] [--quick]
+"""python3 -m benchmarks [PART ...] [--photos DIR] [--exported DIR] [--quick]
 
 Measures, prints tables, and keeps the figures in benchmarks/results.json. Run it on a machine that
 does nothing else. --quick only shows that everything works: its figures mean nothing, none is kept.
@@ -17,7 +17,9 @@ from benchmarks.report import RESULTS, merge
 PARTS = (
     *('train_step', 'scaling', 'pipeline', 'photos'),
     *('startup', 'memory', 'growth', 'profile_step'),
+    *('serving', 'serving_load'),
 )
+FOLDERS = {'photos': 'photos', 'serving': 'exported', 'serving_load': 'exported'}  # part -> option
 
 
 def main() -> None:
@@ -30,6 +32,13 @@ def main() -> None:
     )
     parser.add_argument('parts', nargs='*', metavar='PART', help=f'of {", ".join(PARTS)}')
     parser.add_argument('--photos', type=Path, metavar='DIR', help='photographs, for photos')
+    parser.add_argument(
+        '--exported',
+        type=Path,
+        metavar='DIR',
+        help='exported networks (wide_resnet28_10/ ...) for serving and serving_load; otherwise '
+        'they are made, with random weights',
+    )
     parser.add_argument('--quick', action='store_true', help='a few steps of each, nothing kept')
     args = parser.parse_args()
     unknown = [part for part in args.parts if part not in PARTS]
@@ -39,12 +48,13 @@ def main() -> None:
         start = time.perf_counter()
         module = importlib.import_module(f'benchmarks.{part}')
         print(f'\n## {part}\n\n{(module.__doc__ or "").strip()}', flush=True)
-        if part == 'photos' and args.photos and not args.photos.is_dir():
-            parser.error(f'{args.photos} is not a folder')
+        folders = [getattr(args, FOLDERS[part])] if part in FOLDERS else []
+        if any(folder and not folder.is_dir() for folder in folders):
+            parser.error(f'{folders[0]} is not a folder')
         if part == 'photos' and not args.photos and not args.quick:
             print('skipped: name a folder of <class>/*.jpg with --photos DIR')
             continue
-        result = module.run(args.quick, *([args.photos] if part == 'photos' else []))
+        result = module.run(args.quick, *folders)
         result.show()
         if not args.quick:
             merge(part, result)

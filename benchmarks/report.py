@@ -87,7 +87,10 @@ def write_results(everything: dict[str, Any]) -> None:
 
 def machine() -> dict[str, Any]:
     """Where and with what the figures were measured."""
-    packages = ('paddlepaddle', 'torch', 'numpy', 'pillow', 'simplejpeg', 'opencv-python-headless')
+    packages = (
+        *('paddlepaddle', 'torch', 'onnxruntime', 'openvino'),
+        *('numpy', 'pillow', 'simplejpeg', 'opencv-python-headless'),
+    )
     return {
         'cpu': _cpu_model(),
         'cores': len(os.sched_getaffinity(0)),

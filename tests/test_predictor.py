@@ -51,7 +51,8 @@ np.save(sys.argv[3], predictor.probabilities(pixels))
 def own_cache(tmp_path, monkeypatch):
     """So that no test finds what another, or the user, has remembered."""
     monkeypatch.setattr(choice, 'REMEMBERED', tmp_path / 'cache' / 'engines.json')
-    monkeypatch.setattr(choice, 'TRIAL_S', 0.02)
+    monkeypatch.setattr(choice, 'TURN_S', 0.01)
+    monkeypatch.setattr(choice, 'SETTLE_S', 0)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     monkeypatch.setenv('CUSTOM_DEVICE_ROOT', '')
 

@@ -22,7 +22,9 @@ from predictor.folder import Description
 from predictor.setting import Engine, Setting
 
 REMEMBERED = machine.CACHE / 'engines.json'
-TRIAL_S = 0.5  # of each way to run, after a first call that is not counted
+TURNS, TURN_S = 3, 0.15  # of each way to run
+SETTLE_S = 0.25  # until the threads of the engine before have ceased to spin
+PATIENCE_S = 10.0  # after which the second turn is the last
 PACKAGES = ('paddlepaddle', 'onnxruntime', 'openvino')
 
 
@@ -52,7 +54,7 @@ def choose(description: Description, setting: Setting, *, tell: Callable[[str], 
     known = _recall(key)
     if known is not None and known['engine'] in able and known['part'] in (1, setting.batch):
         when = f'as tried on {known["date"]}, {REMEMBERED}'
-        return Choice(known['engine'], known['part'], _reason(known['rates'], when))
+        return Choice(known['engine'], known['part'], _reason(known, setting, when))
     tell(f'trying {", ".join(able)} (once for this model and machine; --engine names one)')
     return _quickest(description, setting, able, key)
 
@@ -72,48 +74,76 @@ def _first(description: Description, setting: Setting, names: list[str]) -> Choi
 
 
 def _quickest(description: Description, setting: Setting, names: list[str], key: str) -> Choice:
-    """Each engine that starts, timed; engines that don't are left out."""
-    rates: dict[str, float] = {}
-    best: Optional[tuple[float, str, int, Engine]] = None
-    failures = []
+    """Of the engines that start and run; the others are left out, and their reasons said."""
+    trials, failures = [], []
     for name in names:
         try:
-            engine = make(name, description, setting)
-            tried = {part: _rate(engine, description, part) for part in {1, setting.batch}}
+            trials.append(Trial(name, make(name, description, setting), description, setting.batch))
         except UserError as error:
             failures.append(str(error))
-            continue
         except Exception as error:  # from C++ anything at all
             failures.append(f'engine {name} fails: {in_a_line(error)}')
-            continue
-        part = max(tried, key=lambda part: tried[part])
-        rates[name] = round(tried[part], 2)
-        if best is None or tried[part] > best[0]:
-            best = tried[part], name, part, engine
-    if best is None:
+    if not trials:
         raise UserError(f'no engine runs this model: {"; ".join(failures)}')
-    _, name, part, engine = best
-    when = '; '.join(['tried just now', *failures])
+    start = time.perf_counter()
+    for turn in range(TURNS):
+        for trial in trials:
+            trial.take_turn()
+        if turn and time.perf_counter() - start > PATIENCE_S:
+            break
+    best = max(trials, key=lambda trial: trial.rate)
+    rates = {trial.name: round(trial.rate, 2) for trial in trials}
+    found = {'engine': best.name, 'part': best.part, 'rates': rates}
     if not failures:
-        _remember(key, {'engine': name, 'part': part, 'rates': rates})
-    return Choice(name, part, _reason(rates, when), engine)
+        _remember(key, found)
+    when = '; '.join(['tried just now', *failures])
+    return Choice(best.name, best.part, _reason(found, setting, when), best.engine)
 
 
-def _rate(engine: Engine, description: Description, part: int) -> float:
-    """Images a second, from the quickest of some calls."""
-    images = np.zeros((part, *description.input.shape), description.input.type)
-    engine(images)
-    best, start = float('inf'), time.perf_counter()
-    while time.perf_counter() - start < TRIAL_S:
-        before = time.perf_counter()
-        engine(images)
-        best = min(best, time.perf_counter() - before)
-    return part / best
+class Trial:
+    """An engine's calls: with one image, and with a whole batch. The first ones do not count.
+
+    Engines take turns, and the quickest call counts: so a slow moment of the machine harms none.
+    """
+
+    def __init__(self, name: str, engine: Engine, description: Description, batch: int) -> None:
+        self.name, self.engine = name, engine
+        shape, kind = description.input.shape, description.input.type
+        pixels = np.random.default_rng(0).uniform(0, 255, (batch, *shape)).astype(kind)
+        self._images = {part: pixels[:part] for part in {1, batch}}
+        self._quickest_s = dict.fromkeys(self._images, float('inf'))
+        for images in self._images.values():
+            engine(images)
+
+    def take_turn(self) -> None:
+        time.sleep(SETTLE_S)
+        for part, images in self._images.items():
+            end = time.perf_counter() + TURN_S
+            while True:
+                start = time.perf_counter()
+                self.engine(images)
+                now = time.perf_counter()
+                self._quickest_s[part] = min(self._quickest_s[part], now - start)
+                if now > end:
+                    break
+
+    @property
+    def part(self) -> int:
+        """How many images at a time are run most quickly."""
+        return min(self._images, key=lambda part: self._quickest_s[part] / part)
+
+    @property
+    def rate(self) -> float:
+        """Images a second."""
+        return self.part / self._quickest_s[self.part]
 
 
-def _reason(rates: dict[str, float], when: str) -> str:
+def _reason(found: dict[str, Any], setting: Setting, when: str) -> str:
+    rates = found['rates']
     order = sorted(rates, key=lambda name: -rates[name])
-    return f'{", ".join(f"{name} {rates[name]:.1f}" for name in order)} images/s, {when}'
+    speeds = ', '.join(f'{name} {rates[name]:.1f}' for name in order)
+    singly = ', image by image' if found['part'] < setting.batch else ''
+    return f'{speeds} images/s{singly}, {when}'
 
 
 def _key(description: Description, setting: Setting) -> str:
