@@ -24,7 +24,9 @@ from predictor.setting import Engine, Setting
 REMEMBERED = machine.CACHE / 'engines.json'
 TURNS, TURN_S = 3, 0.15  # of each way to run
 SETTLE_S = 0.25  # until the threads of the engine before have ceased to spin
-PATIENCE_S = 10.0  # after which the second turn is the last
+HOPELESS = 0.85  # of the quickest engine's speed: such a one has no further turn
+CLEARLY = 0.95
+LARGEST = 8  # images of a trial
 PACKAGES = ('paddlepaddle', 'onnxruntime', 'openvino')
 
 
@@ -85,14 +87,14 @@ def _quickest(description: Description, setting: Setting, names: list[str], key:
             failures.append(f'engine {name} fails: {in_a_line(error)}')
     if not trials:
         raise UserError(f'no engine runs this model: {"; ".join(failures)}')
-    start = time.perf_counter()
-    for turn in range(TURNS):
+    every = trials
+    for _ in range(TURNS):
         for trial in trials:
             trial.take_turn()
-        if turn and time.perf_counter() - start > PATIENCE_S:
-            break
+        most = max(trial.rate for trial in trials)
+        trials = [trial for trial in trials if trial.rate >= HOPELESS * most]
     best = max(trials, key=lambda trial: trial.rate)
-    rates = {trial.name: round(trial.rate, 2) for trial in trials}
+    rates = {trial.name: round(trial.rate, 2) for trial in every}
     found = {'engine': best.name, 'part': best.part, 'rates': rates}
     if not failures:
         _remember(key, found)
@@ -101,27 +103,29 @@ def _quickest(description: Description, setting: Setting, names: list[str], key:
 
 
 class Trial:
-    """An engine's calls: with one image, and with a whole batch. The first ones do not count.
+    """An engine's time for a batch: whole, and image by image. The first call does not count.
 
-    Engines take turns, and the quickest call counts: so a slow moment of the machine harms none.
+    Engines take turns, and the quickest time counts: so a slow moment of the machine harms none.
     """
 
     def __init__(self, name: str, engine: Engine, description: Description, batch: int) -> None:
         self.name, self.engine = name, engine
-        shape, kind = description.input.shape, description.input.type
-        pixels = np.random.default_rng(0).uniform(0, 255, (batch, *shape)).astype(kind)
-        self._images = {part: pixels[:part] for part in {1, batch}}
-        self._quickest_s = dict.fromkeys(self._images, float('inf'))
-        for images in self._images.values():
-            engine(images)
+        shape, kind = (min(batch, LARGEST), *description.input.shape), description.input.type
+        self._images = np.random.default_rng(0).uniform(0, 255, shape).astype(kind)
+        # By how many images are run at a time. A whole batch stands for any larger one.
+        self._quickest_s = dict.fromkeys((len(self._images), 1), float('inf'))
+        self._batch = batch
+        for part in self._quickest_s:
+            engine(self._images[:part])
 
     def take_turn(self) -> None:
         time.sleep(SETTLE_S)
-        for part, images in self._images.items():
+        for part in self._quickest_s:
             end = time.perf_counter() + TURN_S
             while True:
                 start = time.perf_counter()
-                self.engine(images)
+                for first in range(0, len(self._images), part):
+                    self.engine(self._images[first : first + part])
                 now = time.perf_counter()
                 self._quickest_s[part] = min(self._quickest_s[part], now - start)
                 if now > end:
@@ -129,13 +133,15 @@ class Trial:
 
     @property
     def part(self) -> int:
-        """How many images at a time are run most quickly."""
-        return min(self._images, key=lambda part: self._quickest_s[part] / part)
+        """How many images at a time; one by one only if that is clearly quicker."""
+        singly_s, whole_s = self._quickest_s[1], self._quickest_s[len(self._images)]
+        return 1 if singly_s < CLEARLY * whole_s else self._batch
 
     @property
     def rate(self) -> float:
         """Images a second."""
-        return self.part / self._quickest_s[self.part]
+        seconds = self._quickest_s[1 if self.part == 1 else len(self._images)]
+        return len(self._images) / seconds
 
 
 def _reason(found: dict[str, Any], setting: Setting, when: str) -> str:
