@@ -1,9 +1,9 @@
 """deploy/serve.py under load: 32 clients on the same two cores, each with one image a request.
 
-Claim: gathering requests into batches of up to 16 answers no fewer of them than running each by
-itself, and neither makes errors. Falsified by: python3 -m benchmarks serving_load. The servers with
-and without batches are both alive and take turns, a minute each in all; latencies are the clients',
-who share the cores with the server.
+Claim: gathering requests into batches of up to 16 answers at least 1.3 times as many of them as
+running each by itself, and neither makes errors. Falsified by: python3 -m benchmarks serving_load.
+The servers with and without batches are both alive and take turns, a minute each in all; latencies
+are the clients', who share the cores with the server.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ KINDS = {'classify': 'PNG to /classify', 'infer': 'binary tensor to infer'}
 BATCHED, ALONE = 16, 1  # --max-batch
 ROUNDS, TURN_S = 6, 10.0
 START_S = 120.0  # the first start tries the engines
-WANTED = 1.0
+WANTED = 1.3
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from engine.weights import load_weights, write_arrays
 from export import export
 
 QUICKSTART = REPOSITORY / 'configs' / 'quickstart.yaml'
-HAS_CONVERTER = sys.version_info < (3, 13)  # for which paddle2onnx has no wheels
+HAS_CONVERTER = importlib.util.find_spec('paddle2onnx') is not None  # not everywhere
 FAMILIES = [
     ('wide_resnet10_1', 8),
     ('resnext11_2x4d', 8),

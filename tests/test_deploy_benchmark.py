@@ -137,7 +137,9 @@ def test_threads_and_batches_reach_the_engine(measure, tmp_path):
     assert list(found) == [(1, 1), (1, 3), (2, 1), (2, 3)]
     for (threads, batch), figures in found.items():
         least = 40 * batch / threads
-        assert least <= figures['p50_ms'] < 1.45 * least
+        assert (
+            least <= figures['p50_ms'] < 1.9 * least
+        )  # half of what the other count of threads takes
         assert figures['images_per_second'] <= 25 * threads
 
 

@@ -115,6 +115,30 @@ def test_a_picture_of_just_the_allowed_number_of_pixels_is_read_and_no_larger_on
         read_picture(data, max_pixels=40 * 60 - 1)
 
 
+def test_a_jpeg_that_goes_over_its_pixels_again_and_again_is_refused():
+    """Seconds of work for each kilobyte, if the picture is large."""
+    file = picture_files.jpeg(picture_files.smooth(), progressive=True)
+    scan, end = file[file.rindex(b'\xff\xda') : -2], file[-2:]
+    assert end == b'\xff\xd9'
+    most = file[:-2] + scan * (100 - file.count(b'\xff\xda'))
+    assert read_picture(most + end).size == (60, 40)
+    with pytest.raises(BadPicture, match=r'^has more than 100 scans$'):
+        read_picture(most + scan + end)
+    # What only looks like scans: in a comment, and behind the end.
+    comment = b'\xff\xfe' + struct.pack('>H', 2002) + b'\xff\xda' * 1000
+    looks = file[:2] + comment + file[2:] + b'\xff\xda' * 1000
+    np.testing.assert_array_equal(read_picture(looks), read_picture(file))
+
+
+def test_a_plain_ppm_of_comments_is_refused():
+    head, pixels = b'P3 2 1 255\n', b'1 2 3 4 5 6\n'
+    assert read_picture(head + b'#\n' * 1000 + pixels).size == (2, 1)
+    with pytest.raises(BadPicture, match=r'^has more than 1000 comments$'):
+        read_picture(head + b'#\n' * 1001 + pixels)
+    binary = b'P6 40 40 255\n' + b'#' * 4800
+    assert read_picture(binary).getpixel((0, 0)) == (35, 35, 35)
+
+
 def huge_files() -> dict[str, bytes]:
     """A few bytes each, that claim to be 50,000 x 50,000."""
     side = 50_000

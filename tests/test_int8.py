@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import yaml
 from conftest import REPOSITORY, execute
@@ -44,6 +43,8 @@ def measured(model: Path, mean: np.ndarray, std: np.ndarray) -> float:
 
 
 def test_the_weights_have_8_bits_and_the_network_is_as_accurate_as_it_says(run, tmp_path):
+    import onnx
+
     result = execute(tmp_path, 'export.py', '-w', str(run), '--output', 'out', '--int8')
     assert (result.returncode, result.stderr) == (0, '')
     (line,) = re.findall(r'model\.int8\.onnx: .* of 359 of 359 test images, .*', result.stdout)

@@ -167,8 +167,7 @@ def test_logits_that_json_cannot_say_are_refused_and_as_bytes_they_are_not():
         ({'data': [0] * 23 + [1e39]}, 'not finite'),
         ({'data': [0] * 23 + [10**400]}, 'not finite'),
         ({'dtype': 'FP32'}, "unknown key 'dtype'"),
-        ({'parameters': {'content_type': 'np'}}, "unknown parameter 'content_type'"),
-        ({'parameters': {'shared_memory_region': 'x'}}, 'unknown parameter'),
+        ({'parameters': {'shared_memory_region': 'x'}}, 'is not supported'),
         ({'parameters': 3}, 'must be an object'),
         ({'data': None, 'parameters': {'binary_data_size': 96}}, '0 bytes follow the JSON'),
     ],
@@ -241,7 +240,10 @@ def test_a_header_length_that_cuts_the_json():
         ({**request(), 'id': 3}, 'id: must be a string'),
         ({**request(), 'output': []}, "unknown key 'output'"),
         ({**request(), 'parameters': []}, 'parameters: must be an object'),
-        ({**request(), 'parameters': {'priority': 1}}, "unknown parameter 'priority'"),
+        (
+            {**request(), 'parameters': {'sequence_id': 1}},
+            "parameter 'sequence_id' is not supported",
+        ),
         ({**request(), 'parameters': {'binary_data_output': 1}}, 'must be true or false'),
         ({**request(), 'outputs': [{'name': 'probabilities'}]}, "it has 'logits'"),
         ({**request(), 'outputs': [{'name': 'logits'}] * 2}, 'outputs: 2 given'),
@@ -249,7 +251,7 @@ def test_a_header_length_that_cuts_the_json():
         ({**request(), 'outputs': [{'name': 'logits', 'data': 1}]}, "unknown key 'data'"),
         (
             {**request(), 'outputs': [{'name': 'logits', 'parameters': {'classification': 3}}]},
-            "unknown parameter 'classification'",
+            "parameter 'classification' is not supported",
         ),
         (
             {**request(), 'outputs': [{'name': 'logits', 'parameters': {'binary_data': 'yes'}}]},
@@ -290,9 +292,9 @@ def test_empty_is_as_good_as_left_out():
 )
 def test_json_made_to_hurt_is_refused_before_it_does(text):
     """The parser holds Python's lock: the whole server stands still."""
-    start = time.perf_counter()
+    start = time.process_time()
     refusal(text)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
 
 
 def form(*parts: tuple[bytes, bytes], end: bytes = b'--\r\n') -> bytes:
@@ -318,10 +320,19 @@ def test_the_file_of_a_form_is_found_to_the_byte():
     assert file_in_form(KIND, form((file_head(), b''))) == b''
 
 
+def test_a_content_type_made_to_hurt_is_refused_before_it_does():
+    """Python's parser takes the square of its length, and holds the lock."""
+    for kind in (KIND + ';' * 2000, KIND + '; x="' + ';' * 200_000):
+        with pytest.raises(BadRequest, match=r'^a Content-Type of [\d,]+ letters$'):
+            file_in_form(kind, form((file_head(), b'x')))
+
+
 @pytest.mark.parametrize(
     ('kind', 'body', 'says'),
     [
         ('multipart/form-data', form((file_head(), b'x')), 'without a boundary'),
+        ("multipart/form-data; boundary*=idna''%ff", b'', 'without a boundary'),
+        ("multipart/form-data; boundary*=\0''a", b'', 'without a boundary'),
         ('multipart/form-data; boundary=YY', form((file_head(), b'x')), 'cut short'),
         (KIND, form((file_head(), b'x'), end=b''), 'cut short'),
         (KIND, b'', 'cut short'),

@@ -56,7 +56,9 @@ def choose(description: Description, setting: Setting, *, tell: Callable[[str], 
     known = _recall(key)
     if known is not None and known['engine'] in able and known['part'] in (1, setting.batch):
         when = f'as tried on {known["date"]}, {REMEMBERED}'
-        return Choice(known['engine'], known['part'], _reason(known, setting, when))
+        with contextlib.suppress(UserError):  # it started then; else all are tried again
+            engine = make(known['engine'], description, setting)
+            return Choice(known['engine'], known['part'], _reason(known, setting, when), engine)
     tell(f'trying {", ".join(able)} (once for this model and machine; --engine names one)')
     return _quickest(description, setting, able, key)
 

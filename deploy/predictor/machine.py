@@ -20,7 +20,8 @@ CACHE = Path(os.environ.get('XDG_CACHE_HOME') or _CACHES) / 'wide-resnet-resnext
 def find_device(wanted: str) -> str:
     """What is wanted, with a number; 'auto': gpu:0, npu:0 or cpu, whatever is there first."""
     kind, _, number = wanted.partition(':')
-    if kind not in ('auto', 'cpu', 'gpu', 'npu') or (number and not number.isdecimal()):
+    bad = number and (not number.isdecimal() or kind in ('auto', 'cpu'))
+    if kind not in ('auto', 'cpu', 'gpu', 'npu') or bad:
         raise UserError(f'--device {wanted}: auto, cpu, gpu, gpu:1, npu and npu:1 are known')
     if kind == 'cpu':
         return kind

@@ -67,7 +67,7 @@ class OpenVino:
         self._request = compiled.create_infer_request()
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        (logits,) = self._request.infer([images]).values()
+        (logits,) = self._request.infer([images], share_inputs=True).values()
         return np.array(logits)  # what it hands out is written again by the next call
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import warnings
 from typing import Any
 
@@ -14,8 +15,12 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 2**27  # 134 million: a larger picture is an accident or an attack
+MAX_SCANS = 100  # of a JPEG, as in libtiff: 1 is common, and 10 if it is progressive
+MAX_COMMENTS = 1000  # of a PPM in plain text, of which Pillow takes the square
 FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')
 SIXTEEN_BITS = ('I', 'I;16', 'I;16B', 'I;16L')
+MARKER = re.compile(rb'\xff([\x02-\xcf\xd9-\xfe])')  # of a JPEG, but for those within its scans
+END, SCAN = b'\xd9', b'\xda'
 
 Image.MAX_IMAGE_PIXELS = None  # checked here, by an error instead of a warning
 warnings.filterwarnings('ignore', module=r'PIL\.')  # of EXIF; damaged pixels are errors
@@ -28,7 +33,7 @@ class BadPicture(Exception):
 def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The picture in these bytes: upright, RGB; of an animation the first. BadPicture if none."""
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise BadPicture('is not a picture' if data else 'is empty') from None
     except Exception as error:  # a damaged header can raise anything at all
@@ -36,9 +41,14 @@ def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     if image.width * image.height > max_pixels:
         size = f'{image.width} x {image.height}'
         raise BadPicture(f'has {size} pixels, more than {max_pixels / 1e6:.0f} million')
+    if image.format in ('JPEG', 'MPO') and _has_many_scans(data):
+        raise BadPicture(f'has more than {MAX_SCANS} scans')
+    if data[:2] in (b'P1', b'P2', b'P3') and data.count(b'#') > MAX_COMMENTS:
+        raise BadPicture(f'has more than {MAX_COMMENTS} comments')
     try:
         image.load()
-        return _as_rgb(_upright(image))
+        image = _upright(image)  # under the old name, so that only one is in memory
+        return _as_rgb(image)
     except BadPicture:
         raise
     except Exception as error:  # so can damaged pixels
@@ -68,6 +78,19 @@ def _span(side: int, goal: int, size: int) -> tuple[tuple[int, int], tuple[float
     return (start, stop), (low - start, high - start)
 
 
+def _has_many_scans(data: bytes) -> bool:
+    """Whether this JPEG goes over all its pixels again and again: 10 bytes a time, and hours."""
+    if data.count(b'\xff' + SCAN) <= MAX_SCANS:
+        return False
+    # Some may lie in other parts, or behind the end, where telephones put films.
+    scans, found = 0, MARKER.search(data)
+    while found is not None and found[1] != END and scans <= MAX_SCANS:
+        scans += found[1] == SCAN
+        length = int.from_bytes(data[found.end() : found.end() + 2], 'big')
+        found = MARKER.search(data, found.end() + length)
+    return scans > MAX_SCANS
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """As EXIF says. It is an ornament: where it is damaged, the picture stays as it is."""
     try:
@@ -86,7 +109,7 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray((values >> 8).astype(np.uint8))
     if image.mode == 'P' and 'transparency' in image.info:
         image = image.convert('RGBA')
-    return image.convert('RGB')
+    return image if image.mode == 'RGB' else image.convert('RGB')
 
 
 def _first_line(error: Any) -> str:

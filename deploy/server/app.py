@@ -51,6 +51,7 @@ HEADERS = {
     'Cache-Control': 'no-store',
 }
 TOP = 5
+DECODERS = 4  # at most: a large picture takes a gigabyte while it is decoded
 EXPECTED = (Refused, BadRequest, BadPicture, Busy, Closing, Expired, Failed, ClientDisconnect)
 
 
@@ -83,7 +84,8 @@ class Service:
         self._first = predictors[0]
         self._description = self._first.description
         self._limits = limits
-        self._workers = ThreadPoolExecutor(machine.cores(), thread_name_prefix='worker')
+        threads = min(machine.cores(), DECODERS)
+        self._workers = ThreadPoolExecutor(threads, thread_name_prefix='worker')
         self._bodies = Bodies(limits, self._workers)
         self._signature = _signature(self._first, max_batch)
         self._stopping = False
@@ -258,14 +260,18 @@ class Service:
         return time.monotonic() + self._limits.answer_s
 
     async def _in_worker(self, deadline: float, work: Callable[..., T], *given: Any) -> T:
-        """Run it in a thread, unless its turn comes after the deadline."""
+        """Run it in a thread, unless its turn comes after the deadline; Expired at that time."""
 
         def in_time() -> T:
             if time.monotonic() > deadline:
                 raise Expired
             return work(*given)
 
-        return await asyncio.get_running_loop().run_in_executor(self._workers, in_time)
+        run = asyncio.get_running_loop().run_in_executor(self._workers, in_time)
+        try:
+            return await asyncio.wait_for(run, deadline - time.monotonic())
+        except asyncio.TimeoutError:
+            raise Expired from None
 
     def _decode(self, content_type: str, body: bytes) -> Decoded:
         start = time.perf_counter()

@@ -35,7 +35,7 @@ class Limits:
     pixels: int = 64_000_000
     answer_s: float = 30.0  # from a body's last byte
     body_s: float = 60.0  # from its first: 16 MB at 2.2 Mbit/s
-    head_s: float = 10.0  # for a request's head, and between two requests
+    head_s: float = 10.0  # for a request's head, and for a client to read its answer
     linger_s: float = 2.0  # for a client to read why its upload is refused
     connections: int = 1000
 
@@ -58,14 +58,19 @@ class Refused(Exception):
 class Body:
     """A request's bytes. They count as held until they are released, or the block ends."""
 
-    def __init__(self, data: bytes, give_back: Callable[[], None]) -> None:
-        self.data = data
-        self._give_back = give_back
+    def __init__(self, bodies: Bodies) -> None:
+        self.data = b''
+        self._bodies, self._held = bodies, 0
+
+    def hold(self, size: int) -> None:
+        """So many bytes more; Refused if the others' fill the memory."""
+        self._bodies.reserve(size)
+        self._held += size
 
     def release(self) -> None:
         self.data = b''
-        self._give_back()
-        self._give_back = lambda: None
+        self._bodies.held -= self._held
+        self._held = 0
 
     def __enter__(self) -> Body:
         return self
@@ -83,7 +88,7 @@ class Bodies:
     """Reads the bodies of requests, within the limits. For one event loop."""
 
     def __init__(self, limits: Limits, workers: Executor) -> None:
-        self.held = 0  # bytes that are in memory, or promised to a client
+        self.held = 0  # bytes in memory: what is announced only costs nothing, so nobody hoards
         self._limits = limits
         self._workers = workers
 
@@ -103,38 +108,34 @@ class Bodies:
         size = _announced_size(request)
         if size is not None and size > most:
             raise self._too_large()
-        need = most if size is None else size
-        give_back = self._reserve(need if packing == 'identity' else need + most)
+        body = Body(self)
         try:
-            data = await self._receive(request)
+            body.data = await self._receive(request, body)
             if packing != 'identity':
+                body.hold(most)  # as large it may become
                 loop = asyncio.get_running_loop()
-                data = await loop.run_in_executor(self._workers, self._unpack, data)
+                body.data = await loop.run_in_executor(self._workers, self._unpack, body.data)
         except BaseException:
-            give_back()
+            body.release()
             raise
-        return Body(data, give_back)
+        return body
 
-    def _reserve(self, size: int) -> Callable[[], None]:
+    def reserve(self, size: int) -> None:
         if self.held + size > self._limits.bodies_bytes:
             raise Refused(503, 'memory', 'too many uploads at once; try again', RETRY_AFTER)
         self.held += size
 
-        def give_back() -> None:
-            self.held -= size
-
-        return give_back
-
-    async def _receive(self, request: Request) -> bytes:
+    async def _receive(self, request: Request, body: Body) -> bytes:
         try:
-            return await asyncio.wait_for(self._collect(request), self._limits.body_s)
+            return await asyncio.wait_for(self._collect(request, body), self._limits.body_s)
         except asyncio.TimeoutError:
             text = f'the body was not there after {self._limits.body_s:g} s'
             raise Refused(408, 'slow_body', text) from None
 
-    async def _collect(self, request: Request) -> bytes:
+    async def _collect(self, request: Request, body: Body) -> bytes:
         chunks, size = [], 0
         async for chunk in request.stream():
+            body.hold(len(chunk))
             size += len(chunk)
             if size > self._limits.body_bytes:
                 raise self._too_large()
