@@ -73,7 +73,11 @@ def parse_arguments() -> argparse.Namespace:
         '--threads', type=numbers, metavar='N,...', help='of a CPU (default: 1, and one a core)'
     )
     parser.add_argument(
-        '--seconds', type=seconds, default=3.0, metavar='S', help='for each figure (default: 3)'
+        '--seconds',
+        type=console.positive_number,
+        default=3.0,
+        metavar='S',
+        help='for each figure (default: 3)',
     )
     parser.add_argument('--device', default='auto', help='auto, cpu, gpu, gpu:1, npu ...')
     parser.add_argument('--precision', choices=('float32', 'float16', 'int8'), default='float32')
@@ -94,13 +98,6 @@ def engine_names(text: str) -> list[str]:
 
 def numbers(text: str) -> list[int]:
     return sorted({console.positive(part) for part in text.split(',')})
-
-
-def seconds(text: str) -> float:
-    with contextlib.suppress(ValueError):
-        if 0 < float(text) < 1e6:
-            return float(text)
-    raise argparse.ArgumentTypeError(f'{text} is not a number of seconds')
 
 
 def require_writable(args: argparse.Namespace) -> None:

@@ -59,23 +59,13 @@ def add_count(group: Group, flag: str, default: int, help: str) -> None:
 
 def add_number(group: Group, flag: str, default: float, help: str) -> None:
     about = f'{help} (default: {default})'
-    group.add_argument(flag, type=positive_number, metavar='X', default=default, help=about)
+    group.add_argument(flag, type=console.positive_number, metavar='X', default=default, help=about)
 
 
 def port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f'{text} is not a port: 0 to 65535')
     return int(text)
-
-
-def positive_number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < 1e6:
-        raise argparse.ArgumentTypeError(f'{text} is not a number above 0')
-    return number
 
 
 def require_packages() -> None:

@@ -64,6 +64,14 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def positive_number(text: str) -> float:
+    """An argparse type."""
+    with contextlib.suppress(ValueError):
+        if 0 < float(text) < 1e6:
+            return float(text)
+    raise argparse.ArgumentTypeError(f'{text} is not a number above 0')
+
+
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a command and leave with its exit code; only our own bugs show a traceback."""
     name = Path(sys.argv[0]).name

@@ -13,6 +13,7 @@ import json
 import resource
 import signal
 import socket
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Callable, Optional
 
@@ -65,9 +66,10 @@ class Server(uvicorn.Server):
         on_stop: Callable[[], None],
         refuse: Callable[[str], None],
     ) -> None:
+        terms = Terms(_fitting(limits.connections), limits, refuse)
         config = uvicorn.Config(
             app,
-            http=_protocol(_fitting(limits.connections), limits, refuse),
+            http=type('Limited', (Connection,), {'terms': terms}),
             ws='none',
             lifespan='off',
             log_config=None,
@@ -111,84 +113,89 @@ def _fitting(connections: int) -> int:
     return max(1, min(connections, soft - BACKLOG - SPARE_FILES))
 
 
-def _protocol(
-    connections: int, limits: Limits, refuse: Callable[[str], None]
-) -> type[asyncio.Protocol]:
-    """The class of one connection: uvicorn's, with a limit on how many and on how slow."""
+@dataclass(frozen=True)
+class Terms:
+    """On which connections are taken."""
 
-    class Connection(H11Protocol):
-        _patience: Optional[asyncio.TimerHandle] = None
-        _unread: Optional[asyncio.TimerHandle] = None
+    most: int
+    limits: Limits
+    refuse: Callable[[str], None]  # hears why one was dropped
 
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
+
+class Connection(H11Protocol):
+    """uvicorn's, with a limit on how many there are and on how slow they may be."""
+
+    terms: Terms  # of a subclass: it is uvicorn that makes the instances
+    _patience: Optional[asyncio.TimerHandle] = None
+    _unread: Optional[asyncio.TimerHandle] = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._wait()
+        if len(self.connections) > self.terms.most:
+            self.terms.refuse('connections')
+            self._end(503, 'too many connections; try again', RETRY_AFTER)
+
+    def connection_lost(self, exc: Optional[Exception]) -> None:
+        self._stop_waiting()
+        self.resume_writing()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            super().data_received(data)
+        except (h11.ProtocolError, ValueError):  # a Content-Length of 5,000 digits, in h11 0.14
+            self.send_400_response('')
+        if self._in_request():
+            self._stop_waiting()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._in_request():
             self._wait()
-            if len(self.connections) > connections:
-                refuse('connections')
-                self._end(503, 'too many connections; try again', RETRY_AFTER)
 
-        def connection_lost(self, exc: Optional[Exception]) -> None:
-            self._stop_waiting()
-            self.resume_writing()
-            super().connection_lost(exc)
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(self.terms.limits.head_s, self._give_up)
 
-        def data_received(self, data: bytes) -> None:
-            try:
-                super().data_received(data)
-            except (h11.ProtocolError, ValueError):  # a Content-Length of 5,000 digits, in h11 0.14
-                self.send_400_response('')
-            if self._in_request():
-                self._stop_waiting()
+    def resume_writing(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+        super().resume_writing()
 
-        def on_response_complete(self) -> None:
-            super().on_response_complete()
-            if not self._in_request():
-                self._wait()
+    def send_400_response(self, msg: str) -> None:
+        self.terms.refuse('malformed')
+        self._end(400, 'not a valid HTTP request', {})
 
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._unread = self.loop.call_later(limits.head_s, self._give_up)
+    def _in_request(self) -> bool:
+        """Whether the application has it: a head is complete, and its answer isn't."""
+        return self.cycle is not None and not self.cycle.response_complete
 
-        def resume_writing(self) -> None:
-            if self._unread is not None:
-                self._unread.cancel()
-                self._unread = None
-            super().resume_writing()
+    def _wait(self) -> None:
+        """For the next complete head, and for the client to read the last of an answer."""
+        self._stop_waiting()
+        self._patience = self.loop.call_later(self.terms.limits.head_s, self._give_up)
 
-        def send_400_response(self, msg: str) -> None:
-            refuse('malformed')
-            self._end(400, 'not a valid HTTP request', {})
+    def _stop_waiting(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
-        def _in_request(self) -> bool:
-            """Whether the application has it: a head is complete, and its answer isn't."""
-            return self.cycle is not None and not self.cycle.response_complete
+    def _give_up(self) -> None:
+        self.terms.refuse('slow_client')
+        self.transport.abort()
 
-        def _wait(self) -> None:
-            """For the next complete head, and for the client to read the last of an answer."""
-            self._stop_waiting()
-            self._patience = self.loop.call_later(limits.head_s, self._give_up)
-
-        def _stop_waiting(self) -> None:
-            if self._patience is not None:
-                self._patience.cancel()
-                self._patience = None
-
-        def _give_up(self) -> None:
-            refuse('slow_client')
+    def _end(self, status: int, error: str, headers: dict[str, str]) -> None:
+        if self._in_request() and self.cycle.response_started:
             self.transport.abort()
-
-        def _end(self, status: int, error: str, headers: dict[str, str]) -> None:
-            if self._in_request() and self.cycle.response_started:
-                self.transport.abort()
-                return
-            body = json.dumps({'error': error})
-            given = {'Content-Type': 'application/json', 'Connection': 'close', **headers}
-            lines = [f'HTTP/1.1 {status} {error}', f'Content-Length: {len(body)}']
-            lines += [f'{name}: {value}' for name, value in given.items()]
-            self.transport.write('\r\n'.join([*lines, '', body]).encode())
-            self.transport.close()
-
-    return Connection
+            return
+        body = json.dumps({'error': error})
+        given = {'Content-Type': 'application/json', 'Connection': 'close', **headers}
+        lines = [f'HTTP/1.1 {status} {error}', f'Content-Length: {len(body)}']
+        lines += [f'{name}: {value}' for name, value in given.items()]
+        self.transport.write('\r\n'.join([*lines, '', body]).encode())
+        self.transport.close()
 
 
 async def serve(server: Server, listener: socket.socket) -> None:
