@@ -13,7 +13,6 @@ import importlib.util
 import json
 import os
 import platform
-import sys
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -132,8 +131,7 @@ def find_engines(
     names = [name for name in (*engines.ENGINES, NO_ONEDNN) if name in args.engines]
     able = [name for name in names if name not in lacks]
     if not able:
-        reasons = '; '.join(f'{name}: {lack}' for name, lack in lacks.items())
-        raise UserError(f'no engine can run here ({reasons}); see deploy/requirements.txt')
+        raise engines.none_of(lacks)
     return able, lacks
 
 
@@ -210,13 +208,13 @@ def measure(
                 precision=args.precision,
                 onednn=one.engine != NO_ONEDNN,
             )
-            tell(f'starting {one.label}, {threads} thread{"s" * (threads > 1)}')
+            console.tell(f'starting {one.label}, {threads} thread{"s" * (threads > 1)}')
             try:
                 alive.append((one, stack.enter_context(Process(settings))))
             except Failed as error:
                 one.error = str(error)
         for turn in range(ROUNDS):
-            tell(f'measuring, round {turn + 1} of {ROUNDS}')
+            console.tell(f'measuring, round {turn + 1} of {ROUNDS}')
             for batch in args.batch_sizes:
                 for one, process in [pair for pair in alive if pair[0].error is None]:
                     try:
@@ -268,12 +266,7 @@ def write_new(path: Path, content: bytes) -> None:
         raise UserError(f'{path} has come to be meanwhile; it stays as it is') from None
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}') from None
-    tell(f'wrote {path}')
-
-
-def tell(text: str) -> None:
-    """Everything but results: standard output is for them."""
-    print(text, file=sys.stderr, flush=True)
+    console.tell(f'wrote {path}')
 
 
 if __name__ == '__main__':

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional, Sequence
 
-from predictor import console
-from predictor.errors import UserError
+import numpy as np
 
-if TYPE_CHECKING:  # NumPy and Pillow wait until the arguments are known to be good
-    from predictor import Predictor
-    from predictor.answers import Answer, Writer
+from predictor import Predictor, answers, console, machine
+from predictor.answers import Answer, Writer
+from predictor.errors import UserError
+from predictor.folder import open_folder
+
+if TYPE_CHECKING:  # Pillow waits until the arguments are known to be good
     from predictor.inputs import Picture
 
 LOGS = ('acc.log', 'time_result.txt')
@@ -23,8 +25,7 @@ BATCH = 16
 
 def main() -> int:
     args = parse_arguments()
-    from predictor import Predictor, inputs
-    from predictor.folder import open_folder
+    from predictor import inputs
 
     description = open_folder(args.folder)
     paths = inputs.find_pictures(args.pictures)
@@ -34,10 +35,12 @@ def main() -> int:
     if args.log_dir:
         require_new_logs(args.log_dir)
     batch = args.batch_size if len(paths) > 1 else 1  # two sizes: for each, engines are tried
-    predictor = Predictor(description, batch=batch, tell=tell, **console.engine_options(args))
-    tell(f'{description.model} through {predictor.engine} ({predictor.reason})')
+    predictor = Predictor(
+        description, batch=batch, tell=console.tell, **console.engine_options(args)
+    )
+    console.tell(f'{description.model} through {predictor.engine} ({predictor.reason})')
     tally = classify(predictor, paths, labels, args)
-    tell(tally.timing)
+    console.tell(tally.timing)
     if labels is not None:
         print(tally.accuracy, file=sys.stdout if args.format == 'table' else sys.stderr)
     if args.log_dir:
@@ -101,9 +104,8 @@ def classify(
     labels: Optional[Sequence[int]],
     args: argparse.Namespace,
 ) -> Tally:
-    """Write an answer for each picture as soon as its batch is done."""
-    from predictor import inputs, machine
-    from predictor.answers import Answer, legible
+    """Write an answer for each picture, batch by batch."""
+    from predictor import inputs
 
     tally, start = Tally(), time.perf_counter()
     top = min(args.top, len(predictor.description.classes))
@@ -111,16 +113,13 @@ def classify(
     view, batch = predictor.description.input, predictor.setting.batch
     done = 0
     for pictures in inputs.read_ahead(paths, view, batch=batch, workers=machine.cores()):
-        answers = run(predictor, pictures, top=max(top, 5), tally=tally)
-        for answer in answers:
+        for answer in run(predictor, pictures, top=max(top, 5), tally=tally):
             if answer.error:
-                tell(f'{legible(answer.path)} {answer.error}')
+                console.tell(f'{answers.legible(answer.path)} {answer.error}')
             elif labels is not None:
                 tally.right += answer.indices[0] == labels[done]
                 tally.right5 += labels[done] in answer.indices[:5]
-            writer.write(
-                Answer(answer.path, answer.indices[:top], answer.probabilities[:top], answer.error)
-            )
+            writer.write(answer.of_the_first(top))
             done += 1
     writer.end()
     tally.seconds = time.perf_counter() - start
@@ -131,10 +130,6 @@ def run(
     predictor: Predictor, pictures: Sequence[Picture], *, top: int, tally: Tally
 ) -> list[Answer]:
     """The pictures of a batch that could be read, through the network."""
-    import numpy as np
-
-    from predictor.answers import Answer, best
-
     pixels = [picture.pixels for picture in pictures if picture.pixels is not None]
     start = time.perf_counter()
     rows = iter(predictor.probabilities(np.stack(pixels)) if pixels else ())
@@ -142,7 +137,7 @@ def run(
     tally.images += len(pixels)
     tally.unreadable += len(pictures) - len(pixels)
     return [
-        best(picture.path, next(rows), top)
+        answers.best(picture.path, next(rows), top)
         if picture.pixels is not None
         else Answer(picture.path, [], [], picture.error)
         for picture in pictures
@@ -150,8 +145,6 @@ def run(
 
 
 def make_writer(form: str, predictor: Predictor, paths: Sequence[Path], top: int) -> Writer:
-    from predictor import answers
-
     classes = predictor.description.classes
     if form == 'json':
         return answers.Json(classes)
@@ -176,11 +169,6 @@ def write_logs(folder: Path, tally: Tally, *, labelled: bool) -> None:
     each = 1000 * tally.network_s / images
     text = f'NN inference cost average time: {each:.4f} ms of infer_count {tally.images}\n'
     (folder / LOGS[1]).write_text(text, encoding='utf-8')
-
-
-def tell(text: str) -> None:
-    """Everything but answers: standard output is for them."""
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':

@@ -22,6 +22,10 @@ class Answer(NamedTuple):
     probabilities: list[float]
     error: str = ''
 
+    def of_the_first(self, top: int) -> Answer:
+        """The same, with no more classes than that."""
+        return self._replace(indices=self.indices[:top], probabilities=self.probabilities[:top])
+
 
 def best(path: Path, probabilities: np.ndarray, top: int) -> Answer:
     order = np.argsort(-probabilities, kind='stable')[:top]
@@ -29,7 +33,7 @@ def best(path: Path, probabilities: np.ndarray, top: int) -> Answer:
 
 
 class Writer(Protocol):
-    """Begins when made, writes each answer at once, and must be ended."""
+    """Begins when it is made, and must be ended."""
 
     def write(self, answer: Answer) -> None: ...
 

@@ -11,12 +11,12 @@ import os
 import time
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Iterator, Optional
 
 import numpy as np
 
 from predictor import machine
-from predictor.engines import ENGINES, in_a_line, make
+from predictor.engines import ENGINES, in_a_line, make, none_of
 from predictor.errors import UserError
 from predictor.folder import Description
 from predictor.setting import Engine, Setting
@@ -43,12 +43,12 @@ class Choice:
 def choose(description: Description, setting: Setting, *, tell: Callable[[str], None]) -> Choice:
     """UserError if no engine can run the model here; its text says what each one lacks."""
     missing = {name: ENGINES[name].missing(description, setting) for name in ENGINES}
-    able = [name for name, lack in missing.items() if lack is None]
+    lacks = {name: lack for name, lack in missing.items() if lack is not None}
+    able = [name for name in ENGINES if name not in lacks]
     if not able:
-        lacks = '; '.join(f'{name}: {lack}' for name, lack in missing.items())
-        raise UserError(f'no engine can run here ({lacks}); see deploy/requirements.txt')
+        raise none_of(lacks)
     if len(able) == 1:
-        others = '; '.join(f'{name}: {lack}' for name, lack in missing.items() if lack)
+        others = '; '.join(f'{name}: {lack}' for name, lack in lacks.items())
         return Choice(able[0], setting.batch, f'no other can run here ({others})')
     if setting.kind != 'cpu':
         return _first(description, setting, able)
@@ -63,32 +63,43 @@ def choose(description: Description, setting: Setting, *, tell: Callable[[str], 
     return _quickest(description, setting, able, key)
 
 
-def _first(description: Description, setting: Setting, names: list[str]) -> Choice:
-    """That starts: what TensorRT or CUDA want of a card, only a try tells."""
-    failures: list[str] = []
+def _started(
+    description: Description, setting: Setting, names: list[str], failures: list[str]
+) -> Iterator[tuple[str, Engine]]:
+    """Those that start, one after the other; `failures` hears of the others."""
     for name in names:
         try:
             engine = make(name, description, setting)
         except UserError as error:
             failures.append(str(error))
-            continue
+        else:
+            yield name, engine
+
+
+def _first(description: Description, setting: Setting, names: list[str]) -> Choice:
+    """That starts: what TensorRT or CUDA want of a card, only a try tells."""
+    failures: list[str] = []
+    for name, engine in _started(description, setting, names, failures):
         reason = f'the first of {", ".join(ENGINES)} that runs on {setting.device}'
         return Choice(name, setting.batch, '; '.join([reason, *failures]), engine)
-    raise UserError(f'no engine runs this model: {"; ".join(failures)}')
+    raise _none_runs(failures)
+
+
+def _none_runs(failures: list[str]) -> UserError:
+    return UserError(f'no engine runs this model: {"; ".join(failures)}')
 
 
 def _quickest(description: Description, setting: Setting, names: list[str], key: str) -> Choice:
     """Of the engines that start and run; the others are left out, and their reasons said."""
-    trials, failures = [], []
-    for name in names:
+    trials: list[Trial] = []
+    failures: list[str] = []
+    for name, engine in _started(description, setting, names, failures):
         try:
-            trials.append(Trial(name, make(name, description, setting), description, setting.batch))
-        except UserError as error:
-            failures.append(str(error))
+            trials.append(Trial(name, engine, description, setting.batch))
         except Exception as error:  # from C++ anything at all
             failures.append(f'engine {name} fails: {in_a_line(error)}')
     if not trials:
-        raise UserError(f'no engine runs this model: {"; ".join(failures)}')
+        raise _none_runs(failures)
     every = trials
     for _ in range(TURNS):
         for trial in trials:

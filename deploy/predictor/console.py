@@ -72,6 +72,11 @@ def positive_number(text: str) -> float:
     raise argparse.ArgumentTypeError(f'{text} is not a number above 0')
 
 
+def tell(text: str) -> None:
+    """Everything but answers: standard output is for them."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a command and leave with its exit code; only our own bugs show a traceback."""
     name = Path(sys.argv[0]).name

@@ -36,6 +36,12 @@ def make(name: str, description: Description, setting: Setting) -> Engine:
     return engine
 
 
+def none_of(lacks: dict[str, str]) -> UserError:
+    """No engine can be had: what each one lacks."""
+    each = '; '.join(f'{name}: {lack}' for name, lack in lacks.items())
+    return UserError(f'no engine can run here ({each}); see deploy/requirements.txt')
+
+
 def in_a_line(error: Exception) -> str:
     """What an engine says, without the headings, rules and C++ frames around it."""
     lines = [line.strip() for line in str(error).splitlines()]

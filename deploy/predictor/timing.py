@@ -129,15 +129,7 @@ class Engine:
     def __init__(self, settings: Settings) -> None:
         from predictor import Predictor
 
-        self._predictor = Predictor(
-            settings.folder,
-            engine=settings.engine,
-            device=settings.device,
-            threads=settings.threads,
-            batch=settings.batch,
-            precision=settings.precision,
-            onednn=settings.onednn,
-        )
+        self._predictor = Predictor(**asdict(settings))
         side = self._predictor.description.input.size
         rng = np.random.default_rng(0)
         pixels = rng.integers(0, 256, (settings.batch, side, side, 3), np.uint8)
