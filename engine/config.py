@@ -55,7 +55,9 @@ class Data:
     test_folder: Optional[str] = key(
         None, 'folder: where the test images are; null: val, else test, in data.root'
     )
-    holdout: float = key(0.0, 'folder: share of each class to test with', low=0, below=1)
+    holdout: float = key(
+        0.0, 'share of the training images of each class to test with instead', low=0, below=1
+    )
     on_bad_file: Literal['stop', 'skip'] = key('stop', 'folder: when a picture cannot be read')
     workers: Optional[int] = key(None, 'folder: threads that read; null: the cores', low=1)
     scale: tuple[float, ...] = key((0.08, 1.0), 'folder: area of a random crop')
@@ -63,6 +65,9 @@ class Data:
     crop_padding: int = key(4, 'sets in memory: pad by so many pixels, then crop at random', low=0)
     padding_mode: Literal['zero', 'reflect'] = key('zero', 'what the padding holds')
     flip: bool = key(True, 'mirror half of the training images')
+    on_device: Optional[bool] = key(
+        None, 'sets in memory: keep and augment them on the device; null: on gpu and npu'
+    )
     auto_augment: Literal['none', 'autoaugment_imagenet', 'autoaugment_cifar10', 'randaugment'] = (
         key('none', 'a learned policy')
     )
@@ -126,6 +131,9 @@ class Train:
     )
     sync_bn: bool = key(False, 'batch statistics over all processes; gpu only')
     to_static: bool = key(False, 'compile the network (paddle.jit.to_static)')
+    cpu_conv: Literal['auto', 'onednn', 'paddle'] = key(
+        'auto', 'whose convolutions train on a cpu; auto: onednn, else paddle'
+    )
     label_smoothing: float = key(0.0, '', low=0, below=1)
     ema: float = key(0.0, 'decay of the averaged weights, e.g. 0.999; 0: off', low=0, below=1)
     log_every: int = key(10, 'steps between two iter: lines', low=1)
@@ -244,7 +252,6 @@ Refuse = Callable[[str, str], None]
 _FOLDER, _MEMORY = ('folder',), ('cifar10', 'cifar100', 'digits', 'synthetic')
 _APPLIES = {
     'test_folder': _FOLDER,
-    'holdout': _FOLDER,
     'on_bad_file': _FOLDER,
     'scale': _FOLDER,
     'ratio': _FOLDER,
@@ -252,7 +259,11 @@ _APPLIES = {
     'num_images': ('synthetic',),
     'crop_padding': _MEMORY,
     'padding_mode': _MEMORY,
+    'on_device': _MEMORY,
 }
+
+# Augmentation of one image after another.
+_BY_IMAGE = ('auto_augment', 'color_jitter', 'random_erasing')
 
 
 def _check(config: Config, origin: Callable[[str], str]) -> None:
@@ -265,6 +276,8 @@ def _check(config: Config, origin: Callable[[str], str]) -> None:
     _check_schedule(config, refuse)
     if config.train.to_static and config.train.accumulate > 1:
         refuse('train.to_static', 'cannot be had with train.accumulate: Paddle loses gradients')
+    if config.train.to_static and config.train.cpu_conv == 'onednn':
+        refuse('train.cpu_conv', 'onednn cannot be had with train.to_static; leave one of them out')
     if config.data.name != 'folder':
         if config.eval.views == 'ten_crop':
             refuse('eval.views', 'ten_crop is for data.name: folder; flip averages two views')
@@ -312,6 +325,12 @@ def _check_augmentation(data: Data, refuse: Refuse) -> None:
             'data.color_jitter',
             'must be three or four strengths, such as [0.4, 0.4, 0.4, 0.1]; hue is at most 0.5',
         )
+    for name in _BY_IMAGE:
+        if data.on_device and getattr(data, name) != getattr(Data, name):
+            refuse(
+                'data.on_device',
+                f'cannot be had with data.{name}, which a CPU does; leave one of them out',
+            )
 
 
 def _check_schedule(config: Config, refuse: Refuse) -> None:

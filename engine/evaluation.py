@@ -65,10 +65,10 @@ def evaluate(
     table, start = np.zeros((6, len(batches.images))), time.perf_counter()
     with paddle.no_grad():
         for batch in batches:
-            if len(batch.labels):  # none is left for a process where images are fewer than these
-                images = paddle.to_tensor(batch.images)
-                log_p = _log_probabilities(model, images, len(batch.labels), mirror)
-                table[:, batch.rows] = _judge(log_p, batch.labels)
+            if len(batch.rows):  # none is left for a process where images are fewer than these
+                images = runtime.to_device(batch.images)
+                log_p = _log_probabilities(model, images, len(batch.rows), mirror)
+                table[:, batch.rows] = _judge(log_p, batches.images.labels[batch.rows])
             after_batch()
     table = runtime.sum_over_ranks(table)
     rows = np.flatnonzero(table[0])

@@ -146,7 +146,7 @@ class Log:
 
     def first_batch(self, batches: Batches, classes: Sequence[str]) -> None:
         """What the network sees: a picture of the first batch, augmented and labelled."""
-        batch = next(iter(batches))
+        batch = next(iter(batches)).moved(np.asarray)
         path = self._folder.first_batch_file
         plots.first_batch(batch, batches.mean, batches.std, classes, path)
         with Image.open(path) as picture:

@@ -65,7 +65,10 @@ class Progress:
 
 @dataclass
 class _Pending:
-    """Steps whose results are still on the device, so that a step never waits for it."""
+    """Steps whose results are still on the device, so that a step never waits for it.
+
+    (Except in float16, where Paddle asks at each step whether the scaled gradients overflowed.)
+    """
 
     first_step: int
     losses: list[paddle.Tensor] = field(default_factory=list)
@@ -174,24 +177,25 @@ class Trainer:
         self, batch: Batch, share: float, *, last: bool
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Add `share` times the gradient of the batch's mean loss; returns loss and correct."""
-        labels = paddle.to_tensor(batch.labels)
+        batch = batch.moved(runtime.to_device)
         with self.precision.autocast():
-            logits = self._forward(paddle.to_tensor(batch.images))
-        loss = self._loss(logits, labels, batch)
+            logits = self._forward(batch.images)
+        loss = self._loss(logits, batch)
         if last:
             runtime.before_collective()
         self.precision.scale(loss if share == 1 else loss * share).backward()
+        labels = batch.labels
         if batch.partners is not None and batch.share < 0.5:
-            labels = paddle.to_tensor(batch.partners)
+            labels = batch.partners
         return loss.detach(), (logits.argmax(-1) == labels).sum()
 
-    def _loss(self, logits: paddle.Tensor, labels: paddle.Tensor, batch: Batch) -> paddle.Tensor:
+    def _loss(self, logits: paddle.Tensor, batch: Batch) -> paddle.Tensor:
         """Of mixed images (mixup, CutMix), the mean of both labels' losses by their shares."""
         smoothing = self.config.train.label_smoothing
-        loss = cross_entropy(logits, labels, smoothing)
+        loss = cross_entropy(logits, batch.labels, smoothing)
         if batch.partners is None:
             return loss
-        other = cross_entropy(logits, paddle.to_tensor(batch.partners), smoothing)
+        other = cross_entropy(logits, batch.partners, smoothing)
         return batch.share * loss + (1 - batch.share) * other
 
     def collect(self) -> None:

@@ -212,7 +212,8 @@ def cross_entropy(
     """
     if logits.dtype in (paddle.float16, paddle.bfloat16):
         logits = logits.astype('float32')
-    loss = F.cross_entropy(logits, labels)
+    # Not its own mean, for which Paddle 2 asks the device whether all labels count, and waits.
+    loss = F.cross_entropy(logits, labels, reduction='none').mean()
     if smoothing:
         uniform = -F.log_softmax(logits).mean()
         loss = (1 - smoothing) * loss + smoothing * uniform

@@ -531,8 +531,8 @@ FOLDER, RESNEXT = 'data.name=folder', 'model.name=resnext50_32x4d'
         (['data.name=folder', 'data.crop_padding=2'], ['data.crop_padding', 'folder']),
         (['data.name=folder', 'data.crop_padding=0'], ['data.crop_padding', 'folder']),
         (['data.name=folder', 'data.padding_mode=reflect'], ['data.padding_mode', 'folder']),
-        (['data.holdout=0.2'], ['data.holdout', 'cifar10']),
-        (['data.name=digits', 'data.holdout=0.2'], ['data.holdout', 'digits']),
+        (['data.test_folder=x'], ['data.test_folder', 'cifar10']),
+        (['data.name=digits', 'data.on_bad_file=skip'], ['data.on_bad_file', 'digits']),
         (['data.name=synthetic', 'data.test_folder=x'], ['data.test_folder', 'synthetic']),
         (['data.scale=[0.5, 1]'], ['data.scale', 'cifar10']),
         (['data.name=cifar100', 'data.ratio=[0.5, 2]'], ['data.ratio', 'cifar100']),
@@ -582,8 +582,8 @@ def test_a_combination_is_blamed_on_the_line_that_says_it(written):
     path = written('schedule:\n  name: piecewise\n  boundaries: [1]\n  values: [1]\n')
     assert refusal(path).startswith(f'{path}:4: schedule.values ')
     load_config(path, ['schedule.name=constant'])  # whose values nobody reads
-    path = written('data:\n  name: digits\n  holdout: 0.2\n')
-    assert refusal(path).startswith(f'{path}:3: data.holdout ')
+    path = written('data:\n  name: digits\n  test_folder: x\n')
+    assert refusal(path).startswith(f'{path}:3: data.test_folder ')
     path = written('data:\n  color_jitter: [1]\nmodel:\n  dropout: 0.1\n')
     assert refusal(path, RESNEXT).startswith(f'{path}:4: model.dropout ')
     assert refusal(path).startswith(f'{path}:2: data.color_jitter ')

@@ -1,6 +1,7 @@
 """Batches: which images, in which order, and with which values."""
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -669,6 +670,25 @@ def test_a_cutout_that_always_hides_everything_is_refused():
     list(train_batches(data, synthetic(cutout=16)))
     with pytest.raises(UserError, match='cutout'):
         train_batches(data, synthetic(cutout=17))
+
+
+def test_a_share_of_each_class_of_the_training_images_is_held_out():
+    """The test images are then out of play, so that choices made by them are none by the test."""
+    whole = load_data(Config(data=Data(name='digits')))
+    held, again = (load_data(Config(data=Data(name='digits', holdout=0.25))) for _ in range(2))
+    everything = Counter(image.tobytes() for image in whole.train.pixels)
+    parts = [Counter(image.tobytes() for image in part.pixels) for part in (held.train, held.test)]
+    assert parts[0] + parts[1] == everything
+    for label, count in Counter(whole.train.labels.tolist()).items():
+        assert (held.test.labels == label).sum() == round(0.25 * count)
+    np.testing.assert_array_equal(held.test.pixels, again.test.pixels)
+    by_image = {
+        image.tobytes(): label for image, label in zip(whole.train.pixels, whole.train.labels)
+    }
+    assert all(
+        by_image[i.tobytes()] == label for i, label in zip(held.test.pixels, held.test.labels)
+    )
+    assert '25 % of its training images held out' in held.origin
 
 
 def test_class_count():

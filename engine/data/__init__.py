@@ -64,6 +64,8 @@ def load_data(
         data = _digits()
     else:
         data = _synthetic(config)
+    if config.data.holdout and isinstance(data.train, Images):
+        data = _hold_out(data, data.train, config.data.holdout)
     if config.data.mean is None or config.data.std is None:
         return data
     return replace(data, mean=np.array(config.data.mean), std=np.array(config.data.std))
@@ -115,7 +117,7 @@ def train_batches(data: DataSet, config: Config) -> Batches:
         side = min(data.train.pixels.shape[2:])
         if augmentation.crop_padding >= side or augmentation.cutout > 2 * side:
             raise UserError(f'data.crop_padding and data.cutout must suit images of {side} pixels')
-        batches: Batches = ArrayBatches(data.train, augmentation=augmentation, **options)
+        batches = _batches_in_memory(data.train, config, augmentation, options)
     else:
         batches = _photo_batches(data.train, config, augmentation, options)
     if not len(batches):
@@ -129,7 +131,7 @@ def test_batches(data: DataSet, config: Config) -> Batches:
     """The test images in their order, this process's part of each batch."""
     options = {'batch_size': config.eval.batch_size, **_common(data)}
     if isinstance(data.test, Images):
-        return ArrayBatches(data.test, **options)
+        return _batches_in_memory(data.test, config, Augmentation(), options)
     from engine.data.photos import PhotoBatches, Photos
 
     assert isinstance(data.test, Photos)
@@ -174,6 +176,20 @@ def _augmentation(config: Config) -> Augmentation:
         mixup=data.mixup,
         cutmix=data.cutmix,
     )
+
+
+def _batches_in_memory(
+    images: Images, config: Config, augmentation: Augmentation, options: dict[str, Any]
+) -> Batches:
+    """On the device where that is wanted and its kernels can do all that is to be done."""
+    wanted = config.data.on_device
+    if wanted is None:
+        wanted = runtime.is_accelerator()
+    if wanted and not augmentation.image_by_image:
+        from engine.data.on_device import DeviceBatches
+
+        return DeviceBatches(images, augmentation=augmentation, **options)
+    return ArrayBatches(images, augmentation=augmentation, **options)
 
 
 def _photo_batches(
@@ -231,6 +247,18 @@ def _folder(config: Config, train: bool, tell: Callable[[str], None]) -> DataSet
         np.array(IMAGENET_STD),
         data.root,
     )
+
+
+def _hold_out(data: DataSet, images: Images, share: float) -> DataSet:
+    """Test with that share of each class of the training images: random, and the same each time."""
+    order = np.random.default_rng(0).permutation(len(images))
+    held = np.zeros(len(images), bool)
+    for label in np.unique(images.labels):
+        rows = order[images.labels[order] == label]
+        held[rows[: min(max(1, round(share * len(rows))), len(rows) - 1)]] = True
+    kept, test = (Images(images.pixels[rows], images.labels[rows]) for rows in (~held, held))
+    origin = f'{data.origin}, {100 * share:g} % of its training images held out'
+    return replace(data, train=kept, test=test, origin=origin)
 
 
 def _photo_sizes(config: Config) -> tuple[int, int]:

@@ -2,13 +2,15 @@
 
 Gather, crop, flip and colours stay in uint8, where a pixel is one byte; normalising makes the
 float32 batch, in which squares are erased and images mixed.
+
+What `draw_...` draws, either the functions here make of it, or on_device.py.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -35,6 +37,27 @@ class Augmentation:
     mixup: float = 0.0  # alpha of its Beta distribution
     cutmix: float = 0.0
 
+    @property
+    def image_by_image(self) -> bool:
+        """Whether some of it is done to one image after another, which is the host's work."""
+        return self.policy is not None or bool(self.jitter) or self.random_erasing > 0
+
+
+class Crops(NamedTuple):
+    """Where each image of a batch begins inside its padding, and whether it is mirrored then."""
+
+    tops: np.ndarray  # int64 [N]
+    lefts: np.ndarray  # int64 [N]
+    mirrored: np.ndarray  # bool [N]
+
+
+class Mix(NamedTuple):
+    """What mixup or CutMix makes of a batch."""
+
+    share: float  # that each image keeps of itself
+    partners: np.ndarray  # int64 [N], the places in the batch that the rest is taken from
+    box: Optional[tuple[int, int, int, int]]  # top, bottom, left, right of CutMix; mixup has none
+
 
 def pad(images: Pixels, padding: int, mode: str) -> Pixels:
     """uint8 [N, C, H, W] -> [N, C, H + 2 padding, W + 2 padding]; done once, before training."""
@@ -44,6 +67,15 @@ def pad(images: Pixels, padding: int, mode: str) -> Pixels:
     return np.pad(images, widths, mode='constant' if mode == 'zero' else 'reflect')
 
 
+def draw_crops(count: int, *, padding: int, flip: bool, rng: np.random.Generator) -> Crops:
+    """For so many images that were padded by `padding`."""
+    tops, lefts = np.zeros((2, count), np.int64)
+    if padding:
+        tops, lefts = rng.integers(0, 2 * padding + 1, size=(2, count))
+    mirrored = rng.random(count) < 0.5 if flip else np.zeros(count, bool)
+    return Crops(tops, lefts, mirrored)
+
+
 def crop_and_flip(
     padded: Pixels, rows: np.ndarray, *, padding: int, flip: bool, rng: np.random.Generator
 ) -> Pixels:
@@ -51,16 +83,14 @@ def crop_and_flip(
 
     Returns uint8 [len(rows), C, H, W] in memory of its own.
     """
-    count = len(rows)
+    tops, lefts, mirrored = draw_crops(len(rows), padding=padding, flip=flip, rng=rng)
     if padding:
         height, width = (side - 2 * padding for side in padded.shape[2:])
         windows = sliding_window_view(padded, (1, 1, height, width))[..., 0, 0, :, :]
-        top, left = rng.integers(0, 2 * padding + 1, size=(2, count))
-        out = windows[rows, :, top, left]
+        out = windows[rows, :, tops, lefts]
     else:
         out = padded[rows]
     if flip:
-        mirrored = rng.random(count) < 0.5
         out[mirrored] = out[mirrored, :, :, ::-1]
     return out
 
@@ -92,10 +122,17 @@ def recolour_batch(images: Pixels, augmentation: Augmentation, rng: np.random.Ge
 
 def normalise(images: Pixels, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
     """uint8 -> float32 (x - mean) / std, with mean and std in 0-255, one value a channel."""
+    scale, shift = scale_and_shift(mean, std)
     out = images.astype(np.float32)
-    out *= (1.0 / std).astype(np.float32).reshape(-1, 1, 1)
-    out += (-mean / std).astype(np.float32).reshape(-1, 1, 1)
+    out *= scale
+    out += shift
     return out
+
+
+def scale_and_shift(mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What normalising multiplies with and then adds, float32 [C, 1, 1] each."""
+    scale, shift = (x.astype(np.float32).reshape(-1, 1, 1) for x in (1.0 / std, -mean / std))
+    return scale, shift
 
 
 def erase(batch: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> None:
@@ -112,10 +149,17 @@ def cutout(batch: np.ndarray, size: int, rng: np.random.Generator) -> None:
     As there, its centre is anywhere in the image, so that it may lie partly outside.
     """
     height, width = batch.shape[2:]
-    centres = zip(rng.integers(0, height, len(batch)), rng.integers(0, width, len(batch)))
-    for image, (y, x) in zip(batch, centres):
-        top, left = max(y - size // 2, 0), max(x - size // 2, 0)
-        image[:, top : y - size // 2 + size, left : x - size // 2 + size] = 0.0
+    tops, lefts = draw_squares(len(batch), height, width, size=size, rng=rng)
+    for image, top, left in zip(batch, tops, lefts):
+        image[:, max(top, 0) : top + size, max(left, 0) : left + size] = 0.0
+
+
+def draw_squares(
+    count: int, height: int, width: int, *, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [count] each, the top and left ends of squares whose centres lie in the image."""
+    tops = rng.integers(0, height, count) - size // 2
+    return tops, rng.integers(0, width, count) - size // 2
 
 
 def random_erasing(batch: np.ndarray, probability: float, rng: np.random.Generator) -> None:
@@ -146,20 +190,35 @@ def mix(
 
     Returns each image's partner, and the share that it keeps of itself (1 where both are off).
     """
+    height, width = batch.shape[2:]
+    drawn = draw_mix(len(batch), height, width, augmentation, rng)
+    if drawn is None:
+        return np.arange(len(batch)), 1.0
+    share, partners, box = drawn
+    if box is None:
+        batch[:] = share * batch + (1 - share) * batch[partners]
+    else:
+        top, bottom, left, right = box
+        batch[:, :, top:bottom, left:right] = batch[partners, :, top:bottom, left:right]
+    return partners, share
+
+
+def draw_mix(
+    count: int, height: int, width: int, augmentation: Augmentation, rng: np.random.Generator
+) -> Optional[Mix]:
+    """For a batch of so many images of that size; None where mixup and CutMix are off."""
     alphas = augmentation.mixup, augmentation.cutmix
     if not any(alphas):
-        return np.arange(len(batch)), 1.0
+        return None
     chosen = int(rng.integers(2)) if all(alphas) else int(alphas[0] == 0)
     share = float(rng.beta(alphas[chosen], alphas[chosen]))
-    partners = rng.permutation(len(batch))
+    partners = rng.permutation(count)
     if chosen == 0:  # mixup, Zhang et al. 2017, arXiv:1710.09412
-        batch[:] = share * batch + (1 - share) * batch[partners]
-        return partners, share
+        return Mix(share, partners, None)
     # CutMix, Yun et al. 2019, arXiv:1905.04899: the box may lie partly outside.
-    height, width = batch.shape[2:]
     side = math.sqrt(1 - share)
     y, x = rng.integers(height), rng.integers(width)
     top, bottom = (int(np.clip(y + s * side * height / 2, 0, height)) for s in (-1, 1))
     left, right = (int(np.clip(x + s * side * width / 2, 0, width)) for s in (-1, 1))
-    batch[:, :, top:bottom, left:right] = batch[partners, :, top:bottom, left:right]
-    return partners, 1 - (bottom - top) * (right - left) / (height * width)
+    share = 1 - (bottom - top) * (right - left) / (height * width)
+    return Mix(share, partners, (top, bottom, left, right))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Iterator, NamedTuple, Optional, Protocol
+from typing import TYPE_CHECKING, Any, Callable, Iterator, NamedTuple, Optional, Protocol, Union
 
 import numpy as np
 
@@ -22,15 +22,28 @@ from engine.data.augment import (
     recolour_batch,
 )
 
+if TYPE_CHECKING:  # engine.data works without paddle
+    from paddle import Tensor
+
+Array = Union[np.ndarray, 'Tensor']
+
 
 class Batch(NamedTuple):
-    """Images with their labels, and of a mixed batch, how much of which other labels."""
+    """Images with their labels, and of a mixed batch, how much of which other labels.
 
-    images: np.ndarray  # float32 [B * views, 3, H, W], the views of an image one after another
-    labels: np.ndarray  # int64 [B]
+    All but the rows may be on the device.
+    """
+
+    images: Array  # float32 [B * views, 3, H, W], the views of an image one after another
+    labels: Array  # int64 [B]
     rows: np.ndarray  # int64 [B], their places in the set
-    partners: Optional[np.ndarray] = None  # int64 [B], the labels that were mixed in
+    partners: Optional[Array] = None  # int64 [B], the labels that were mixed in
     share: float = 1.0  # of `labels`; the rest is of `partners`
+
+    def moved(self, move: Callable[[Array], Any]) -> Batch:
+        """The batch elsewhere: to_device takes it to the device, np.asarray to the host."""
+        partners = None if self.partners is None else move(self.partners)
+        return self._replace(images=move(self.images), labels=move(self.labels), partners=partners)
 
     def parts(self, count: int) -> list[Batch]:
         """The batch in so many parts of about the same size, as far as it has images (one view)."""
