@@ -67,6 +67,12 @@ def arrange(images: Tensor, data_format: str) -> Tensor:
     return images if data_format == 'NCHW' else images.transpose([0, 2, 3, 1])
 
 
+def norm_relu(norm: nn.Layer, x: Tensor) -> Tensor:
+    """ReLU(norm(x)), at once where the layer can do that (engine/cpu_conv.py's on a CPU)."""
+    at_once = getattr(norm, 'with_relu', None)
+    return F.relu(norm(x)) if at_once is None else at_once(x)
+
+
 def global_mean(x: Tensor, data_format: str) -> Tensor:
     """Global average pooling, to [N, C]."""
     return x.mean([data_format.index('H'), data_format.index('W')])
@@ -108,8 +114,8 @@ class Bottleneck(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = F.relu(self.bn2(self.conv2(out)))
+        out = norm_relu(self.bn1, self.conv1(x))
+        out = norm_relu(self.bn2, self.conv2(out))
         out = self.bn3(self.conv3(out))
         return F.relu(out + shortcut)
 
@@ -184,7 +190,7 @@ class ResNeXt(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv1(arrange(x, self.data_format))
-        out = self.maxpool(F.relu(self.bn1(out)))
+        out = self.maxpool(norm_relu(self.bn1, out))
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
         return self.fc(global_mean(out, self.data_format))
 
@@ -224,7 +230,7 @@ class CifarResNeXt(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv1(arrange(x, self.data_format))
-        out = F.relu(self.bn1(out))
+        out = norm_relu(self.bn1, out)
         out = self.layer3(self.layer2(self.layer1(out)))
         return self.fc(global_mean(out, self.data_format))
 

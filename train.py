@@ -103,20 +103,23 @@ def build_model(config: Config, dataset: DataSet, log: Log, *, pretrained: bool)
     """The network, with the weights of model.pretrained unless a checkpoint will bring its own."""
     from paddle import nn
 
-    from engine import data, models
+    from engine import cpu_conv, data, models
     from engine.weights import load_weights
 
     assert dataset.train is not None
     settings = config.model
     classes = data.class_count(dataset, settings.num_classes)
+    by_onednn, about_it = cpu_conv.choose(config)
     model = models.build(
         settings.name,
         num_classes=classes,
         dropout=settings.dropout,
         zero_init_last_bn=settings.zero_init_last_bn,
         init=settings.init,
-        data_format=settings.data_format,
+        data_format='NHWC' if by_onednn else settings.data_format,
     )
+    if by_onednn:
+        cpu_conv.accelerate(model)
     if config.train.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     log.line(
@@ -124,6 +127,8 @@ def build_model(config: Config, dataset: DataSet, log: Log, *, pretrained: bool)
         f'images of {len(dataset.classes):,} classes, from {dataset.origin}'
     )
     log.line(f'model: {settings.name}, {models.parameter_count(model):,} parameters')
+    if about_it:
+        log.line(about_it)
     if pretrained and settings.pretrained:
         report = load_weights(model, settings.pretrained, head=settings.pretrained_head)
         for text in report.lines():

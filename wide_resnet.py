@@ -18,9 +18,8 @@ from __future__ import annotations
 from functools import partial
 
 from paddle import Tensor, nn
-from paddle.nn import functional as F
 
-from resnext import ResNeXt, arrange, classifier, conv, global_mean
+from resnext import ResNeXt, arrange, classifier, conv, global_mean, norm_relu
 
 
 class WideBlock(nn.Layer):
@@ -53,10 +52,10 @@ class WideBlock(nn.Layer):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(x))
+        out = norm_relu(self.bn1, x)
         shortcut = x if self.convShortcut is None else self.convShortcut(out)
         out = self.conv1(out)
-        out = self.conv2(self.dropout(F.relu(self.bn2(out))))
+        out = self.conv2(self.dropout(norm_relu(self.bn2, out)))
         return out + shortcut
 
 
@@ -129,7 +128,7 @@ class WideResNet(nn.Layer):
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv1(arrange(x, self.data_format))
         out = self.block3(self.block2(self.block1(out)))
-        out = F.relu(self.bn1(out))
+        out = norm_relu(self.bn1, out)
         return self.fc(global_mean(out, self.data_format))
 
 

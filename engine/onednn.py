@@ -1,0 +1,405 @@
+"""Convolution and batch norm by oneDNN, called through its C interface with ctypes.
+
+Paddle's own CPU kernels unfold each image and multiply matrices; its wheel carries oneDNN, whose
+kernels are several times as fast, but in training nothing calls them. No compiler is needed here.
+
+Tensors are float32 in memory order N, H, W, C (oneDNN's dimensions are N, C, H, W all the same: the
+layout is in the strides) and are given as addresses. What it wants in another layout, above all
+weights, is converted on the way, into buffers that all primitives share: hence one lock.
+
+C interface: https://uxlfoundation.github.io/oneDNN (dnnl.h and dnnl_types.h of version 3).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from ctypes import byref, c_char_p, c_int, c_int64, c_size_t, c_uint, c_void_p
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, Sequence
+
+import numpy as np
+
+LIBRARY = 'libdnnl.so.3'
+MAX_DIMS = 12
+
+# Values of dnnl_types.h.
+CPU, DEFAULT_STREAM, FLOAT32, LAYOUT_ANY = 1, 1, 3, 1
+FORWARD_TRAINING, FORWARD_INFERENCE, BACKWARD = 64, 96, 128
+CONVOLUTION_DIRECT = 1
+USE_GLOBAL_STATISTICS, USE_SCALE, USE_SHIFT, FUSE_RELU = 1, 2, 4, 8
+SRC, DST, WEIGHTS, MEAN, VARIANCE, SCALE, SHIFT, WORKSPACE = 1, 17, 33, 49, 50, 51, 52, 64
+DIFF = 128  # added to SRC, DST and WEIGHTS; to SCALE and SHIFT it is
+DIFF_SCALE, DIFF_SHIFT = 255, 256
+QUERY = {SRC: 129, SRC + DIFF: 130, WEIGHTS: 131, WEIGHTS + DIFF: 132, DST: 133, DST + DIFF: 134}
+QUERY_IMPLEMENTATION, QUERY_WORKSPACE = 8, 135
+
+Shape = tuple[int, ...]
+
+
+class Unavailable(RuntimeError):
+    """Why oneDNN cannot be called here."""
+
+
+class _Version(ctypes.Structure):
+    _fields_ = [
+        ('major', c_int),
+        ('minor', c_int),
+        ('patch', c_int),
+        ('hash', c_char_p),
+        ('cpu_runtime', c_uint),
+        ('gpu_runtime', c_uint),
+    ]
+
+
+class _Argument(ctypes.Structure):
+    _fields_ = [('argument', c_int), ('memory', c_void_p)]
+
+
+class OneDNN:
+    """The library that Paddle has loaded, an engine and a stream. Raises Unavailable."""
+
+    def __init__(self) -> None:
+        import paddle
+
+        path = Path(paddle.__file__).parent / 'libs' / LIBRARY
+        try:
+            self._library = ctypes.CDLL(str(path))
+        except OSError:
+            raise Unavailable(f'this Paddle brings no {LIBRARY}') from None
+        self._library.dnnl_version.restype = ctypes.POINTER(_Version)
+        version = self._library.dnnl_version().contents
+        self.version = f'{version.major}.{version.minor}.{version.patch}'
+        if version.major != 3:
+            raise Unavailable(f'its interface of version 3 is needed, not of {self.version}')
+        self._library.dnnl_primitive_desc_query_md.restype = c_void_p
+        self._library.dnnl_memory_desc_get_size.restype = c_size_t
+        self.engine = self.make('engine_create', CPU, c_size_t(0))
+        self.stream = self.make('stream_create', self.engine, DEFAULT_STREAM)
+
+    def call(self, function: str, *arguments: Any) -> None:
+        status = getattr(self._library, f'dnnl_{function}')(*arguments)
+        if status:
+            raise RuntimeError(f'dnnl_{function} returned {status}')
+
+    def make(self, function: str, *arguments: Any) -> c_void_p:
+        """What the function creates; it lives as long as the process."""
+        made = c_void_p()
+        self.call(function, byref(made), *arguments)
+        return made
+
+    def layout(self, shape: Shape, order: Optional[str] = None) -> c_void_p:
+        """Of float32: axes from the outermost to the innermost, such as 'acdb'; None lets oneDNN
+        choose."""
+        dims = _dims(shape)
+        if order is None:
+            return self.make('memory_desc_create_with_tag', len(shape), dims, FLOAT32, LAYOUT_ANY)
+        strides, step = [0] * len(shape), 1
+        for letter in reversed(order):
+            axis = ord(letter) - ord('a')
+            strides[axis], step = step, step * shape[axis]
+        return self.make(
+            'memory_desc_create_with_strides',
+            len(shape),
+            dims,
+            FLOAT32,
+            _dims(strides),
+        )
+
+    def chosen_layout(self, description: c_void_p, query: int) -> c_void_p:
+        return c_void_p(self._library.dnnl_primitive_desc_query_md(description, query, 0))
+
+    def implementation(self, description: c_void_p) -> str:
+        name = c_char_p()
+        self.call('primitive_desc_query', description, QUERY_IMPLEMENTATION, 0, byref(name))
+        return (name.value or b'').decode()
+
+    def has_next_implementation(self, description: c_void_p) -> bool:
+        """Whether there is another one than it has now, which it then has."""
+        return not self._library.dnnl_primitive_desc_next_impl(description)
+
+    def size(self, layout: c_void_p) -> int:
+        return int(self._library.dnnl_memory_desc_get_size(layout))
+
+    def same(self, one: c_void_p, other: c_void_p) -> bool:
+        return bool(self._library.dnnl_memory_desc_equal(one, other))
+
+
+def _dims(numbers: Sequence[int]) -> Any:
+    return (c_int64 * MAX_DIMS)(*numbers)
+
+
+@functools.cache
+def library() -> OneDNN:
+    return OneDNN()
+
+
+_LOCK = threading.Lock()
+_buffers: dict[int, np.ndarray] = {}
+
+
+def _buffer(argument: int, size: int) -> int:
+    """The address of memory for an argument in oneDNN's own layout, until the next call."""
+    if argument not in _buffers or _buffers[argument].nbytes < size:
+        _buffers[argument] = np.empty(size + 64, np.uint8)
+    return int(-(-_buffers[argument].ctypes.data // 64) * 64)
+
+
+class _Memory:
+    def __init__(self, layout: c_void_p) -> None:
+        self.handle = library().make('memory_create', layout, library().engine, None)
+
+    def move(self, address: int) -> None:
+        library().call('memory_set_data_handle', self.handle, c_void_p(address))
+
+
+class _Run:
+    """A primitive with its memories."""
+
+    def __init__(self, description: c_void_p, memories: dict[int, _Memory]) -> None:
+        self._primitive = library().make('primitive_create', description)
+        self._count = len(memories)
+        pairs = [_Argument(argument, memory.handle) for argument, memory in memories.items()]
+        self._arguments = (_Argument * self._count)(*pairs)
+
+    def __call__(self) -> None:
+        stream = library().stream
+        library().call('primitive_execute', self._primitive, stream, self._count, self._arguments)
+
+
+class _Operand:
+    """One argument of a primitive: a tensor, converted where oneDNN wants another layout."""
+
+    def __init__(self, argument: int, ours: c_void_p, wanted: c_void_p, *, output: bool) -> None:
+        self.argument, self.memory = argument, _Memory(wanted)
+        self._convert: Optional[_Run] = None
+        if library().same(ours, wanted):
+            return
+        self._size, self._ours = library().size(wanted), _Memory(ours)
+        ends = [(ours, self._ours), (wanted, self.memory)]
+        (source, start), (target, end) = reversed(ends) if output else ends
+        engine = library().engine
+        description = library().make(
+            'reorder_primitive_desc_create', source, engine, target, engine, None
+        )
+        self._convert = _Run(description, {SRC: start, DST: end})
+
+    def move(self, address: int) -> None:
+        if self._convert is None:
+            self.memory.move(address)
+        else:
+            self._ours.move(address)
+            self.memory.move(_buffer(self.argument, self._size))
+
+    def convert(self) -> None:
+        if self._convert is not None:
+            self._convert()
+
+
+class Primitive:
+    """A computation on tensors at given addresses.
+
+    `inputs` and `outputs` say in which layouts our tensors come: argument -> layout.
+    """
+
+    def __init__(
+        self, description: c_void_p, inputs: dict[int, c_void_p], outputs: dict[int, c_void_p]
+    ) -> None:
+        def operand(argument: int, layout: c_void_p, output: bool) -> _Operand:
+            query = QUERY.get(argument)
+            wanted = library().chosen_layout(description, query) if query else layout
+            return _Operand(argument, layout, wanted, output=output)
+
+        self._inputs = [operand(*item, output=False) for item in inputs.items()]
+        self._outputs = [operand(*item, output=True) for item in outputs.items()]
+        operands = (*self._inputs, *self._outputs)
+        self._run = _Run(description, {one.argument: one.memory for one in operands})
+
+    def __call__(self, *addresses: int) -> None:
+        """Of the inputs, then of the outputs."""
+        with _LOCK:
+            for operand, address in zip((*self._inputs, *self._outputs), addresses):
+                operand.move(address)
+            for operand in self._inputs:
+                operand.convert()
+            self._run()
+            for operand in self._outputs:
+                operand.convert()
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """The primitives of a convolution without bias.
+
+    Args:
+        images: N, C, H, W of the input.
+        filters: of the weights, [out, in / groups, height, width] in this memory order.
+    """
+
+    images: Shape
+    filters: Shape
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    groups: int = 1
+
+    @property
+    def result(self) -> Shape:
+        """N, C, H, W of the output."""
+        sides = zip(self.images[2:], self.filters[2:], self.stride, self.padding)
+        return (
+            self.images[0],
+            self.filters[0],
+            *((side + 2 * pad - kernel) // stride + 1 for side, kernel, stride, pad in sides),
+        )
+
+    @functools.cached_property
+    def forward(self) -> Primitive:
+        """images, filters -> result"""
+        layouts = self._layouts
+        return Primitive(
+            self._forward_description,
+            {SRC: layouts[0], WEIGHTS: layouts[1]},
+            {DST: layouts[2]},
+        )
+
+    @functools.cached_property
+    def backward_images(self) -> Primitive:
+        """filters, gradient of the result -> gradient of the images"""
+        images, filters, result = self._layouts
+        description = self._describe('backward_data', self._forward_description)
+        return Primitive(description, {WEIGHTS: filters, DST + DIFF: result}, {SRC + DIFF: images})
+
+    @functools.cached_property
+    def backward_filters(self) -> Primitive:
+        """images, gradient of the result -> gradient of the filters"""
+        images, filters, result = self._layouts
+        description = self._describe('backward_weights', self._forward_description)
+        return Primitive(description, {SRC: images, DST + DIFF: result}, {WEIGHTS + DIFF: filters})
+
+    @functools.cached_property
+    def _forward_description(self) -> c_void_p:
+        return self._describe('forward')
+
+    def _describe(self, kind: str, hint: Optional[c_void_p] = None) -> c_void_p:
+        images, _, result = self._layouts
+        filters = library().layout(self._grouped_filters)
+        no_bias = [] if kind == 'backward_data' else [None]
+        first = [FORWARD_TRAINING] if kind == 'forward' else []
+        padding = _dims(self.padding)
+        return library().make(
+            f'convolution_{kind}_primitive_desc_create',
+            library().engine,
+            *first,
+            CONVOLUTION_DIRECT,
+            images,
+            filters,
+            *no_bias,
+            result,
+            _dims(self.stride),
+            _dims((0, 0)),
+            padding,
+            padding,
+            *([] if hint is None else [hint]),
+            None,
+        )
+
+    @property
+    def _grouped_filters(self) -> Shape:
+        out, *rest = self.filters
+        return (self.groups, out // self.groups, *rest) if self.groups > 1 else self.filters
+
+    @functools.cached_property
+    def _layouts(self) -> tuple[c_void_p, c_void_p, c_void_p]:
+        """Of our tensors."""
+        filters = self._grouped_filters
+        return (
+            library().layout(self.images, 'acdb'),
+            library().layout(filters, 'abcde'[: len(filters)]),
+            library().layout(self.result, 'acdb'),
+        )
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """The primitives of a batch norm with scale and shift, and a ReLU if wanted.
+
+    `images` is N, C, H, W.
+    """
+
+    images: Shape
+    epsilon: float
+    relu: bool = False
+
+    @functools.cached_property
+    def forward(self) -> Primitive:
+        """images, scale, shift -> result, mean, variance (biased), and the marks of the ReLU"""
+        inputs = {SRC: self._layout, SCALE: self._channels, SHIFT: self._channels}
+        outputs = {DST: self._layout, MEAN: self._channels, VARIANCE: self._channels}
+        return Primitive(self._forward_description, inputs, {**outputs, **self._marks})
+
+    @functools.cached_property
+    def backward(self) -> Primitive:
+        """images, gradient of the result, scale, mean, variance (and marks) -> gradients of the
+        images, of scale and of shift"""
+        description = self._describe('backward', BACKWARD, 3, self._forward_description)
+        images, channels = self._layout, self._channels
+        inputs = {SRC: images, DST + DIFF: images, SCALE: channels, MEAN: channels}
+        outputs = {SRC + DIFF: images, DIFF_SCALE: channels, DIFF_SHIFT: channels}
+        return Primitive(description, {**inputs, VARIANCE: channels, **self._marks}, outputs)
+
+    @property
+    def marks_size(self) -> int:
+        """Bytes of the marks."""
+        return sum(library().size(layout) for layout in self._marks.values())
+
+    @functools.cached_property
+    def _forward_description(self) -> c_void_p:
+        return self._describe('forward', FORWARD_TRAINING, 2)
+
+    def _describe(self, kind: str, propagation: int, tensors: int, *hint: c_void_p) -> c_void_p:
+        """Of its implementations, the one whose threads don't spin until all have come, which takes
+        twenty times as long where another program has one of the cores."""
+
+        def describe() -> c_void_p:
+            return library().make(
+                f'batch_normalization_{kind}_primitive_desc_create',
+                library().engine,
+                propagation,
+                *[self._layout] * tensors,
+                ctypes.c_float(self.epsilon),
+                self._flags,
+                *hint,
+                None,
+            )
+
+        description = describe()
+        while 'tbb' not in library().implementation(description):
+            if not library().has_next_implementation(description):
+                return describe()
+        return description
+
+    @property
+    def _flags(self) -> int:
+        return USE_SCALE | USE_SHIFT | (FUSE_RELU if self.relu else 0)
+
+    @functools.cached_property
+    def _marks(self) -> dict[int, c_void_p]:
+        """Which results the ReLU has let pass."""
+        if not self.relu:
+            return {}
+        return {WORKSPACE: library().chosen_layout(self._forward_description, QUERY_WORKSPACE)}
+
+    @functools.cached_property
+    def _layout(self) -> c_void_p:
+        return library().layout(self.images, 'acdb')
+
+    @functools.cached_property
+    def _channels(self) -> c_void_p:
+        return library().layout(self.images[1:2], 'a')
+
+
+# Making a primitive compiles it: a few milliseconds, once for each shape.
+convolution = functools.lru_cache(maxsize=None)(Convolution)
+batch_norm = functools.lru_cache(maxsize=None)(BatchNorm)
