@@ -1,4 +1,4 @@
-"""python3 -m benchmarks [PART ...] [--photos DIR] [--exported DIR] [--quick]
+"""python3 -m benchmarks [PART ...] [--photos DIR] [--exported DIR] [--device KIND] [--quick]
 
 Measures, prints tables, and keeps the figures in benchmarks/results.json. Run it on a machine that
 does nothing else. --quick only shows that everything works: its figures mean nothing, none is kept.
@@ -16,10 +16,15 @@ from benchmarks.report import RESULTS, merge
 
 PARTS = (
     *('train_step', 'scaling', 'pipeline', 'photos'),
-    *('startup', 'memory', 'growth', 'profile_step'),
-    *('serving', 'serving_load'),
+    *('startup', 'memory', 'growth', 'cost', 'profile_step'),
+    *('serving', 'serving_load', 'device'),
 )
-FOLDERS = {'photos': 'photos', 'serving': 'exported', 'serving_load': 'exported'}  # part -> option
+OPTIONS = {  # of those parts that have one
+    'photos': 'photos',
+    'serving': 'exported',
+    'serving_load': 'exported',
+    'device': 'device',
+}
 
 
 def main() -> None:
@@ -39,6 +44,12 @@ def main() -> None:
         help='exported networks (wide_resnet28_10/ ...) for serving and serving_load; otherwise '
         'they are made, with random weights',
     )
+    parser.add_argument(
+        '--device',
+        choices=('auto', 'gpu', 'npu', 'cpu'),
+        default='auto',
+        help='for device; auto: gpu, else npu, else cpu',
+    )
     parser.add_argument('--quick', action='store_true', help='a few steps of each, nothing kept')
     args = parser.parse_args()
     unknown = [part for part in args.parts if part not in PARTS]
@@ -48,13 +59,13 @@ def main() -> None:
         start = time.perf_counter()
         module = importlib.import_module(f'benchmarks.{part}')
         print(f'\n## {part}\n\n{(module.__doc__ or "").strip()}', flush=True)
-        folders = [getattr(args, FOLDERS[part])] if part in FOLDERS else []
-        if any(folder and not folder.is_dir() for folder in folders):
-            parser.error(f'{folders[0]} is not a folder')
+        options = [getattr(args, OPTIONS[part])] if part in OPTIONS else []
+        if any(isinstance(option, Path) and not option.is_dir() for option in options):
+            parser.error(f'{options[0]} is not a folder')
         if part == 'photos' and not args.photos and not args.quick:
             print('skipped: name a folder of <class>/*.jpg with --photos DIR')
             continue
-        result = module.run(args.quick, *folders)
+        result = module.run(args.quick, *options)
         result.show()
         if not args.quick:
             merge(part, result)

@@ -6,20 +6,24 @@ import contextlib
 import json
 import sys
 import tempfile
-from collections import Counter
+import time
+from collections import defaultdict
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator, Optional
+from unittest import mock
 
 from benchmarks.processes import Answer, seconds, serve
-from engine import runtime
+from engine import models, runtime
 from engine.config import Optimizer
+from engine.models import parse
 
+OLDER_PORT = 'older port'
 KERNEL = ' kernel launch'  # the profiler calls a kernel's run 'conv2d_grad kernel launch[9.87 ms]'
 
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
-    if not settings['older_port']:
+    if settings.get('conv') != OLDER_PORT:
         runtime.prepare_cpu()
     runtime.start_paddle('cpu')
     step = make_step(**settings)
@@ -28,45 +32,60 @@ def main() -> None:
             'steps': lambda times: {'seconds': seconds(step, times)},
             'matmul': matmul,
             'profile': lambda times: profile(step, times),
+            'multiply_adds': lambda: {'count': count(settings['model'])},
         }
     )
 
 
 def make_step(
     *,
-    depth: int,
-    widen_factor: int,
-    dropout: float,
+    model: str,
     batch: int,
-    older_port: bool,
+    side: Optional[int] = None,
+    dropout: float = 0.0,
+    conv: str = 'onednn',
     averaging: bool = True,
 ) -> Callable[[], None]:
     """A training step on this process's part of the batch, with Nesterov's momentum.
 
-    Without `averaging`, several processes leave out only the averaging of their gradients.
+    `conv`: as train.cpu_conv, or OLDER_PORT. Without `averaging`, several processes leave out only
+    the averaging of their gradients.
     """
     import paddle
-    from paddle.nn import functional as F
 
-    from engine.optim import make_optimizer
-    from wide_resnet import WideResNet
+    from engine import cpu_conv
+    from engine.optim import cross_entropy, make_optimizer
 
     runtime.seed_everything(0)
-    model = WideResNet(depth=depth, widen_factor=widen_factor, dropout=dropout)
-    if older_port:
-        give_convolutions_biases(model)
-    forward = runtime.distribute(model)
-    optimizer = make_optimizer(model, Optimizer(nesterov=True))
-    images = paddle.randn([batch // runtime.WORLD, 3, 32, 32])
+    layout = 'NHWC' if conv == 'onednn' else 'NCHW'
+    network = build(model, dropout=dropout, data_format=layout)
+    if conv == 'onednn':
+        assert cpu_conv.unavailable() is None, cpu_conv.unavailable()
+        cpu_conv.accelerate(network)
+    elif conv == OLDER_PORT:
+        give_convolutions_biases(network)
+    forward = runtime.distribute(network)
+    optimizer = make_optimizer(network, Optimizer(nesterov=True))
+    side = side or parse(model).image_size
+    images = paddle.randn([batch // runtime.WORLD, 3, side, side])
     labels = paddle.randint(0, 10, [batch // runtime.WORLD])
 
     def step() -> None:
         with contextlib.nullcontext() if averaging else runtime.without_averaging(forward):
-            F.cross_entropy(forward(images), labels).backward()
+            cross_entropy(forward(images), labels).backward()
         optimizer.step()
         optimizer.clear_grad()
 
     return step
+
+
+def build(model: str, **options: Any) -> Any:
+    return models.build(model, num_classes=1000 if parse(model).for_photos else 10, **options)
+
+
+def count(model: str, side: Optional[int] = None) -> int:
+    """Multiply-adds for one image, of a network of its own: that of the steps stays as it is."""
+    return models.multiply_adds(build(model), side or parse(model).image_size)
 
 
 def give_convolutions_biases(model: Any) -> None:
@@ -90,7 +109,7 @@ def profile(step: Callable[[], None], times: int) -> Answer:
     """Seconds of the steps, and of every kernel in them."""
     from paddle.profiler import Profiler, ProfilerTarget
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, timed_onednn() as kernels:
         trace = Path(folder) / 'trace.json'
         profiler = Profiler(
             targets=[ProfilerTarget.CPU],
@@ -99,12 +118,40 @@ def profile(step: Callable[[], None], times: int) -> Answer:
         with profiler:
             total = seconds(step, times)
         events = json.loads(trace.read_text())['traceEvents']
-    kernels: Counter[str] = Counter()
     for event in events:
         name, found, _ = event.get('name', '').partition(KERNEL)
         if found:
             kernels[name] += event['dur'] / 1e6
     return {'seconds': total, 'kernels': kernels}
+
+
+@contextlib.contextmanager
+def timed_onednn() -> Iterator[dict[str, float]]:
+    """Seconds in oneDNN's kernels, of which Paddle's profiler knows nothing."""
+    from engine import cpu_conv
+
+    taken: defaultdict[str, float] = defaultdict(float)
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            start = time.perf_counter()
+            result = function(*arguments)
+            taken[name] += time.perf_counter() - start
+            return result
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for kind, layer in (
+            ('convolution', cpu_conv._Convolve),
+            ('batch norm', cpu_conv._Normalise),
+        ):
+            for direction in ('forward', 'backward'):
+                name, function = f'{kind} {direction}', getattr(layer, direction)
+                stack.enter_context(
+                    mock.patch.object(layer, direction, staticmethod(timed(name, function)))
+                )
+        yield taken
 
 
 if __name__ == '__main__':

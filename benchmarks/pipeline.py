@@ -17,7 +17,7 @@ from benchmarks.report import Claim, Result, table
 from benchmarks.train_step import CORES, Network, our_worker
 
 BATCHES = (64, 128)
-TRAINED = Network(16, 2, batch=64)
+TRAINED = Network('wide_resnet16_2', batch=64)
 
 
 def run(quick: bool) -> Result:

@@ -1,7 +1,7 @@
 """What bounds a training step: the shares of its kernels, as paddle.profiler sees them.
 
-Claim: on a CPU, nearly all of a step is convolution, so that only a faster convolution (a matrix
-product over unfolded images in Paddle's CPU kernel) could speed training up noticeably.
+Claim: on a CPU, nearly all of a step is convolution, by oneDNN's kernels near the speed of a large
+matrix product, so that not much is left to be gained.
 Falsified by: python3 -m benchmarks profile_step
 """
 
@@ -12,17 +12,23 @@ from dataclasses import replace
 
 from benchmarks.processes import on_cores
 from benchmarks.report import Result, table
-from benchmarks.train_step import CORES, MATMUL_SIZE, Network, our_worker
+from benchmarks.train_step import CORES, MATMUL_SIZE, Network, our_worker, step_flops
 
-NETWORKS = {Network(16, 2, batch=64): 5, Network(28, 10, batch=16, dropout=0.3): 2}  # steps
+NETWORKS = {  # and steps
+    Network('wide_resnet16_2', batch=64): 5,
+    Network('wide_resnet28_10', batch=16, dropout=0.3): 2,
+    Network('resnext50_32x4d', batch=8): 2,
+}
 REST = 'the rest'
 KINDS = {
-    'conv2d': 'convolution, forward',
-    'conv2d_grad': 'convolution, backward',
-    'batch_norm': 'batch norm',
-    'batch_norm_grad': 'batch norm',
-    'relu': 'ReLU',
-    'relu_grad': 'ReLU',
+    'convolution forward': 'convolution, forward',
+    'convolution backward': 'convolution, backward',
+    'batch norm forward': 'batch norm and its ReLU',
+    'batch norm backward': 'batch norm and its ReLU',
+    'relu': 'other ReLU',
+    'relu_grad': 'other ReLU',
+    'pool2d': 'max pooling',
+    'pool2d_grad': 'max pooling',
     'add': 'sum with the shortcut',
     'add_grad': 'sum with the shortcut',
     'dropout': 'dropout',
@@ -58,10 +64,11 @@ def measure(network: Network, steps: int) -> tuple[dict[str, float], float]:
     with on_cores(CORES), our_worker(network) as worker:
         [product] = worker.ask('matmul', size=MATMUL_SIZE, times=3)
         [answer] = worker.ask('profile', times=steps)
+        flops = step_flops(worker) * network.batch * steps
     shares: Counter[str] = Counter()
     for kernel, taken_s in answer['kernels'].items():
         shares[KINDS.get(kernel, REST)] += taken_s / answer['seconds']
     shares[REST] += 1 - sum(shares.values())  # Python, and what lies between the kernels
     speed = 3 * 2 * MATMUL_SIZE**3 / product['seconds']
-    ideal = network.step_flops() * steps / speed / answer['seconds']
+    ideal = flops / speed / answer['seconds']
     return dict(shares.most_common()), ideal

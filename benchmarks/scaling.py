@@ -18,7 +18,10 @@ from benchmarks.train_step import CORES, Network, slowest
 
 ONE, TWO, APART = 'one process, two threads', 'two processes', 'two processes, without averaging'
 VARIANTS = {ONE: (1, True), TWO: (CORES, True), APART: (CORES, False)}
-NETWORKS = (Network(16, 2, batch=64), Network(28, 10, batch=16, dropout=0.3))
+NETWORKS = (
+    Network('wide_resnet16_2', batch=64),
+    Network('wide_resnet28_10', batch=16, dropout=0.3),
+)
 ROUNDS, TURN_S = 7, 6.0
 
 
@@ -26,7 +29,7 @@ def run(quick: bool) -> Result:
     result, rows = Result(figures={}), []
     for network in NETWORKS:
         if quick:
-            network = Network(network.depth, network.widen_factor, CORES)
+            network = Network(network.model, CORES)
         with on_cores(CORES):
             rounds = measure(network, rounds=1 if quick else ROUNDS, turn_s=0 if quick else TURN_S)
         speed = {name: median(values) for name, values in rounds.items()}
@@ -59,7 +62,7 @@ def measure(network: Network, *, rounds: int, turn_s: float) -> dict[str, list[f
     with contextlib.ExitStack() as stack:
         entries = []
         for name, (processes, averaging) in VARIANTS.items():
-            settings = {**asdict(network), 'older_port': False, 'averaging': averaging}
+            settings = {**asdict(network), 'averaging': averaging}
             worker = stack.enter_context(Worker('paddle_step', settings, processes=processes))
             warm_up_s = slowest(worker.ask('steps', times=1))
             entries.append((name, worker, max(1, round(turn_s / warm_up_s))))

@@ -7,22 +7,22 @@ import os
 import sys
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.processes import Answer, seconds, serve
+from benchmarks.torch_resnext import ResNeXt
 from benchmarks.torch_wide_resnet import WideResNet
+from engine.models import Spec, parse
 
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
-    model = WideResNet(
-        depth=settings['depth'],
-        widen_factor=settings['widen_factor'],
-        dropout=settings['dropout'],
-    )
-    images = torch.randn(settings['batch'], 3, 32, 32)
+    spec = parse(settings['model'])
+    model = build(spec, settings['dropout'])
+    images = torch.randn(settings['batch'], 3, spec.image_size, spec.image_size)
     labels = torch.randint(0, 10, (settings['batch'],))
     if settings['channels_last']:
         model = model.to(memory_format=torch.channels_last)
@@ -42,6 +42,17 @@ def main() -> None:
         return {'seconds': seconds(lambda: a @ b, times)}
 
     serve({'steps': lambda times: {'seconds': seconds(step, times)}, 'matmul': matmul})
+
+
+def build(spec: Spec, dropout: float) -> nn.Module:
+    """What engine.models.build would, in PyTorch."""
+    if spec.preactivated:
+        return WideResNet(depth=spec.depth, widen_factor=spec.width, dropout=dropout)
+    blocks = {29: (3, 3, 3), 50: (3, 4, 6, 3)}[spec.depth]
+    classes = 1000 if spec.for_photos else 10
+    return ResNeXt(
+        blocks=blocks, cardinality=spec.cardinality, width=spec.width, num_classes=classes
+    )
 
 
 if __name__ == '__main__':

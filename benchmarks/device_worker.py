@@ -1,0 +1,78 @@
+"""Worker: train.py's main in this process, and what only the process that trained can tell."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Optional
+
+import train
+from benchmarks.processes import Answer, seconds, serve
+from engine import cli, models, runtime
+
+TURN_S, TURNS = 1.0, 3
+
+
+def main() -> None:
+    os.environ.update(json.loads(sys.argv[1])['environment'])  # before paddle, which reads it
+    serve({'start': start, 'train': train_as_told, 'product': product, 'network': network})
+
+
+def start(device: str) -> Answer:
+    """Choose the device as train.py does, and say what it is."""
+    runtime.prepare_cpu()
+    runtime.start_paddle(device)
+    import paddle
+
+    kind = paddle.get_device().partition(':')[0]
+    name = paddle.device.cuda.get_device_name() if kind == 'gpu' else kind.upper()
+    return {'kind': kind, 'name': name, 'paddle': paddle.__version__, 'cuda': paddle.version.cuda()}
+
+
+def train_as_told(arguments: list[str]) -> Answer:
+    """A run, from arguments to end. One that fails ends this process, as it would its own."""
+    sys.argv = ['train.py', *arguments]
+    cli.run(train.main)
+    return {'peak_bytes': peak_bytes()}
+
+
+def peak_bytes() -> Optional[int]:
+    """The most that tensors have had of the device; on a cpu, the largest resident set."""
+    import paddle
+
+    kind, _, number = paddle.get_device().partition(':')
+    if kind == 'cpu':
+        lines = Path('/proc/self/status').read_text().splitlines()
+        [line] = [line for line in lines if line.startswith('VmHWM:')]
+        return int(line.split()[1]) * 1024
+    try:
+        return int(paddle.device.cuda.max_memory_allocated(int(number)))  # of an npu, too
+    except ValueError:  # but not with Paddle 2.6
+        return None
+
+
+def product(size: int, dtype: str) -> Answer:
+    """FLOP/s of a large matrix product, in the best of its turns."""
+    import paddle
+
+    a, b = (paddle.randn([size, size]).astype(dtype) for _ in range(2))
+
+    def multiply(times: int) -> None:
+        for _ in range(times):
+            result = paddle.matmul(a, b)
+        float(result[0, 0].astype('float32'))  # which waits for the device
+
+    multiply(2)
+    times = max(1, round(TURN_S / seconds(lambda: multiply(1))))
+    best_s = min(seconds(lambda: multiply(times)) for _ in range(TURNS))
+    return {'flops': 2 * size**3 * times / best_s}
+
+
+def network(model: str, side: int, classes: int) -> Answer:
+    return {'multiply_adds': models.multiply_adds(models.build(model, num_classes=classes), side)}
+
+
+if __name__ == '__main__':
+    main()
