@@ -80,6 +80,9 @@ class Data:
     random_erasing: float = key(0.0, 'probability of a rectangle of noise', low=0, high=1)
     mixup: float = key(0.0, 'alpha of mixup; 0: off', low=0)
     cutmix: float = key(0.0, 'alpha of CutMix; 0: off; with mixup, either by chance', low=0)
+    progressive: tuple[int, ...] = key(
+        (), 'sets in memory: sides of training images over the epochs', example=[20, 26, 32]
+    )
 
 
 @dataclass(frozen=True)
@@ -260,6 +263,7 @@ _APPLIES = {
     'crop_padding': _MEMORY,
     'padding_mode': _MEMORY,
     'on_device': _MEMORY,
+    'progressive': _MEMORY,
 }
 
 # Augmentation of one image after another.
@@ -325,6 +329,8 @@ def _check_augmentation(data: Data, refuse: Refuse) -> None:
             'data.color_jitter',
             'must be three or four strengths, such as [0.4, 0.4, 0.4, 0.1]; hue is at most 0.5',
         )
+    if min(data.progressive, default=8) < 8:
+        refuse('data.progressive', 'must be sides of 8 pixels or more, such as [20, 26, 32]')
     for name in _BY_IMAGE:
         if data.on_device and getattr(data, name) != getattr(Data, name):
             refuse(

@@ -222,11 +222,14 @@ def _convert(name: str, field: 'Field[Any]', setting: Setting) -> Any:
             raise refuse(f'one of {", ".join(choices)}' + (f' ({near[0]}?)' if near else ''))
         return value
     if typing.get_origin(hint) is tuple:
-        if not isinstance(value, (list, tuple)) or not all(_is_number(item) for item in value):
+        kind = typing.get_args(hint)[0]
+        if not isinstance(value, (list, tuple)) or not all(
+            _is_number(item, kind) for item in value
+        ):
             default: Any = field.default
             example = list(default or ()) or field.metadata['example'] or [60, 120]
-            raise refuse(f'a list of numbers, such as {example}')
-        return tuple(float(item) for item in value)
+            raise refuse(f'a list of{" whole" if kind is int else ""} numbers, such as {example}')
+        return tuple(kind(item) for item in value)
     if hint is float and _is_number(value):
         value = float(value)
     if type(value) is not hint or (hint is float and not _is_number(value)):  # nor .nan nor .inf
@@ -242,8 +245,9 @@ def _convert(name: str, field: 'Field[Any]', setting: Setting) -> Any:
     return value
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
+def _is_number(value: Any, kind: type = float) -> bool:
+    kinds: Any = (int, float) if kind is float else kind
+    return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def _reason(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Augmentation against naive loops that make the same random draws."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from engine.data.augment import (
     pad,
     random_erasing,
     recolour_batch,
+    shrink,
 )
 from engine.data.policies import POLICY_NAMES, color_jitter, make_policy
 
@@ -483,3 +485,17 @@ def test_every_policy_takes_the_smallest_images_of_a_batch(name):
     )
     assert result.shape == images.shape
     assert (result != images).any()
+
+
+@pytest.mark.parametrize('side', [1, 8, 13, 20, 32])
+def test_shrinking_averages_what_a_pixel_covers(side):
+    images = np.random.default_rng(0).random((3, 3, 32, 32), np.float32)
+    upright = images.transpose(0, 2, 3, 1)
+    area = [cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) for image in upright]
+    wanted = np.stack(area).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(shrink(images, side), wanted, rtol=0, atol=1e-6)
+
+
+def test_shrinking_of_images_that_are_not_square():
+    image = np.arange(12, dtype=np.float32).reshape(1, 1, 2, 6)
+    assert shrink(image, 2).tolist() == [[[[1, 4], [7, 10]]]]

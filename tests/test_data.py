@@ -672,6 +672,27 @@ def test_a_cutout_that_always_hides_everything_is_refused():
         train_batches(data, synthetic(cutout=17))
 
 
+def test_images_grow_over_the_epochs_and_are_whole_in_the_end():
+    config = synthetic(progressive=(4, 6, 8))
+    config = dataclasses.replace(config, train=Train(epochs=6))
+    loaded = load_data(config)
+    batches = train_batches(loaded, config)
+    sides = []
+    for epoch in range(6):
+        batches.set_epoch(epoch)
+        sides.append({batch.images.shape[1:] for batch in batches})
+    assert sides == [{(3, side, side)} for side in (4, 4, 6, 6, 8, 8)]
+    whole = train_batches(loaded, dataclasses.replace(config, data=synthetic().data))
+    whole.set_epoch(5)
+    np.testing.assert_array_equal(next(iter(batches)).images, next(iter(whole)).images)
+    assert {batch.images.shape[2] for batch in test_batches(loaded, config)} == {8}
+
+
+def test_images_can_only_shrink():
+    with pytest.raises(UserError, match='progressive'):
+        train_batches(load_data(synthetic()), synthetic(progressive=(4, 9)))
+
+
 def test_a_share_of_each_class_of_the_training_images_is_held_out():
     """The test images are then out of play, so that choices made by them are none by the test."""
     whole = load_data(Config(data=Data(name='digits')))

@@ -91,6 +91,14 @@ def test_images_of_every_shape(height, width):
     assert_equal(*both(images_of(40, height, width), augmentation), ulps=1)
 
 
+@pytest.mark.parametrize(('epoch', 'side'), [(0, 5), (2, 9), (5, 10)])
+def test_images_that_grow(epoch, side):
+    growing = dataclasses.replace(EVERYTHING, sides=(5, 9, 10), epochs=6)
+    host, device = both(images_of(40), growing, epoch=epoch)
+    assert next(iter(host)).images.shape[2:] == (side, side)
+    assert_equal(host, device, ulps=2)
+
+
 @pytest.mark.parametrize('count', [1, 2, 17, 33, 65])
 @pytest.mark.parametrize(('rank', 'world'), [(0, 1), (0, 2), (1, 2)])
 def test_processes_and_last_batches_of_any_size(count, rank, world):

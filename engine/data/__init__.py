@@ -117,6 +117,8 @@ def train_batches(data: DataSet, config: Config) -> Batches:
         side = min(data.train.pixels.shape[2:])
         if augmentation.crop_padding >= side or augmentation.cutout > 2 * side:
             raise UserError(f'data.crop_padding and data.cutout must suit images of {side} pixels')
+        if max(augmentation.sides, default=0) > side:
+            raise UserError(f'data.progressive must be sides of at most {side} pixels')
         batches = _batches_in_memory(data.train, config, augmentation, options)
     else:
         batches = _photo_batches(data.train, config, augmentation, options)
@@ -175,6 +177,8 @@ def _augmentation(config: Config) -> Augmentation:
         random_erasing=data.random_erasing,
         mixup=data.mixup,
         cutmix=data.cutmix,
+        sides=data.progressive,
+        epochs=config.train.epochs,
     )
 
 

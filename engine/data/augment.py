@@ -36,6 +36,13 @@ class Augmentation:
     random_erasing: float = 0.0  # probability
     mixup: float = 0.0  # alpha of its Beta distribution
     cutmix: float = 0.0
+    sides: tuple[int, ...] = ()  # of what the network sees, each for an equal share of the epochs
+    epochs: int = 1
+
+    def side(self, epoch: int) -> Optional[int]:
+        """What the images of an epoch are scaled to; None leaves them as they are."""
+        last = len(self.sides) - 1
+        return self.sides[min(epoch * len(self.sides) // self.epochs, last)] if self.sides else None
 
     @property
     def image_by_image(self) -> bool:
@@ -222,3 +229,19 @@ def draw_mix(
     left, right = (int(np.clip(x + s * side * width / 2, 0, width)) for s in (-1, 1))
     share = 1 - (bottom - top) * (right - left) / (height * width)
     return Mix(share, partners, (top, bottom, left, right))
+
+
+def averaging(size: int, side: int) -> np.ndarray:
+    """float32 [side, size]: the matrix that makes `side` pixels of `size`, each their mean over as
+    much of a line as it covers."""
+    ends = np.arange(side + 1) * size / side
+    first, last = ends[:-1, None], ends[1:, None]
+    pixels = np.arange(size)
+    covered = np.clip(np.minimum(last, pixels + 1) - np.maximum(first, pixels), 0.0, 1.0)
+    return np.asarray(covered * side / size, np.float32)
+
+
+def shrink(batch: np.ndarray, side: int) -> np.ndarray:
+    """float32 [N, C, H, W] -> [N, C, side, side]"""
+    down, across = (averaging(size, side) for size in batch.shape[2:])
+    return np.asarray(down @ batch @ across.T)

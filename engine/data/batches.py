@@ -20,6 +20,7 @@ from engine.data.augment import (
     normalise,
     pad,
     recolour_batch,
+    shrink,
 )
 
 if TYPE_CHECKING:  # engine.data works without paddle
@@ -167,6 +168,8 @@ class Batches(ABC):
         labels = self.images.labels[rows]
         partner_of, share = mix(images, self.augmentation, rng)
         partners = labels[partner_of] if share < 1.0 else None
+        side = self.augmentation.side(self.epoch)
+        images = images if side is None else shrink(images, side)
         return Batch(images, labels, rows, partners, share)
 
 

@@ -14,7 +14,15 @@ import numpy as np
 import paddle
 
 from engine import runtime
-from engine.data.augment import Mix, draw_crops, draw_mix, draw_squares, pad, scale_and_shift
+from engine.data.augment import (
+    Mix,
+    averaging,
+    draw_crops,
+    draw_mix,
+    draw_squares,
+    pad,
+    scale_and_shift,
+)
 from engine.data.batches import Batch, Batches, Images
 
 TOGETHER = 32  # batches that are drawn, and whose integers go up, at once
@@ -96,6 +104,7 @@ class DeviceBatches(Batches):
                 images = images * (1.0 - self._inside(top, top + size, left, left + size))
             if drawn.mix is not None:
                 images = self._mix(images, integers[PARTNER], drawn.mix)
+            images = self._shrink(images, self.augmentation.side(self.epoch))
             labels, partners, share = integers[LABEL].astype('int64'), None, 1.0
             if drawn.mix is not None and drawn.mix.share < 1.0:
                 partners, share = integers[PARTNER_LABEL].astype('int64'), drawn.mix.share
@@ -127,6 +136,13 @@ class DeviceBatches(Batches):
     def _mix(self, images: paddle.Tensor, partners: paddle.Tensor, mix: Mix) -> paddle.Tensor:
         kept = mix.share if mix.box is None else 1.0 - self._inside(*mix.box)
         return images * kept + paddle.gather(images, partners) * (1.0 - kept)
+
+    def _shrink(self, images: paddle.Tensor, side: Optional[int]) -> paddle.Tensor:
+        if side is None:
+            return images
+        sizes = self._height, self._width
+        down, across = (runtime.to_device(averaging(size, side)) for size in sizes)
+        return paddle.matmul(paddle.matmul(down, images), across, transpose_y=True)
 
 
 def _per_image(integers: paddle.Tensor) -> paddle.Tensor:
