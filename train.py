@@ -138,7 +138,7 @@ def build_model(config: Config, dataset: DataSet, log: Log, *, pretrained: bool)
 
 def describe_step(config: Config, batches: Batches) -> str:
     """How many images make a step, and what that does to the learning rate."""
-    from engine.optim import lr_factor
+    from engine.schedule import lr_factor
 
     factors = [(runtime.WORLD, 'processes'), (config.train.accumulate, 'accumulated')]
     made_of = ''.join(f' x {count} {what}' for count, what in factors if count > 1)

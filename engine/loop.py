@@ -22,16 +22,14 @@ from engine.errors import Diverged, UserError
 from engine.evaluation import Evaluation
 from engine.log import Log
 from engine.optim import (
-    PADDLE_NAMES,
     AveragedWeights,
     cross_entropy,
     load_optimizer_arrays,
-    lr_factor,
     make_optimizer,
-    make_schedule,
     optimizer_arrays,
 )
 from engine.precision import Precision, full_precision
+from engine.schedule import PADDLE_NAMES, lr_factor, make_schedule
 from engine.weights import Arrays, first_not_finite, fit_weights, float32_arrays
 
 
