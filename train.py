@@ -109,17 +109,17 @@ def build_model(config: Config, dataset: DataSet, log: Log, *, pretrained: bool)
     assert dataset.train is not None
     settings = config.model
     classes = data.class_count(dataset, settings.num_classes)
-    by_onednn, about_it = cpu_conv.choose(config)
+    onednn_dtype, about_it = cpu_conv.choose(config)
     model = models.build(
         settings.name,
         num_classes=classes,
         dropout=settings.dropout,
         zero_init_last_bn=settings.zero_init_last_bn,
         init=settings.init,
-        data_format='NHWC' if by_onednn else settings.data_format,
+        data_format='NHWC' if onednn_dtype else settings.data_format,
     )
-    if by_onednn:
-        cpu_conv.accelerate(model)
+    if onednn_dtype:
+        cpu_conv.accelerate(model, onednn_dtype)
     if config.train.sync_bn:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     log.line(
@@ -127,8 +127,8 @@ def build_model(config: Config, dataset: DataSet, log: Log, *, pretrained: bool)
         f'images of {len(dataset.classes):,} classes, from {dataset.origin}'
     )
     log.line(f'model: {settings.name}, {models.parameter_count(model):,} parameters')
-    if about_it:
-        log.line(about_it)
+    for text in about_it:
+        log.line(text)
     if pretrained and settings.pretrained:
         report = load_weights(model, settings.pretrained, head=settings.pretrained_head)
         for text in report.lines():

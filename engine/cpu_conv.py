@@ -1,7 +1,7 @@
 """Convolutions and batch norms of a network in training on a CPU: by oneDNN, or Paddle's own.
 
     reason = unavailable()    # None where oneDNN can be called and gives right results
-    accelerate(model)         # of data_format NHWC; same weights, same results to rounding
+    accelerate(model, dtype)  # of data_format NHWC; same weights, same results to rounding
 
 The rest of the network (pooling, sums, dropout, the last layer) stays Paddle's. A network that is
 saved knows nothing of this.
@@ -22,33 +22,53 @@ from engine import onednn, runtime
 from engine.config import Config
 from engine.errors import UserError
 
+COLOURS = 4  # channels of images; what is made of them is small, and not rounded
 CHECK_LIMIT = 1e-4  # of the self-check, relative: rounding gives about 1e-6
 
 
-def choose(config: Config) -> tuple[bool, str]:
-    """Whether oneDNN is to compute, as train.cpu_conv has it, and one line about that ('' where the
-    device is no CPU). UserError where it is asked for and cannot be had."""
-    wanted = config.train.cpu_conv
+def choose(config: Config) -> tuple[Optional[str], list[str]]:
+    """What oneDNN is to compute in, 'float32' or 'bfloat16', or None if Paddle computes; and what
+    there is to say about that on a CPU. UserError where it is asked for and cannot be had."""
+    wanted, train = config.train.cpu_conv, config.train
     if runtime.is_accelerator():
-        return False, ''
-    if wanted == 'paddle':
-        return False, "convolutions: Paddle's own (as asked)"
-    reason = unavailable()
-    if reason is None and config.train.to_static:
+        return None, []
+    reason = 'as asked' if wanted == 'paddle' else unavailable()
+    if reason is None and train.to_static:
         reason = 'train.to_static compiles the network'
-    if reason is None:
-        return True, f'convolutions: oneDNN {onednn.library().version} ({wanted})'
-    if wanted == 'onednn':
-        raise UserError(f'train.cpu_conv: onednn cannot be had: {reason}; auto takes what there is')
-    return False, f"convolutions: Paddle's own ({reason})"
+    if reason is not None:
+        if wanted == 'onednn':
+            raise UserError(
+                f'train.cpu_conv: onednn cannot be had: {reason}; auto takes what there is'
+            )
+        lines = [f"convolutions: Paddle's own ({reason})"]
+        return None, lines if train.amp == 'none' else [*lines, f'{_NO_AMP} without oneDNN']
+    lacks = _lack_of_bfloat16(config)
+    dtype = 'bfloat16' if train.amp != 'none' and lacks is None else 'float32'
+    lines = [f'convolutions: oneDNN {onednn.library().version} in {dtype} ({wanted})']
+    return dtype, lines if train.amp == 'none' or lacks is None else [*lines, f'{_NO_AMP}: {lacks}']
 
 
-def accelerate(model: nn.Layer) -> nn.Layer:
-    """Let oneDNN compute the convolutions and batch norms of a network of data_format NHWC."""
+_NO_AMP = 'mixed precision: off, there is none on a cpu'
+
+
+def _lack_of_bfloat16(config: Config) -> Optional[str]:
+    if config.train.amp_dtype != 'bfloat16':
+        return f'oneDNN trains in bfloat16, not in {config.train.amp_dtype}'
+    return None if onednn.library().has_bfloat16 else 'this one has no bfloat16'
+
+
+def accelerate(model: nn.Layer, dtype: str = 'float32') -> nn.Layer:
+    """Let oneDNN compute the convolutions and batch norms of a network of data_format NHWC.
+
+    With bfloat16, training rounds the factors of a convolution's products to it, but for the first
+    convolution's, and sums in float32; everything else, and evaluation, is in float32.
+    """
     for layer in model.sublayers(include_self=True):
         if type(layer) is nn.Conv2D and _is_plain(layer):
             layer.__class__ = _Conv2D
-        elif type(layer) is nn.BatchNorm2D and layer._data_format == 'NHWC':
+            of_colours = layer._in_channels <= COLOURS
+            layer.trains_in = onednn.FLOAT32 if of_colours else onednn.DTYPES[dtype]
+        elif type(layer) is nn.BatchNorm2D and _has_all(layer):
             layer.__class__ = _BatchNorm2D
     return model
 
@@ -58,20 +78,28 @@ def unavailable() -> Optional[str]:
     """Why oneDNN cannot be used here: it is not there, of another version, or computes wrongly."""
     try:
         onednn.library()
-        error = max(_error_of_convolution(1), _error_of_convolution(2), _error_of_batch_norm())
+        errors = _error_of_convolution(1), _error_of_convolution(2), _error_of_batch_norm()
     except RuntimeError as problem:
         return str(problem)
+    error = float(np.max(errors))
     return None if error < CHECK_LIMIT else f'oneDNN is off by {error:.1e} in a self-check'
 
 
 class _Conv2D(nn.Conv2D):
-    """Has no double gradient."""
+    """Has no double gradient, as _BatchNorm2D has none."""
+
+    trains_in: int
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype != paddle.float32:
-            return super().forward(x)
         stride, padding = _pair(self._stride), _pair(self._padding)
-        return _Convolve.apply(x, self.weight, stride, padding, self._groups)
+        reaches = [
+            side + 2 * pad >= kernel
+            for side, pad, kernel in zip(x.shape[1:3], padding, self.weight.shape[2:])
+        ]
+        if not _is_float32_of(self._in_channels, x, self.weight) or not all(reaches):
+            return super().forward(x)
+        dtype = self.trains_in if self.training else onednn.FLOAT32
+        return _Convolve.apply(x, self.weight, stride, padding, self._groups, dtype)
 
 
 class _BatchNorm2D(nn.BatchNorm2D):
@@ -85,10 +113,18 @@ class _BatchNorm2D(nn.BatchNorm2D):
         return self._normalise(x, relu=True)
 
     def _normalise(self, x: Tensor, *, relu: bool) -> Tensor:
-        if not self.training or self._use_global_stats or x.dtype != paddle.float32:
+        by_batch = self.training and not self._use_global_stats
+        ours = _is_float32_of(self._num_features, x, self.weight, self.bias)
+        if not by_batch or not ours or x.size <= self._num_features:
             result = super().forward(x)
             return F.relu(result) if relu else result
         return _Normalise.apply(x, self.weight, self.bias, self, relu)
+
+
+def _is_float32_of(channels: int, images: Tensor, *weights: Tensor) -> bool:
+    """Of anything else, Paddle's own layer knows what to do, or what to say."""
+    right = images.ndim == 4 and images.shape[-1] == channels
+    return right and all(tensor.dtype == paddle.float32 for tensor in (images, *weights))
 
 
 class _Convolve(PyLayer):
@@ -102,26 +138,31 @@ class _Convolve(PyLayer):
         stride: tuple[int, int],
         padding: tuple[int, int],
         groups: int,
+        dtype: int,
     ) -> Tensor:
-        images, weight = images.contiguous(), weight.contiguous()
-        kernel = onednn.convolution(_nchw(images), tuple(weight.shape), stride, padding, groups)
+        ctx.wanted = _trained(images, weight)
+        images, weight = _rounded(images.contiguous(), dtype), weight.contiguous()
+        kernel = onednn.convolution(
+            _nchw(images), tuple(weight.shape), stride, padding, groups, dtype
+        )
         batch, channels, height, width = kernel.result
         result = paddle.empty([batch, height, width, channels])
         kernel.forward(*_addresses(images, weight, result))
         ctx.save_for_backward(images, weight)
-        ctx.kernel, ctx.of_images = kernel, not images.stop_gradient
+        ctx.kernel = kernel
         return result
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Optional[Tensor], Tensor]:
-        gradient = gradient.contiguous()
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Optional[Tensor], ...]:
+        gradient = _rounded(gradient.contiguous(), ctx.kernel.dtype)
         images, weight = ctx.saved_tensor()
-        of_images = None
-        if ctx.of_images:
-            of_images = paddle.empty_like(images)
+        of_images = of_weight = None
+        if ctx.wanted[0]:
+            of_images = paddle.empty_like(images, 'float32')
             ctx.kernel.backward_images(*_addresses(weight, gradient, of_images))
-        of_weight = paddle.empty_like(weight)
-        ctx.kernel.backward_filters(*_addresses(images, gradient, of_weight))
+        if ctx.wanted[1]:
+            of_weight = paddle.empty_like(weight)
+            ctx.kernel.backward_filters(*_addresses(images, gradient, of_weight))
         return of_images, of_weight
 
 
@@ -132,6 +173,7 @@ class _Normalise(PyLayer):
     def forward(
         ctx: Any, images: Tensor, scale: Tensor, shift: Tensor, layer: Any, relu: bool
     ) -> Tensor:
+        ctx.wanted = _trained(images, scale, shift)
         images = images.contiguous()
         kernel = onednn.batch_norm(_nchw(images), layer._epsilon, relu)
         result, mean, variance = map(paddle.empty_like, (images, scale, scale))
@@ -146,26 +188,48 @@ class _Normalise(PyLayer):
         return result
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Optional[Tensor], ...]:
         gradient = gradient.contiguous()
         images, scale, mean, variance = ctx.saved_tensor()
-        wanted = tuple(map(paddle.empty_like, (images, scale, scale)))
+        results = tuple(map(paddle.empty_like, (images, scale, scale)))
         given = images, gradient, scale, mean, variance, *ctx.marks
-        ctx.kernel.backward(*_addresses(*given, *wanted))
-        return wanted
+        ctx.kernel.backward(*_addresses(*given, *results))
+        return tuple(result if wanted else None for result, wanted in zip(results, ctx.wanted))
+
+
+def _trained(*inputs: Tensor) -> list[bool]:
+    """Which of the inputs have a gradient: for the others, Paddle insists on None."""
+    return [not tensor.stop_gradient for tensor in inputs]
+
+
+def _rounded(tensor: Tensor, dtype: int) -> Tensor:
+    """float32 as it is, or rounded to bfloat16."""
+    if dtype == onednn.FLOAT32:
+        return tensor
+    result = paddle.empty_like(tensor, 'bfloat16')
+    onednn.rounding(tensor.size)(*_addresses(tensor, result))
+    return result
 
 
 def _is_plain(layer: nn.Conv2D) -> bool:
     """What this project's networks have."""
     padding = layer._padding
+    same = isinstance(padding, int) or (
+        isinstance(padding, (list, tuple)) and len(padding) == 2 and padding[0] == padding[1]
+    )
     return (
         layer._data_format == 'NHWC'
         and layer._padding_mode == 'zeros'
-        and not isinstance(padding, str)
-        and len(set(_pair(padding))) == 1
+        and same
+        and isinstance(padding if isinstance(padding, int) else padding[0], int)
         and _pair(layer._dilation) == (1, 1)
         and layer.bias is None
     )
+
+
+def _has_all(layer: nn.BatchNorm2D) -> bool:
+    with_both = layer.weight is not None and layer.bias is not None
+    return with_both and layer._data_format == 'NHWC'
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -183,23 +247,26 @@ def _addresses(*tensors: Tensor) -> list[int]:
 
 
 def _error_of_convolution(groups: int) -> float:
+    weight = nn.initializer.Assign(_waves(32, 16 // groups, 3, 3))  # which draws no random numbers
     settings = {'stride': 2, 'padding': 1, 'groups': groups, 'bias_attr': False}
-    return _error(nn.Conv2D(16, 32, 3, data_format='NHWC', **settings))
+    return _error(nn.Conv2D(16, 32, 3, data_format='NHWC', weight_attr=weight, **settings))
 
 
 def _error_of_batch_norm() -> float:
     return _error(nn.BatchNorm2D(16, data_format='NHWC'))
 
 
+def _waves(*shape: int) -> np.ndarray:
+    return np.sin(np.arange(np.prod(shape), dtype=np.float32)).reshape(shape)
+
+
 def _error(layer: nn.Layer) -> float:
     """The largest difference to Paddle's own, in the result and the gradients, relative."""
-    shape = [2, 9, 9, 16]
-    x = paddle.to_tensor(np.sin(np.arange(np.prod(shape), dtype=np.float32)).reshape(shape))
-    x.stop_gradient = False
+    x = paddle.to_tensor(_waves(2, 9, 9, 16), stop_gradient=False)
     own = _results(layer, x)
-    return max(
-        float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-        for ours, theirs in zip(_results(accelerate(layer), x), own)
+    both = zip(_results(accelerate(layer), x), own)
+    return float(
+        np.max([np.abs(ours - theirs).max() / np.abs(theirs).max() for ours, theirs in both])
     )
 
 

@@ -3,9 +3,9 @@
 Paddle's own CPU kernels unfold each image and multiply matrices; its wheel carries oneDNN, whose
 kernels are several times as fast, but in training nothing calls them. No compiler is needed here.
 
-Tensors are float32 in memory order N, H, W, C (oneDNN's dimensions are N, C, H, W all the same: the
-layout is in the strides) and are given as addresses. What it wants in another layout, above all
-weights, is converted on the way, into buffers that all primitives share: hence one lock.
+Tensors are in memory order N, H, W, C (oneDNN's dimensions are N, C, H, W all the same: the layout
+is in the strides) and are given as addresses. What it wants in another layout, above all weights,
+is converted on the way, into buffers that all primitives share: hence one lock.
 
 C interface: https://uxlfoundation.github.io/oneDNN (dnnl.h and dnnl_types.h of version 3).
 """
@@ -26,13 +26,17 @@ LIBRARY = 'libdnnl.so.3'
 MAX_DIMS = 12
 
 # Values of dnnl_types.h.
-CPU, DEFAULT_STREAM, FLOAT32, LAYOUT_ANY = 1, 1, 3, 1
+CPU, DEFAULT_STREAM, LAYOUT_ANY = 1, 1, 1
+BFLOAT16, FLOAT32 = 2, 3
+DTYPES = {'bfloat16': BFLOAT16, 'float32': FLOAT32}
+BFLOAT16_INSTRUCTIONS = 0x80  # one of the bits of the CPU's instruction set
 FORWARD_TRAINING, FORWARD_INFERENCE, BACKWARD = 64, 96, 128
 CONVOLUTION_DIRECT = 1
 USE_GLOBAL_STATISTICS, USE_SCALE, USE_SHIFT, FUSE_RELU = 1, 2, 4, 8
 SRC, DST, WEIGHTS, MEAN, VARIANCE, SCALE, SHIFT, WORKSPACE = 1, 17, 33, 49, 50, 51, 52, 64
 DIFF = 128  # added to SRC, DST and WEIGHTS; to SCALE and SHIFT it is
 DIFF_SCALE, DIFF_SHIFT = 255, 256
+NO_BIAS = None
 QUERY = {SRC: 129, SRC + DIFF: 130, WEIGHTS: 131, WEIGHTS + DIFF: 132, DST: 133, DST + DIFF: 134}
 QUERY_IMPLEMENTATION, QUERY_WORKSPACE = 8, 135
 
@@ -90,23 +94,21 @@ class OneDNN:
         self.call(function, byref(made), *arguments)
         return made
 
-    def layout(self, shape: Shape, order: Optional[str] = None) -> c_void_p:
-        """Of float32: axes from the outermost to the innermost, such as 'acdb'; None lets oneDNN
-        choose."""
+    @property
+    def has_bfloat16(self) -> bool:
+        """Whether this CPU multiplies bfloat16 (AVX512-BF16, AMX)."""
+        return bool(self._library.dnnl_get_effective_cpu_isa() & BFLOAT16_INSTRUCTIONS)
+
+    def layout(self, shape: Shape, order: Optional[str] = None, dtype: int = FLOAT32) -> c_void_p:
+        """Axes from the outermost to the innermost, such as 'acdb'; None lets oneDNN choose."""
         dims = _dims(shape)
         if order is None:
-            return self.make('memory_desc_create_with_tag', len(shape), dims, FLOAT32, LAYOUT_ANY)
+            return self.make('memory_desc_create_with_tag', len(shape), dims, dtype, LAYOUT_ANY)
         strides, step = [0] * len(shape), 1
         for letter in reversed(order):
             axis = ord(letter) - ord('a')
             strides[axis], step = step, step * shape[axis]
-        return self.make(
-            'memory_desc_create_with_strides',
-            len(shape),
-            dims,
-            FLOAT32,
-            _dims(strides),
-        )
+        return self.make('memory_desc_create_with_strides', len(shape), dims, dtype, _dims(strides))
 
     def chosen_layout(self, description: c_void_p, query: int) -> c_void_p:
         return c_void_p(self._library.dnnl_primitive_desc_query_md(description, query, 0))
@@ -236,6 +238,8 @@ class Convolution:
     Args:
         images: N, C, H, W of the input.
         filters: of the weights, [out, in / groups, height, width] in this memory order.
+        dtype: FLOAT32 or BFLOAT16, of the images and of the gradient of the result. All else is
+            float32: weights, sums, the result, and the gradients of images and weights.
     """
 
     images: Shape
@@ -243,6 +247,7 @@ class Convolution:
     stride: tuple[int, int]
     padding: tuple[int, int]
     groups: int = 1
+    dtype: int = FLOAT32
 
     @property
     def result(self) -> Shape:
@@ -257,68 +262,83 @@ class Convolution:
     @functools.cached_property
     def forward(self) -> Primitive:
         """images, filters -> result"""
-        layouts = self._layouts
         return Primitive(
             self._forward_description,
-            {SRC: layouts[0], WEIGHTS: layouts[1]},
-            {DST: layouts[2]},
+            {SRC: _nhwc(self.images, self.dtype), WEIGHTS: self._filters},
+            {DST: _nhwc(self.result)},
         )
 
     @functools.cached_property
     def backward_images(self) -> Primitive:
         """filters, gradient of the result -> gradient of the images"""
-        images, filters, result = self._layouts
-        description = self._describe('backward_data', self._forward_description)
-        return Primitive(description, {WEIGHTS: filters, DST + DIFF: result}, {SRC + DIFF: images})
+        return Primitive(
+            self._describe(
+                'backward_data',
+                _nhwc(self.images),
+                self._any_filters(self.dtype),
+                _nhwc(self.result, self.dtype),
+                hint=self._forward_description,
+            ),
+            {WEIGHTS: self._filters, DST + DIFF: _nhwc(self.result, self.dtype)},
+            {SRC + DIFF: _nhwc(self.images)},
+        )
 
     @functools.cached_property
     def backward_filters(self) -> Primitive:
         """images, gradient of the result -> gradient of the filters"""
-        images, filters, result = self._layouts
-        description = self._describe('backward_weights', self._forward_description)
-        return Primitive(description, {SRC: images, DST + DIFF: result}, {WEIGHTS + DIFF: filters})
+        images, result = _nhwc(self.images, self.dtype), _nhwc(self.result, self.dtype)
+        return Primitive(
+            self._describe(
+                'backward_weights',
+                *(images, self._any_filters(FLOAT32), NO_BIAS, result),
+                hint=self._forward_description,
+            ),
+            {SRC: images, DST + DIFF: result},
+            {WEIGHTS + DIFF: self._filters},
+        )
 
     @functools.cached_property
     def _forward_description(self) -> c_void_p:
-        return self._describe('forward')
+        images, filters = _nhwc(self.images, self.dtype), self._any_filters(self.dtype)
+        return self._describe(
+            'forward', images, filters, NO_BIAS, _nhwc(self.result), first=[FORWARD_TRAINING]
+        )
 
-    def _describe(self, kind: str, hint: Optional[c_void_p] = None) -> c_void_p:
-        images, _, result = self._layouts
-        filters = library().layout(self._grouped_filters)
-        no_bias = [] if kind == 'backward_data' else [None]
-        first = [FORWARD_TRAINING] if kind == 'forward' else []
+    def _describe(
+        self,
+        kind: str,
+        *layouts: Optional[c_void_p],
+        first: Sequence[int] = (),
+        hint: Optional[c_void_p] = None,
+    ) -> c_void_p:
         padding = _dims(self.padding)
         return library().make(
             f'convolution_{kind}_primitive_desc_create',
             library().engine,
             *first,
             CONVOLUTION_DIRECT,
-            images,
-            filters,
-            *no_bias,
-            result,
-            _dims(self.stride),
-            _dims((0, 0)),
-            padding,
-            padding,
+            *layouts,
+            *(_dims(self.stride), _dims((0, 0)), padding, padding),
             *([] if hint is None else [hint]),
             None,
         )
 
     @property
-    def _grouped_filters(self) -> Shape:
+    def _shape(self) -> Shape:
+        """Of the filters, as oneDNN has it."""
         out, *rest = self.filters
         return (self.groups, out // self.groups, *rest) if self.groups > 1 else self.filters
 
-    @functools.cached_property
-    def _layouts(self) -> tuple[c_void_p, c_void_p, c_void_p]:
-        """Of our tensors."""
-        filters = self._grouped_filters
-        return (
-            library().layout(self.images, 'acdb'),
-            library().layout(filters, 'abcde'[: len(filters)]),
-            library().layout(self.result, 'acdb'),
-        )
+    @property
+    def _filters(self) -> c_void_p:
+        return library().layout(self._shape, 'abcde'[: len(self._shape)])
+
+    def _any_filters(self, dtype: int) -> c_void_p:
+        return library().layout(self._shape, dtype=dtype)
+
+
+def _nhwc(shape: Shape, dtype: int = FLOAT32) -> c_void_p:
+    return library().layout(shape, 'acdb', dtype)
 
 
 @dataclass(frozen=True)
@@ -393,13 +413,24 @@ class BatchNorm:
 
     @functools.cached_property
     def _layout(self) -> c_void_p:
-        return library().layout(self.images, 'acdb')
+        return _nhwc(self.images)
 
     @functools.cached_property
     def _channels(self) -> c_void_p:
         return library().layout(self.images[1:2], 'a')
 
 
+def _rounding(size: int) -> Primitive:
+    """So many float32 -> bfloat16"""
+    source, target = (library().layout((size,), 'a', dtype) for dtype in (FLOAT32, BFLOAT16))
+    engine = library().engine
+    description = library().make(
+        'reorder_primitive_desc_create', source, engine, target, engine, None
+    )
+    return Primitive(description, {SRC: source}, {DST: target})
+
+
 # Making a primitive compiles it: a few milliseconds, once for each shape.
-convolution = functools.lru_cache(maxsize=None)(Convolution)
-batch_norm = functools.lru_cache(maxsize=None)(BatchNorm)
+convolution = functools.cache(Convolution)
+batch_norm = functools.cache(BatchNorm)
+rounding = functools.cache(_rounding)

@@ -23,10 +23,11 @@ MASTER = '_fp32_master_0'  # how Paddle names the master weight of a parameter
 
 
 class Precision:
-    """Everything that differs between float32 and mixed precision; on a CPU, nothing does."""
+    """Everything that differs between float32 and mixed precision; on a CPU, nothing does (there,
+    engine.cpu_conv rounds what oneDNN multiplies)."""
 
     def __init__(self, config: Train) -> None:
-        self.enabled = config.amp != 'none' and runtime.has_mixed_precision()
+        self.enabled = config.amp != 'none' and runtime.is_accelerator()
         self._level, self._dtype = 'O2' if config.amp == 'O2' else 'O1', config.amp_dtype
         # Paddle makes gradients float32 after a backward pass, and then cannot add to them another
         # one's everywhere: those that are accumulated stay in 16 bits.

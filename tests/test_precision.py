@@ -81,10 +81,8 @@ def test_on_a_cpu_the_loss_scale_of_a_checkpoint_is_left_alone(config):
 
 
 @pytest.mark.parametrize('config', MIXED, ids=mode)
-def test_on_a_cpu_one_line_says_that_mixed_precision_is_off(config):
-    lines = runtime.check_support(Config(train=config))
-    assert lines == [f'mixed precision: off, as a cpu has none (train.amp: {config.amp})']
-    assert runtime.check_support(Config()) == []
+def test_of_a_cpu_engine_cpu_conv_says_what_becomes_of_mixed_precision(config):
+    assert runtime.check_support(Config(train=config)) == []
 
 
 def test_a_cpu_takes_nhwc():
