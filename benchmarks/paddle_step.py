@@ -44,12 +44,13 @@ def make_step(
     side: Optional[int] = None,
     dropout: float = 0.0,
     conv: str = 'onednn',
+    dtype: str = 'float32',
     averaging: bool = True,
 ) -> Callable[[], None]:
     """A training step on this process's part of the batch, with Nesterov's momentum.
 
-    `conv`: as train.cpu_conv, or OLDER_PORT. Without `averaging`, several processes leave out only
-    the averaging of their gradients.
+    `conv`: as train.cpu_conv, or OLDER_PORT; `dtype`: of oneDNN's convolutions. Without
+    `averaging`, several processes leave out only the averaging of their gradients.
     """
     import paddle
 
@@ -61,7 +62,7 @@ def make_step(
     network = build(model, dropout=dropout, data_format=layout)
     if conv == 'onednn':
         assert cpu_conv.unavailable() is None, cpu_conv.unavailable()
-        cpu_conv.accelerate(network)
+        cpu_conv.accelerate(network, dtype)
     elif conv == OLDER_PORT:
         give_convolutions_biases(network)
     forward = runtime.distribute(network)

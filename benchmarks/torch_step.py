@@ -32,7 +32,9 @@ def main() -> None:
     )
 
     def step() -> None:
-        F.cross_entropy(model(images), labels).backward()
+        with torch.autocast('cpu', torch.bfloat16, enabled=settings['dtype'] == 'bfloat16'):
+            logits = model(images)
+        F.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
 

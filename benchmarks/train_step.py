@@ -2,8 +2,9 @@
 
 Claim: on two cores, a step (forward, loss, backward, Nesterov update, clearing the gradients) of
 the same network on the same batch is at least as fast as in PyTorch, taking the better of one
-process and two here and of its two memory layouts there, and several times as fast as in an older
-Paddle port (convolutions with biases, no thread settings).
+process and two here and of its two memory layouts there, in float32 and in bfloat16 (on a CPU that
+has it), and several times as fast as in an older Paddle port (convolutions with biases, no thread
+settings).
 Falsified by: python3 -m benchmarks train_step. The variants of a network are all alive at once and
 take turns; each figure is the median of its rounds. `of 2048³` is the share of the speed of a large
 matrix product, measured in the same process with the same library.
@@ -23,6 +24,7 @@ from engine.models import parse
 CORES = 2
 MATMUL_SIZE = 2048
 OURS, TWO, OLDER = 'ours', f'ours, {CORES} processes of 1 thread', 'older Paddle port'
+OURS_16, TORCH_16 = f'{TWO}, bfloat16', 'PyTorch, channels last, bfloat16'
 
 
 @dataclass(frozen=True)
@@ -67,8 +69,10 @@ VARIANTS = (
     Variant(TWO, 'paddle_step', {}, CORES),
     Variant("ours, with Paddle's convolutions", 'paddle_step', {'conv': 'paddle'}),
     Variant(OLDER, 'paddle_step', {'conv': 'older port'}),
-    Variant('PyTorch', 'torch_step', {'channels_last': False}),
-    Variant('PyTorch, channels last', 'torch_step', {'channels_last': True}),
+    Variant('PyTorch', 'torch_step', {'channels_last': False, 'dtype': 'float32'}),
+    Variant('PyTorch, channels last', 'torch_step', {'channels_last': True, 'dtype': 'float32'}),
+    Variant(OURS_16, 'paddle_step', {'dtype': 'bfloat16'}, CORES),
+    Variant(TORCH_16, 'torch_step', {'channels_last': True, 'dtype': 'bfloat16'}),
 )
 RACES = (
     Race(Network('wide_resnet16_2', batch=64), rounds=7, turn_s=3.0, over_older=3.6),
@@ -128,7 +132,7 @@ def judge(race: Race, measured: dict[str, dict[str, Any]], result: Result) -> No
     """Add the network's table, figures and claims to the result."""
     network = race.network
     speed = {name: median(entry['rounds']) for name, entry in measured.items()}
-    torch = max(value for name, value in speed.items() if name.startswith('PyTorch'))
+    torch = max(speed['PyTorch'], speed['PyTorch, channels last'])
     rows, figures = [], []
     for name, entry in measured.items():
         low, high = min(entry['rounds']), max(entry['rounds'])
@@ -162,6 +166,8 @@ def judge(race: Race, measured: dict[str, dict[str, Any]], result: Result) -> No
         result.claims.append(Claim(what, speed[OURS] / speed[OLDER], race.over_older, 'x'))
     what = f'{network.name}: the better of ours / of PyTorch'
     result.claims.append(Claim(what, best / torch, race.over_torch, 'x'))
+    what = f'{network.name}: ours / PyTorch, both in bfloat16'
+    result.claims.append(Claim(what, speed[OURS_16] / speed[TORCH_16], race.over_torch, 'x'))
 
 
 def slowest(answers: list[dict[str, Any]]) -> float:
