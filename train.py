@@ -110,6 +110,7 @@ def build_model(config: Config, dataset: DataSet, log: Log, *, pretrained: bool)
     settings = config.model
     classes = data.class_count(dataset, settings.num_classes)
     onednn_dtype, about_it = cpu_conv.choose(config)
+    runtime.require_same('what computes convolutions', lambda: str(onednn_dtype))
     model = models.build(
         settings.name,
         num_classes=classes,

@@ -26,6 +26,7 @@ from benchmarks.processes import Worker
 from benchmarks.report import Result, machine, read_results, table
 
 KINDS = ('gpu', 'npu', 'cpu')
+BY_ONEDNN = ('O1', 'bfloat16', 'NCHW')
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ class Mode:
 
     def suits(self, kind: str) -> bool:
         """Whether train.py has it for the device: elsewhere it is refused, or has no effect."""
-        return {'gpu': True, 'npu': self.layout == 'NCHW', 'cpu': self.amp == 'none'}[kind]
+        if kind == 'cpu':  # oneDNN rounds to bfloat16, and has a layout of its own
+            return self.amp == 'none' or (self.amp, self.dtype, self.layout) == BY_ONEDNN
+        return kind == 'gpu' or self.layout == 'NCHW'
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """python3 -m benchmarks.torch_train RUN [key=value ...]: the recipe of a run, in PyTorch.
 
 The same network, images (by our batches, with the same seed), learning rates, label smoothing,
-weight decay and averaged weights, on as many threads as there are cores, in the faster of PyTorch's
-memory layouts. What it reaches after the last epoch goes beside the run's own in results.json.
+weight decay and averaged weights, on as many threads as there are cores, with channels last, and in
+bfloat16 (autocast) if the recipe has it. What it reaches after the last epoch goes beside the run's
+own in results.json.
 """
 
 from __future__ import annotations
@@ -26,6 +27,13 @@ from engine.data.batches import Batches
 from engine.models import parse
 from engine.run_folder import load_run_config
 from engine.schedule import lr_factor, make_schedule
+
+NOT_HERE = {
+    'model': ('init', 'zero_init_last_bn', 'pretrained'),
+    'data': ('mixup', 'cutmix'),
+    'optimizer': ('clip_norm',),
+    'train': ('accumulate', 'max_steps'),
+}
 
 
 class Averaged:
@@ -51,7 +59,8 @@ def main() -> None:
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     run = Path(sys.argv[1])
-    config = load_run_config(run, sys.argv[2:])
+    config = load_run_config(run, [*sys.argv[2:], 'data.on_device=false'])
+    require_known(config)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(config.seed)
     dataset = data.load_data(config)
@@ -68,6 +77,15 @@ def main() -> None:
         'machine': machine(),
     }
     write_results(content)
+
+
+def require_known(config: Config) -> None:
+    """Exit where the recipe has something that is not done here."""
+    plain = Config()
+    for section, names in NOT_HERE.items():
+        for name in names:
+            if getattr(getattr(config, section), name) != getattr(getattr(plain, section), name):
+                sys.exit(f'{section}.{name} of the recipe is not done in PyTorch here')
 
 
 def train(config: Config, batches: Batches) -> nn.Module:
@@ -90,7 +108,9 @@ def train(config: Config, batches: Batches) -> nn.Module:
         for group in optimizer.param_groups:
             group['lr'] = lr_at(step)
         smoothing = config.train.label_smoothing
-        loss = F.cross_entropy(model(images), labels, label_smoothing=smoothing)
+        with torch.autocast('cpu', torch.bfloat16, enabled=config.train.amp != 'none'):
+            logits = model(images)
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

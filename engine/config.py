@@ -56,7 +56,7 @@ class Data:
         None, 'folder: where the test images are; null: val, else test, in data.root'
     )
     holdout: float = key(
-        0.0, 'share of the training images of each class to test with instead', low=0, below=1
+        0.0, 'share of each class of the training images to test with', low=0, below=1
     )
     on_bad_file: Literal['stop', 'skip'] = key('stop', 'folder: when a picture cannot be read')
     workers: Optional[int] = key(None, 'folder: threads that read; null: the cores', low=1)
@@ -135,7 +135,8 @@ class Train:
     sync_bn: bool = key(False, 'batch statistics over all processes; gpu only')
     to_static: bool = key(False, 'compile the network (paddle.jit.to_static)')
     cpu_conv: Literal['auto', 'onednn', 'paddle'] = key(
-        'auto', 'whose convolutions train on a cpu; auto: onednn, else paddle'
+        'auto',
+        'who computes convolutions and batch norms on a cpu; auto: onednn (in NHWC), else paddle',
     )
     label_smoothing: float = key(0.0, '', low=0, below=1)
     ema: float = key(0.0, 'decay of the averaged weights, e.g. 0.999; 0: off', low=0, below=1)
@@ -280,8 +281,6 @@ def _check(config: Config, origin: Callable[[str], str]) -> None:
     _check_schedule(config, refuse)
     if config.train.to_static and config.train.accumulate > 1:
         refuse('train.to_static', 'cannot be had with train.accumulate: Paddle loses gradients')
-    if config.train.to_static and config.train.cpu_conv == 'onednn':
-        refuse('train.cpu_conv', 'onednn cannot be had with train.to_static; leave one of them out')
     if config.data.name != 'folder':
         if config.eval.views == 'ten_crop':
             refuse('eval.views', 'ten_crop is for data.name: folder; flip averages two views')
@@ -329,8 +328,8 @@ def _check_augmentation(data: Data, refuse: Refuse) -> None:
             'data.color_jitter',
             'must be three or four strengths, such as [0.4, 0.4, 0.4, 0.1]; hue is at most 0.5',
         )
-    if min(data.progressive, default=8) < 8:
-        refuse('data.progressive', 'must be sides of 8 pixels or more, such as [20, 26, 32]')
+    if min(data.progressive, default=8) < 8 or list(data.progressive) != sorted(data.progressive):
+        refuse('data.progressive', 'must be growing sides of 8 pixels or more: [20, 26, 32]')
     for name in _BY_IMAGE:
         if data.on_device and getattr(data, name) != getattr(Data, name):
             refuse(
@@ -343,6 +342,8 @@ def _check_schedule(config: Config, refuse: Refuse) -> None:
     schedule, optimizer = config.schedule, config.optimizer
     if optimizer.lr_scaling == 'linear' and optimizer.reference_batch is None:
         refuse('optimizer.lr_scaling', 'linear needs optimizer.reference_batch, such as 256')
+    if len(config.data.progressive) > config.train.epochs:
+        refuse('data.progressive', f'has more sides than train.epochs ({config.train.epochs})')
     if schedule.warmup_epochs >= config.train.epochs:
         refuse('schedule.warmup_epochs', f'must be less than train.epochs ({config.train.epochs})')
     if schedule.name == 'step' and schedule.step_size <= 0:

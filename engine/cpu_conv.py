@@ -1,7 +1,8 @@
 """Convolutions and batch norms of a network in training on a CPU: by oneDNN, or Paddle's own.
 
     reason = unavailable()    # None where oneDNN can be called and gives right results
-    accelerate(model, dtype)  # of data_format NHWC; same weights, same results to rounding
+    accelerate(model, dtype)  # of data_format NHWC; same weights, same results to rounding (but
+                              # dropout, which draws in the layout of what it drops)
 
 The rest of the network (pooling, sums, dropout, the last layer) stays Paddle's. A network that is
 saved knows nothing of this.
@@ -23,6 +24,7 @@ from engine.config import Config
 from engine.errors import UserError
 
 COLOURS = 4  # channels of images; what is made of them is small, and not rounded
+_OFF = 'mixed precision: off'
 CHECK_LIMIT = 1e-4  # of the self-check, relative: rounding gives about 1e-6
 
 
@@ -41,27 +43,25 @@ def choose(config: Config) -> tuple[Optional[str], list[str]]:
                 f'train.cpu_conv: onednn cannot be had: {reason}; auto takes what there is'
             )
         lines = [f"convolutions: Paddle's own ({reason})"]
-        return None, lines if train.amp == 'none' else [*lines, f'{_NO_AMP} without oneDNN']
+        return None, lines if train.amp == 'none' else [*lines, f'{_OFF}: they have none']
     lacks = _lack_of_bfloat16(config)
     dtype = 'bfloat16' if train.amp != 'none' and lacks is None else 'float32'
     lines = [f'convolutions: oneDNN {onednn.library().version} in {dtype} ({wanted})']
-    return dtype, lines if train.amp == 'none' or lacks is None else [*lines, f'{_NO_AMP}: {lacks}']
-
-
-_NO_AMP = 'mixed precision: off, there is none on a cpu'
+    return dtype, lines if train.amp == 'none' or lacks is None else [*lines, f'{_OFF}: {lacks}']
 
 
 def _lack_of_bfloat16(config: Config) -> Optional[str]:
     if config.train.amp_dtype != 'bfloat16':
-        return f'oneDNN trains in bfloat16, not in {config.train.amp_dtype}'
-    return None if onednn.library().has_bfloat16 else 'this one has no bfloat16'
+        return 'on a cpu, it needs train.amp_dtype: bfloat16'
+    return None if onednn.library().has_bfloat16 else 'this cpu has no bfloat16'
 
 
 def accelerate(model: nn.Layer, dtype: str = 'float32') -> nn.Layer:
     """Let oneDNN compute the convolutions and batch norms of a network of data_format NHWC.
 
     With bfloat16, training rounds the factors of a convolution's products to it, but for the first
-    convolution's, and sums in float32; everything else, and evaluation, is in float32.
+    convolution's, and sums in float32; everything else, and evaluation, is in float32. There is no
+    double gradient, no retain_graph, and paddle.grad must ask for the gradients of all weights.
     """
     for layer in model.sublayers(include_self=True):
         if type(layer) is nn.Conv2D and _is_plain(layer):
@@ -73,21 +73,31 @@ def accelerate(model: nn.Layer, dtype: str = 'float32') -> nn.Layer:
     return model
 
 
+def computed_by(model: nn.Layer) -> str:
+    """Who computes the convolutions of a network in training, and in what."""
+    ours = [layer for layer in model.sublayers() if isinstance(layer, _Conv2D)]
+    rounds = any(layer.trains_in == onednn.BFLOAT16 for layer in ours)
+    return f'oneDNN in {"bfloat16" if rounds else "float32"}' if ours else 'Paddle'
+
+
 @functools.cache
 def unavailable() -> Optional[str]:
     """Why oneDNN cannot be used here: it is not there, of another version, or computes wrongly."""
+    if runtime.is_accelerator():
+        return 'the device is no cpu'
     try:
         onednn.library()
         errors = _error_of_convolution(1), _error_of_convolution(2), _error_of_batch_norm()
-    except RuntimeError as problem:
+    except onednn.Unavailable as problem:
         return str(problem)
+    except Exception as problem:  # of a backward pass, Paddle makes an OSError with many lines
+        lines = [line.strip() for line in str(problem).splitlines() if 'dnnl' in line]
+        return f'oneDNN fails in a self-check: {(lines or [type(problem).__name__])[-1]}'
     error = float(np.max(errors))
     return None if error < CHECK_LIMIT else f'oneDNN is off by {error:.1e} in a self-check'
 
 
 class _Conv2D(nn.Conv2D):
-    """Has no double gradient, as _BatchNorm2D has none."""
-
     trains_in: int
 
     def forward(self, x: Tensor) -> Tensor:
@@ -123,7 +133,7 @@ class _BatchNorm2D(nn.BatchNorm2D):
 
 def _is_float32_of(channels: int, images: Tensor, *weights: Tensor) -> bool:
     """Of anything else, Paddle's own layer knows what to do, or what to say."""
-    right = images.ndim == 4 and images.shape[-1] == channels
+    right = images.ndim == 4 and images.shape[-1] == channels and images.place.is_cpu_place()
     return right and all(tensor.dtype == paddle.float32 for tensor in (images, *weights))
 
 
@@ -155,7 +165,7 @@ class _Convolve(PyLayer):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Optional[Tensor], ...]:
         gradient = _rounded(gradient.contiguous(), ctx.kernel.dtype)
-        images, weight = ctx.saved_tensor()
+        images, weight = _take_saved(ctx)
         of_images = of_weight = None
         if ctx.wanted[0]:
             of_images = paddle.empty_like(images, 'float32')
@@ -178,23 +188,34 @@ class _Normalise(PyLayer):
         kernel = onednn.batch_norm(_nchw(images), layer._epsilon, relu)
         result, mean, variance = map(paddle.empty_like, (images, scale, scale))
         # Which values the ReLU lets pass: what the kernel says to itself.
-        ctx.marks = [paddle.empty([kernel.marks_size], 'uint8')] if relu else []
-        kernel.forward(*_addresses(images, scale, shift, result, mean, variance, *ctx.marks))
+        marks = [paddle.empty([kernel.marks_size], 'uint8')] if relu else []
+        kernel.forward(*_addresses(images, scale, shift, result, mean, variance, *marks))
         for running, new in ((layer._mean, mean), (layer._variance, variance)):
             running.scale_(layer._momentum)
             running.add_(new * (1 - layer._momentum))
-        ctx.save_for_backward(images, scale, mean, variance)
+        ctx.save_for_backward(images, scale, mean, variance, *marks)
         ctx.kernel = kernel
         return result
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Optional[Tensor], ...]:
         gradient = gradient.contiguous()
-        images, scale, mean, variance = ctx.saved_tensor()
+        images, *statistics = _take_saved(ctx)
+        scale = statistics[0]
         results = tuple(map(paddle.empty_like, (images, scale, scale)))
-        given = images, gradient, scale, mean, variance, *ctx.marks
+        given = images, gradient, *statistics
         ctx.kernel.backward(*_addresses(*given, *results))
         return tuple(result if wanted else None for result, wanted in zip(results, ctx.wanted))
+
+
+def _take_saved(ctx: Any) -> tuple[Tensor, ...]:
+    """What was saved for the backward pass, freed as soon as it is used; else Paddle would keep all
+    of it until the whole pass is done."""
+    saved = ctx.saved_tensor()
+    if saved is None:
+        raise RuntimeError('oneDNN has one backward pass for a forward pass (no retain_graph)')
+    ctx.container = None
+    return tuple(saved)
 
 
 def _trained(*inputs: Tensor) -> list[bool]:

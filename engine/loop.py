@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from engine import runtime
+from engine import cpu_conv, runtime
 from engine.checkpoint import Snapshot
 from engine.config import Config, to_dict
 from engine.data.batches import Batch, Batches
@@ -307,6 +307,7 @@ class Trainer:
             'images': len(self.batches.images),
             'images_per_step': self.batches.together,
             'loss_scale': self.precision.state(),
+            'convolutions': cpu_conv.computed_by(self.model),
             'classes': self.classes,
             'config': to_dict(self.config),
             'versions': runtime.versions(),
@@ -346,6 +347,12 @@ class Trainer:
             self.log.line(
                 f'resume: {self.batches.together} images a step now, not '
                 f'{state["images_per_step"]}; the order of the images stays'
+            )
+        then, by = state.get('convolutions', 'Paddle'), cpu_conv.computed_by(self.model)
+        if then != by:
+            self.log.line(
+                f'resume: convolutions are computed by {by} now, not by {then}: '
+                'as right, but not the same to the bit'
             )
         self.batches.set_epoch(progress.epoch, done=progress.images)
         progress.batch = self.batches.first

@@ -24,13 +24,14 @@ import numpy as np
 
 LIBRARY = 'libdnnl.so.3'
 MAX_DIMS = 12
+ALIGNMENT = 64  # bytes, of buffers
 
 # Values of dnnl_types.h.
 CPU, DEFAULT_STREAM, LAYOUT_ANY = 1, 1, 1
 BFLOAT16, FLOAT32 = 2, 3
 DTYPES = {'bfloat16': BFLOAT16, 'float32': FLOAT32}
-BFLOAT16_INSTRUCTIONS = 0x80  # one of the bits of the CPU's instruction set
-FORWARD_TRAINING, FORWARD_INFERENCE, BACKWARD = 64, 96, 128
+AVX2, AVX512_BF16 = 0x4, 0x80  # bits of the CPU's instruction set
+FORWARD_TRAINING, BACKWARD = 64, 128
 CONVOLUTION_DIRECT = 1
 USE_GLOBAL_STATISTICS, USE_SCALE, USE_SHIFT, FUSE_RELU = 1, 2, 4, 8
 SRC, DST, WEIGHTS, MEAN, VARIANCE, SCALE, SHIFT, WORKSPACE = 1, 17, 33, 49, 50, 51, 52, 64
@@ -78,6 +79,8 @@ class OneDNN:
         self.version = f'{version.major}.{version.minor}.{version.patch}'
         if version.major != 3:
             raise Unavailable(f'its interface of version 3 is needed, not of {self.version}')
+        if not self._library.dnnl_get_effective_cpu_isa() & AVX2:  # then Paddle's own is quicker
+            raise Unavailable('this CPU has no AVX2')
         self._library.dnnl_primitive_desc_query_md.restype = c_void_p
         self._library.dnnl_memory_desc_get_size.restype = c_size_t
         self.engine = self.make('engine_create', CPU, c_size_t(0))
@@ -97,7 +100,7 @@ class OneDNN:
     @property
     def has_bfloat16(self) -> bool:
         """Whether this CPU multiplies bfloat16 (AVX512-BF16, AMX)."""
-        return bool(self._library.dnnl_get_effective_cpu_isa() & BFLOAT16_INSTRUCTIONS)
+        return bool(self._library.dnnl_get_effective_cpu_isa() & AVX512_BF16)
 
     def layout(self, shape: Shape, order: Optional[str] = None, dtype: int = FLOAT32) -> c_void_p:
         """Axes from the outermost to the innermost, such as 'acdb'; None lets oneDNN choose."""
@@ -144,9 +147,10 @@ _buffers: dict[int, np.ndarray] = {}
 
 def _buffer(argument: int, size: int) -> int:
     """The address of memory for an argument in oneDNN's own layout, until the next call."""
-    if argument not in _buffers or _buffers[argument].nbytes < size:
-        _buffers[argument] = np.empty(size + 64, np.uint8)
-    return int(-(-_buffers[argument].ctypes.data // 64) * 64)
+    needed = size + ALIGNMENT
+    if argument not in _buffers or _buffers[argument].nbytes < needed:
+        _buffers[argument] = np.empty(needed, np.uint8)
+    return int(-(-_buffers[argument].ctypes.data // ALIGNMENT) * ALIGNMENT)
 
 
 class _Memory:
@@ -221,8 +225,10 @@ class Primitive:
 
     def __call__(self, *addresses: int) -> None:
         """Of the inputs, then of the outputs."""
+        operands = (*self._inputs, *self._outputs)
+        assert len(addresses) == len(operands), 'or one would keep the address of an earlier call'
         with _LOCK:
-            for operand, address in zip((*self._inputs, *self._outputs), addresses):
+            for operand, address in zip(operands, addresses):
                 operand.move(address)
             for operand in self._inputs:
                 operand.convert()
@@ -430,7 +436,7 @@ def _rounding(size: int) -> Primitive:
     return Primitive(description, {SRC: source}, {DST: target})
 
 
-# Making a primitive compiles it: a few milliseconds, once for each shape.
+# Making a primitive compiles it: a few milliseconds and a third of a megabyte, once for each shape.
 convolution = functools.cache(Convolution)
 batch_norm = functools.cache(BatchNorm)
 rounding = functools.cache(_rounding)

@@ -712,6 +712,11 @@ def test_a_share_of_each_class_of_the_training_images_is_held_out():
     assert '25 % of its training images held out' in held.origin
 
 
+def test_a_class_of_one_image_cannot_be_held_out():
+    with pytest.raises(UserError, match=r'has one image of \d: data\.holdout needs two'):
+        load_data(Config(data=Data(name='synthetic', num_images=2, holdout=0.5)))
+
+
 def test_class_count():
     images = Images(np.zeros((3, 3, 8, 8), np.uint8), np.array([0, 1, 2]))
     data = DataSet(images, images, ['cat', 'dog', 'fox'], MEAN, STD, 'the zoo')

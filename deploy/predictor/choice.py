@@ -96,6 +96,8 @@ def _quickest(description: Description, setting: Setting, names: list[str], key:
     for name, engine in _started(description, setting, names, failures):
         try:
             trials.append(Trial(name, engine, description, setting.batch))
+        except UserError as error:
+            failures.append(str(error))
         except Exception as error:  # from C++ anything at all
             failures.append(f'engine {name} fails: {in_a_line(error)}')
     if not trials:

@@ -259,6 +259,9 @@ def _hold_out(data: DataSet, images: Images, share: float) -> DataSet:
     held = np.zeros(len(images), bool)
     for label in np.unique(images.labels):
         rows = order[images.labels[order] == label]
+        if len(rows) < 2:
+            name = data.classes[label]
+            raise UserError(f'{data.origin} has one image of {name}: data.holdout needs two')
         held[rows[: min(max(1, round(share * len(rows))), len(rows) - 1)]] = True
     kept, test = (Images(images.pixels[rows], images.labels[rows]) for rows in (~held, held))
     origin = f'{data.origin}, {100 * share:g} % of its training images held out'

@@ -24,7 +24,8 @@ Pixels = np.ndarray
 class Augmentation:
     """What happens to training images, in this order; between jitter and cutout, normalising.
 
-    The first four are for sets in memory; of pictures on disk, pictures.TrainView does their work.
+    The first three are for sets in memory; of pictures on disk, pictures.TrainView does their work.
+    Last of all, images of a set in memory are scaled to the side of the epoch.
     """
 
     crop_padding: int = 0
@@ -243,5 +244,7 @@ def averaging(size: int, side: int) -> np.ndarray:
 
 def shrink(batch: np.ndarray, side: int) -> np.ndarray:
     """float32 [N, C, H, W] -> [N, C, side, side]"""
+    if batch.shape[2:] == (side, side):
+        return batch
     down, across = (averaging(size, side) for size in batch.shape[2:])
     return np.asarray(down @ batch @ across.T)

@@ -23,7 +23,7 @@ from engine.data.augment import (
     shrink,
 )
 
-if TYPE_CHECKING:  # engine.data works without paddle
+if TYPE_CHECKING:  # on the host, engine.data works without paddle
     from paddle import Tensor
 
 Array = Union[np.ndarray, 'Tensor']

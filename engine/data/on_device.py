@@ -60,6 +60,7 @@ class DeviceBatches(Batches):
         self._x = self._integers(np.arange(self._width))  # [W]
         flat = padded.reshape(-1).astype(runtime.pixel_dtype(), copy=False)
         self._pixels = runtime.to_device(flat)
+        self._averaging: dict[int, list[paddle.Tensor]] = {}  # of the sides so far, the matrices
         self._scale, self._shift = map(runtime.to_device, scale_and_shift(self.mean, self.std))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -138,10 +139,12 @@ class DeviceBatches(Batches):
         return images * kept + paddle.gather(images, partners) * (1.0 - kept)
 
     def _shrink(self, images: paddle.Tensor, side: Optional[int]) -> paddle.Tensor:
-        if side is None:
+        if side is None or side == self._height == self._width:
             return images
-        sizes = self._height, self._width
-        down, across = (runtime.to_device(averaging(size, side)) for size in sizes)
+        if side not in self._averaging:
+            sizes = self._height, self._width
+            self._averaging[side] = [runtime.to_device(averaging(size, side)) for size in sizes]
+        down, across = self._averaging[side]
         return paddle.matmul(paddle.matmul(down, images), across, transpose_y=True)
 
 
