@@ -43,7 +43,10 @@ def choose(config: Config) -> tuple[Optional[str], list[str]]:
                 f'train.cpu_conv: onednn cannot be had: {reason}; auto takes what there is'
             )
         lines = [f"convolutions: Paddle's own ({reason})"]
-        return None, lines if train.amp == 'none' else [*lines, f'{_OFF}: they have none']
+        return None, lines if train.amp == 'none' else [
+            *lines,
+            f'{_OFF}: on a cpu, only oneDNN has it',
+        ]
     lacks = _lack_of_bfloat16(config)
     dtype = 'bfloat16' if train.amp != 'none' and lacks is None else 'float32'
     lines = [f'convolutions: oneDNN {onednn.library().version} in {dtype} ({wanted})']

@@ -498,7 +498,7 @@ def test_without_bfloat16_or_onednn_a_line_says_that_mixed_precision_is_off(monk
     paddles = dataclasses.replace(MIXED, cpu_conv='paddle')
     dtype, (_, line) = cpu_conv.choose(dataclasses.replace(config(), train=paddles))
     assert dtype is None
-    assert line == 'mixed precision: off: they have none'
+    assert line == 'mixed precision: off: on a cpu, only oneDNN has it'
 
 
 # ------------------------------------------------------------------ what is left alone
