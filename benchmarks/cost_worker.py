@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Callable
 
 from benchmarks.paddle_step import count, make_step
-from benchmarks.processes import seconds, serve
+from benchmarks.processes import memory_bytes, seconds, serve
 from engine import runtime
 
 
@@ -18,11 +17,11 @@ def main() -> None:
     runtime.prepare_cpu()
     runtime.start_paddle('cpu')
     step = make_step(**settings)
-    before = status_bytes('VmRSS')
+    before = memory_bytes('VmRSS')
     serve(
         {
             'steps': lambda for_s, at_least: {'seconds': steps(step, for_s, at_least)},
-            'peak': lambda: {'bytes': status_bytes('VmHWM') - before},
+            'peak': lambda: {'bytes': memory_bytes('VmHWM') - before},
             'multiply_adds': lambda: {'count': count(settings['model'], settings['side'])},
         }
     )
@@ -35,13 +34,6 @@ def steps(step: Callable[[], None], for_s: float, at_least: int) -> list[float]:
     while len(taken) < at_least or time.perf_counter() < end:
         taken.append(seconds(step))
     return taken
-
-
-def status_bytes(entry: str) -> int:
-    """VmRSS, the memory that is resident now, or VmHWM, the most that ever was."""
-    lines = Path('/proc/self/status').read_text().splitlines()
-    [line] = [line for line in lines if line.startswith(f'{entry}:')]
-    return int(line.split()[1]) * 1024
 
 
 if __name__ == '__main__':

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Optional
 
 import train
-from benchmarks.processes import Answer, seconds, serve
+from benchmarks.processes import Answer, memory_bytes, seconds, serve
 from engine import cli, models, runtime
 
 TURN_S, TURNS = 1.0, 3
@@ -44,9 +43,7 @@ def peak_bytes() -> Optional[int]:
 
     kind, _, number = paddle.get_device().partition(':')
     if kind == 'cpu':
-        lines = Path('/proc/self/status').read_text().splitlines()
-        [line] = [line for line in lines if line.startswith('VmHWM:')]
-        return int(line.split()[1]) * 1024
+        return memory_bytes('VmHWM')
     try:
         return int(paddle.device.cuda.max_memory_allocated(int(number)))  # of an npu, too
     except ValueError:  # but not with Paddle 2.6

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterator, Mapping, Sequence, Union
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Idle OpenMP threads spin for 0.2 s (KMP_BLOCKTIME) and would slow down whoever comes next.
@@ -95,6 +95,13 @@ def start(
     stack.callback(process.communicate)  # after the kill: closes the pipes and waits
     stack.callback(process.kill)
     return process
+
+
+def memory_bytes(entry: str, process: Union[int, str] = 'self') -> int:
+    """VmRSS, the memory of a process that is resident now, or VmHWM, the most that ever was."""
+    lines = Path(f'/proc/{process}/status').read_text().splitlines()
+    [line] = [line for line in lines if line.startswith(f'{entry}:')]
+    return int(line.split()[1]) * 1024
 
 
 def failure(what: str, errors: Path) -> RuntimeError:

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Iterator
 
-from benchmarks.processes import failure, start
+from benchmarks.processes import failure, memory_bytes, start
 
 
 class TrainingRun(contextlib.ExitStack):
@@ -31,9 +31,7 @@ class TrainingRun(contextlib.ExitStack):
 
     def resident_bytes(self) -> int:
         """Resident memory at this moment."""
-        status = Path(f'/proc/{self._process.pid}/status').read_text()
-        [line] = [line for line in status.splitlines() if line.startswith('VmRSS:')]
-        return int(line.split()[1]) * 1024
+        return memory_bytes('VmRSS', self._process.pid)
 
     def finish(self) -> int:
         """Wait until it is done; the largest resident memory that it ever had, in bytes."""

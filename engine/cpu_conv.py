@@ -24,33 +24,27 @@ from engine.config import Config
 from engine.errors import UserError
 
 COLOURS = 4  # channels of images; what is made of them is small, and not rounded
-_OFF = 'mixed precision: off'
 CHECK_LIMIT = 1e-4  # of the self-check, relative: rounding gives about 1e-6
 
 
 def choose(config: Config) -> tuple[Optional[str], list[str]]:
     """What oneDNN is to compute in, 'float32' or 'bfloat16', or None if Paddle computes; and what
     there is to say about that on a CPU. UserError where it is asked for and cannot be had."""
-    wanted, train = config.train.cpu_conv, config.train
     if runtime.is_accelerator():
         return None, []
-    reason = 'as asked' if wanted == 'paddle' else unavailable()
+    train = config.train
+    reason = 'as asked' if train.cpu_conv == 'paddle' else unavailable()
     if reason is None and train.to_static:
         reason = 'train.to_static compiles the network'
+    if reason is not None and train.cpu_conv == 'onednn':
+        raise UserError(f'train.cpu_conv: onednn cannot be had: {reason}; auto takes what there is')
+    lacks = _lack_of_bfloat16(config) if reason is None else 'on a cpu, only oneDNN has it'
+    off = [f'mixed precision: off: {lacks}'] if train.amp != 'none' and lacks is not None else []
     if reason is not None:
-        if wanted == 'onednn':
-            raise UserError(
-                f'train.cpu_conv: onednn cannot be had: {reason}; auto takes what there is'
-            )
-        lines = [f"convolutions: Paddle's own ({reason})"]
-        return None, lines if train.amp == 'none' else [
-            *lines,
-            f'{_OFF}: on a cpu, only oneDNN has it',
-        ]
-    lacks = _lack_of_bfloat16(config)
-    dtype = 'bfloat16' if train.amp != 'none' and lacks is None else 'float32'
-    lines = [f'convolutions: oneDNN {onednn.library().version} in {dtype} ({wanted})']
-    return dtype, lines if train.amp == 'none' or lacks is None else [*lines, f'{_OFF}: {lacks}']
+        return None, [f"convolutions: Paddle's own ({reason})", *off]
+    dtype = 'float32' if train.amp == 'none' or off else 'bfloat16'
+    version = onednn.library().version
+    return dtype, [f'convolutions: oneDNN {version} in {dtype} ({train.cpu_conv})', *off]
 
 
 def _lack_of_bfloat16(config: Config) -> Optional[str]:

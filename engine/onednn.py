@@ -33,7 +33,7 @@ DTYPES = {'bfloat16': BFLOAT16, 'float32': FLOAT32}
 AVX2, AVX512_BF16 = 0x4, 0x80  # bits of the CPU's instruction set
 FORWARD_TRAINING, BACKWARD = 64, 128
 CONVOLUTION_DIRECT = 1
-USE_GLOBAL_STATISTICS, USE_SCALE, USE_SHIFT, FUSE_RELU = 1, 2, 4, 8
+USE_SCALE, USE_SHIFT, FUSE_RELU = 2, 4, 8
 SRC, DST, WEIGHTS, MEAN, VARIANCE, SCALE, SHIFT, WORKSPACE = 1, 17, 33, 49, 50, 51, 52, 64
 DIFF = 128  # added to SRC, DST and WEIGHTS; to SCALE and SHIFT it is
 DIFF_SCALE, DIFF_SHIFT = 255, 256
@@ -113,6 +113,11 @@ class OneDNN:
             strides[axis], step = step, step * shape[axis]
         return self.make('memory_desc_create_with_strides', len(shape), dims, dtype, _dims(strides))
 
+    def conversion(self, source: c_void_p, target: c_void_p) -> c_void_p:
+        """The description of what copies from one layout to another."""
+        engine = self.engine
+        return self.make('reorder_primitive_desc_create', source, engine, target, engine, None)
+
     def chosen_layout(self, description: c_void_p, query: int) -> c_void_p:
         return c_void_p(self._library.dnnl_primitive_desc_query_md(description, query, 0))
 
@@ -186,11 +191,7 @@ class _Operand:
         self._size, self._ours = library().size(wanted), _Memory(ours)
         ends = [(ours, self._ours), (wanted, self.memory)]
         (source, start), (target, end) = reversed(ends) if output else ends
-        engine = library().engine
-        description = library().make(
-            'reorder_primitive_desc_create', source, engine, target, engine, None
-        )
-        self._convert = _Run(description, {SRC: start, DST: end})
+        self._convert = _Run(library().conversion(source, target), {SRC: start, DST: end})
 
     def move(self, address: int) -> None:
         if self._convert is None:
@@ -429,11 +430,7 @@ class BatchNorm:
 def _rounding(size: int) -> Primitive:
     """So many float32 -> bfloat16"""
     source, target = (library().layout((size,), 'a', dtype) for dtype in (FLOAT32, BFLOAT16))
-    engine = library().engine
-    description = library().make(
-        'reorder_primitive_desc_create', source, engine, target, engine, None
-    )
-    return Primitive(description, {SRC: source}, {DST: target})
+    return Primitive(library().conversion(source, target), {SRC: source}, {DST: target})
 
 
 # Making a primitive compiles it: a few milliseconds and a third of a megabyte, once for each shape.

@@ -255,14 +255,17 @@ def _folder(config: Config, train: bool, tell: Callable[[str], None]) -> DataSet
 
 def _hold_out(data: DataSet, images: Images, share: float) -> DataSet:
     """Test with that share of each class of the training images: random, and the same each time."""
+    from engine.data.folder import held_out
+
     order = np.random.default_rng(0).permutation(len(images))
     held = np.zeros(len(images), bool)
     for label in np.unique(images.labels):
         rows = order[images.labels[order] == label]
-        if len(rows) < 2:
+        count = held_out(len(rows), share)
+        if count < 1:
             name = data.classes[label]
             raise UserError(f'{data.origin} has one image of {name}: data.holdout needs two')
-        held[rows[: min(max(1, round(share * len(rows))), len(rows) - 1)]] = True
+        held[rows[:count]] = True
     kept, test = (Images(images.pixels[rows], images.labels[rows]) for rows in (~held, held))
     origin = f'{data.origin}, {100 * share:g} % of its training images held out'
     return replace(data, train=kept, test=test, origin=origin)

@@ -233,6 +233,11 @@ def readings(line: str, *, kaggle: bool) -> list[tuple[str, str]]:
     return [(part[0], part[1].strip() if part[1:] else '') for part in parts if part]
 
 
+def held_out(count: int, share: float) -> int:
+    """How many of a class's images are for testing: at least one, and not all; 0 if it has one."""
+    return min(max(1, round(share * count)), count - 1)
+
+
 def _hold_out(files: Files, share: float, folder: Path) -> np.ndarray:
     """Rows of the test images: of each class those with the lowest checksums of their names.
 
@@ -243,7 +248,7 @@ def _hold_out(files: Files, share: float, folder: Path) -> np.ndarray:
     held: list[int] = []
     starts = np.flatnonzero(np.diff(files.labels, prepend=-1))  # the labels are in order
     for rows in np.split(np.arange(len(files)), starts[1:]):
-        count = min(max(1, round(share * len(rows))), len(rows) - 1)
+        count = held_out(len(rows), share)
         if count < 1:
             raise UserError(
                 f'{os.path.dirname(files.paths[rows[0]])} holds one image: data.holdout needs two'
