@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.report import RESULTS, merge
 
 PARTS = (
-    *('train_step', 'scaling', 'pipeline', 'photos'),
+    *('train_step', 'convolutions', 'scaling', 'pipeline', 'photos'),
     *('startup', 'memory', 'growth', 'cost', 'profile_step'),
     *('serving', 'serving_load', 'device'),
 )
