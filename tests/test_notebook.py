@@ -19,6 +19,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from engine import cli
+from engine.config import load_config
 
 PATH = REPOSITORY / 'notebooks' / 'aistudio.ipynb'
 NOTEBOOK = nbformat.read(PATH, as_version=nbformat.NO_CONVERT)
@@ -162,4 +163,5 @@ def test_it_runs_from_top_to_bottom_and_again_from_the_root_with_cifar(tmp_path,
     again = printed(execute(nbformat.read(PATH, as_version=4), copy))
     assert again.count('finished after epoch') == 2
     last = (copy / 'output' / 'notebook' / 'cifar10' / 'metrics.jsonl').read_text().splitlines()[-1]
-    assert json.loads(last)['step'] == 32
+    short = load_config(copy / 'configs' / 'wrn16_2_cifar10_short.yaml')
+    assert json.loads(last)['step'] == 2 * short.train.epochs  # of 128 and of 72 images
