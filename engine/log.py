@@ -124,7 +124,8 @@ class Log:
             self.line(
                 f'This run takes about {duration(left)} on this machine. Shorter ones: '
                 'configs/quickstart.yaml (a minute on two cores), '
-                'configs/wrn16_2_cifar10_short.yaml (an hour or so). Going on; Ctrl-C stops and saves.'
+                'configs/wrn16_2_cifar10_short.yaml (an hour or so). '
+                'Going on; Ctrl-C stops and saves.'
             )
 
     def training_ends(self) -> None:
