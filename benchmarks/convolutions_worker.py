@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any, Callable
 
-from benchmarks.cost_worker import steps
 from benchmarks.paddle_step import build
-from benchmarks.processes import Answer, serve
+from benchmarks.processes import Answer, serve, steps
 from engine import runtime
 from engine.models import parse
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from typing import Callable
 
 from benchmarks.paddle_step import count, make_step
-from benchmarks.processes import memory_bytes, seconds, serve
+from benchmarks.processes import memory_bytes, serve, steps
 from engine import runtime
 
 
@@ -25,15 +23,6 @@ def main() -> None:
             'multiply_adds': lambda: {'count': count(settings['model'], settings['side'])},
         }
     )
-
-
-def steps(step: Callable[[], None], for_s: float, at_least: int) -> list[float]:
-    """How long each step took, of so many or of those that fit into the time."""
-    taken: list[float] = []
-    end = time.perf_counter() + for_s
-    while len(taken) < at_least or time.perf_counter() < end:
-        taken.append(seconds(step))
-    return taken
 
 
 if __name__ == '__main__':

@@ -75,6 +75,15 @@ def seconds(action: Callable[[], Any], times: int = 1) -> float:
     return time.perf_counter() - start
 
 
+def steps(step: Callable[[], Any], for_s: float, at_least: int) -> list[float]:
+    """How long each step took, of so many or of those that fit into the time."""
+    taken: list[float] = []
+    end = time.perf_counter() + for_s
+    while len(taken) < at_least or time.perf_counter() < end:
+        taken.append(seconds(step))
+    return taken
+
+
 def start(
     stack: contextlib.ExitStack,
     command: Sequence[str],

@@ -106,8 +106,7 @@ def run(quick: bool) -> Result:
 def measure(race: Race) -> dict[str, dict[str, Any]]:
     """Variant -> images/s of each round; GFLOP/s of its median and of a large matrix product."""
     network = race.network
-    halves = (OURS_16, TWO_16, TORCH_16)
-    variants = [v for v in VARIANTS if has_bfloat16() or v.name not in halves]
+    variants = [v for v in VARIANTS if has_bfloat16() or v.settings.get('dtype') != 'bfloat16']
     speeds: dict[str, list[float]] = {variant.name: [] for variant in variants}
     products: dict[str, float] = {}
     with contextlib.ExitStack() as stack:
