@@ -6,7 +6,6 @@ import contextlib
 import json
 import sys
 import tempfile
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, Callable, Iterator, Optional
@@ -19,6 +18,7 @@ from engine.models import parse
 
 OLDER_PORT = 'older port'
 KERNEL = ' kernel launch'  # the profiler calls a kernel's run 'conv2d_grad kernel launch[9.87 ms]'
+ONEDNN = 'oneDNN '
 
 
 def main() -> None:
@@ -110,7 +110,7 @@ def profile(step: Callable[[], None], times: int) -> Answer:
     """Seconds of the steps, and of every kernel in them."""
     from paddle.profiler import Profiler, ProfilerTarget
 
-    with tempfile.TemporaryDirectory() as folder, timed_onednn() as kernels:
+    with tempfile.TemporaryDirectory() as folder, named_onednn():
         trace = Path(folder) / 'trace.json'
         profiler = Profiler(
             targets=[ProfilerTarget.CPU],
@@ -119,26 +119,34 @@ def profile(step: Callable[[], None], times: int) -> Answer:
         with profiler:
             total = seconds(step, times)
         events = json.loads(trace.read_text())['traceEvents']
-    for event in events:
-        name, found, _ = event.get('name', '').partition(KERNEL)
-        if found:
-            kernels[name] += event['dur'] / 1e6
-    return {'seconds': total, 'kernels': kernels}
+    return {'seconds': total, 'kernels': seconds_by_kernel(events)}
+
+
+def seconds_by_kernel(events: list[dict[str, Any]]) -> dict[str, float]:
+    """Of oneDNN's kernels, and of Paddle's own that do not run for one of oneDNN's."""
+    taken: defaultdict[str, float] = defaultdict(float)
+    end = 0.0  # of the latest of oneDNN's
+    for event in sorted((e for e in events if 'dur' in e), key=lambda e: float(e['ts'])):
+        name = event['name'].partition('[')[0]  # without its time, '[9.87 ms]'
+        if name.startswith(ONEDNN):
+            end = event['ts'] + event['dur']
+            taken[name[len(ONEDNN) :]] += event['dur'] / 1e6
+        elif name.endswith(KERNEL) and event['ts'] >= end:
+            taken[name[: -len(KERNEL)]] += event['dur'] / 1e6
+    return taken
 
 
 @contextlib.contextmanager
-def timed_onednn() -> Iterator[dict[str, float]]:
-    """Seconds in oneDNN's kernels, of which Paddle's profiler knows nothing."""
+def named_onednn() -> Iterator[None]:
+    """Tell Paddle's profiler of oneDNN's kernels, of which it knows nothing."""
+    from paddle.profiler import RecordEvent
+
     from engine import cpu_conv
 
-    taken: defaultdict[str, float] = defaultdict(float)
-
-    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
-            start = time.perf_counter()
-            result = function(*arguments)
-            taken[name] += time.perf_counter() - start
-            return result
+            with RecordEvent(ONEDNN + name):
+                return function(*arguments)
 
         return call
 
@@ -148,11 +156,9 @@ def timed_onednn() -> Iterator[dict[str, float]]:
             ('batch norm', cpu_conv._Normalise),
         ):
             for direction in ('forward', 'backward'):
-                name, function = f'{kind} {direction}', getattr(layer, direction)
-                stack.enter_context(
-                    mock.patch.object(layer, direction, staticmethod(timed(name, function)))
-                )
-        yield taken
+                function = named(f'{kind} {direction}', getattr(layer, direction))
+                stack.enter_context(mock.patch.object(layer, direction, staticmethod(function)))
+        yield
 
 
 if __name__ == '__main__':

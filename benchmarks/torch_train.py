@@ -3,7 +3,7 @@
 The same network, images (by our batches, with the same seed), learning rates, label smoothing,
 weight decay and averaged weights, on as many threads as there are cores, with channels last, and in
 bfloat16 (autocast) if the recipe has it. What it reaches after the last epoch goes beside the run's
-own in results.json.
+own in results.json. A run of several processes had data.batch_size images in each: name their sum.
 """
 
 from __future__ import annotations
