@@ -55,13 +55,14 @@ def main() -> None:
     unknown = [part for part in args.parts if part not in PARTS]
     if unknown:
         parser.error(f'no part is called {unknown[0]}; there are {", ".join(PARTS)}')
+    for option in (args.photos, args.exported):
+        if option is not None and not option.is_dir():
+            parser.error(f'{option} is not a folder')
     for part in args.parts or PARTS:
         start = time.perf_counter()
         module = importlib.import_module(f'benchmarks.{part}')
         print(f'\n## {part}\n\n{(module.__doc__ or "").strip()}', flush=True)
         options = [getattr(args, OPTIONS[part])] if part in OPTIONS else []
-        if any(isinstance(option, Path) and not option.is_dir() for option in options):
-            parser.error(f'{options[0]} is not a folder')
         if part == 'photos' and not args.photos and not args.quick:
             print('skipped: name a folder of <class>/*.jpg with --photos DIR')
             continue

@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from benchmarks.report import read_results, table
+from engine import cli
+from engine.errors import UserError
 
 PICTURE = Path(__file__).with_name('accuracy.png')
 WANTED = {45: 0.90, 120: 0.93}  # minutes -> test accuracy
@@ -23,14 +25,23 @@ SERIES = {'runs': 'this repository', 'runs_in_pytorch': 'PyTorch, the same recip
 def main() -> None:
     names = sys.argv[1:]
     results = read_results()
-    unknown = [name for name in names if name not in results.get('runs', {})]
-    if not names or unknown:
-        sys.exit(f'not in results.json: {unknown[0]}' if unknown else __doc__)
+    require_tested(names, results.get('runs', {}))
     series = {
         label: [results.get(key, {}).get(name) for name in names] for key, label in SERIES.items()
     }
     print(describe(names, series))
     draw(series).savefig(PICTURE, dpi=120)
+
+
+def require_tested(names: list[str], runs: dict[str, Any]) -> None:
+    """UserError unless the names are of runs that were measured on test images."""
+    if not names:
+        raise UserError(f'name runs of results.json: {", ".join(runs)}')
+    for name in names:
+        if name not in runs:
+            raise UserError(f'{name} is not in results.json; there are {", ".join(runs)}')
+        if runs[name].get('settings', {}).get('data.holdout'):
+            raise UserError(f'{name} was measured on held-out training images')
 
 
 def describe(names: list[str], series: dict[str, list[Any]]) -> str:
@@ -70,4 +81,4 @@ def draw(series: dict[str, list[Any]]) -> Figure:
 
 
 if __name__ == '__main__':
-    main()
+    cli.run(main)

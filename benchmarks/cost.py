@@ -150,9 +150,9 @@ def measure(
     costs = {point: Cost() for point in points}
     for _ in range(rounds):  # so that a slow minute of the machine hits only one turn of a point
         for point, cost in costs.items():
-            with Worker('cost_worker', asdict(point)) as worker:
-                worker.ask('steps', for_s=0.0, at_least=1)
-                [timed] = worker.ask('steps', for_s=turn_s, at_least=at_least)
+            with Worker('paddle_step', asdict(point)) as worker:
+                worker.ask('each_step', for_s=0.0, at_least=1)
+                [timed] = worker.ask('each_step', for_s=turn_s, at_least=at_least)
                 [peak] = worker.ask('peak')
                 [counted] = worker.ask('multiply_adds')
             cost.step_s += timed['seconds']

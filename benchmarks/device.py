@@ -8,12 +8,12 @@ own. Speed, and the share of the time in which the loop waits for data, are thos
 metrics.jsonl: medians of the epochs after the first. The peak is a large square matrix product in
 the same precision on the same device, through Paddle; a network's image counts 2 x 3 x its
 multiply-adds. Memory is the most that tensors had of the device at once; on a CPU it is the largest
-resident set, images included. A row that fails says why, and the others go on.
+resident set, images included, and the layout is oneDNN's own. A row that fails says why, and the
+others go on.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -24,6 +24,8 @@ from typing import Any, Optional
 
 from benchmarks.processes import Worker
 from benchmarks.report import Result, machine, read_results, table
+from benchmarks.train_step import has_bfloat16
+from engine.run_folder import read_records
 
 KINDS = ('gpu', 'npu', 'cpu')
 BY_ONEDNN = ('O1', 'bfloat16', 'NCHW')
@@ -68,7 +70,8 @@ class Mode:
     def suits(self, kind: str) -> bool:
         """Whether train.py has it for the device: elsewhere it is refused, or has no effect."""
         if kind == 'cpu':  # oneDNN rounds to bfloat16, and has a layout of its own
-            return self.amp == 'none' or (self.amp, self.dtype, self.layout) == BY_ONEDNN
+            by_onednn = (self.amp, self.dtype, self.layout) == BY_ONEDNN and has_bfloat16()
+            return self.amp == 'none' or by_onednn
         return kind == 'gpu' or self.layout == 'NCHW'
 
 
@@ -238,8 +241,7 @@ def measure(row: Row, kind: str, scale: Scale) -> Row:
             [answer] = worker.ask('train', arguments=['-c', config, '-o', *overrides])
         except RuntimeError as error:
             return replace(row, failure=reason(error))
-        lines = (output / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
-    epochs = [json.loads(line) for line in lines][1:]
+        epochs = read_records(output)[1:]
     return replace(
         row,
         images_per_second=tuple(epoch['images_per_second'] for epoch in epochs),

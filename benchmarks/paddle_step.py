@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Optional
 from unittest import mock
 
-from benchmarks.processes import Answer, seconds, serve
+from benchmarks.processes import Answer, memory_bytes, seconds, serve, steps
 from engine import models, runtime
 from engine.config import Optimizer
 from engine.models import parse
@@ -27,12 +27,15 @@ def main() -> None:
         runtime.prepare_cpu()
     runtime.start_paddle('cpu')
     step = make_step(**settings)
+    before = memory_bytes('VmRSS')
     serve(
         {
             'steps': lambda times: {'seconds': seconds(step, times)},
+            'each_step': lambda for_s, at_least: {'seconds': steps(step, for_s, at_least)},
+            'peak': lambda: {'bytes': memory_bytes('VmHWM') - before},
             'matmul': matmul,
             'profile': lambda times: profile(step, times),
-            'multiply_adds': lambda: {'count': count(settings['model'])},
+            'multiply_adds': lambda: {'count': count(settings['model'], settings.get('side'))},
         }
     )
 

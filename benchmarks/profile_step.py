@@ -1,6 +1,6 @@
 """What bounds a training step: the shares of its kernels, as paddle.profiler sees them.
 
-Claim: on a CPU, nearly all of a step is convolution, by oneDNN's kernels near the speed of a large
+Claim: on a CPU, most of a step is convolution, by oneDNN's kernels near the speed of a large
 matrix product, so that not much is left to be gained.
 Falsified by: python3 -m benchmarks profile_step
 """

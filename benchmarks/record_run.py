@@ -1,28 +1,49 @@
 """python3 -m benchmarks.record_run RUN ...: keep what finished runs reached in results.json.
 
 The accuracy is that of the last epoch; the best one, chosen on the same test images, stands apart.
+`settings` are those that differ from the defaults: with data.holdout, the accuracy is of held-out
+training images.
 """
 
 from __future__ import annotations
 
-import json
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from benchmarks.report import machine, read_results, write_results
-from engine.run_folder import load_run_config
+from engine import cli
+from engine.config import Config, to_dict
+from engine.errors import UserError
+from engine.run_folder import RunFolder, load_run_config, read_records, read_snapshot
+
+PLACES = ('data.root', 'output.dir')
+
+
+def main() -> None:
+    if len(sys.argv) < 2:
+        raise UserError('name the folders of finished runs')
+    runs = {folder.name: describe(folder) for folder in map(Path, sys.argv[1:])}
+    content = read_results()
+    write_results({**content, 'runs': {**content.get('runs', {}), **runs}})
+    for name, run in runs.items():
+        print(f'{name}: {100 * run["accuracy"]:.2f} %')
 
 
 def describe(run: Path) -> dict[str, Any]:
-    """The figures of a run, from its own metrics.jsonl and config.yaml."""
-    config = load_run_config(run, [])
-    records = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
+    """The figures of a run, from its own config.yaml, metrics.jsonl and last checkpoint."""
+    config, records = load_run_config(run, []), read_records(run)
+    snapshot = read_snapshot(run, print)
+    if not records or records[-1]['epoch'] + 1 != config.train.epochs or snapshot is None:
+        raise UserError(
+            f'{run} is not finished: {len(records)} of {config.train.epochs} epochs; go on with '
+            'train.py --resume'
+        )
     last = records[-1]
-    if last['epoch'] + 1 != config.train.epochs:
-        sys.exit(f'{run} is not finished: {last["epoch"] + 1} of {config.train.epochs} epochs')
     seconds = sum(record['seconds'] for record in records)
     images = sum(record['seconds'] * record['images_per_second'] for record in records)
+    ended = datetime.fromtimestamp(RunFolder(run).metrics_file.stat().st_mtime, timezone.utc)
     return {
         'model': config.model.name,
         'data': config.data.name,
@@ -39,19 +60,28 @@ def describe(run: Path) -> dict[str, Any]:
             for record in records
             if 'eval_accuracy' in record
         },
-        'machine': machine(),
+        'processes': snapshot.state['images_per_step']
+        // (config.data.batch_size * config.train.accumulate),
+        'settings': settings(config),
+        'machine': {
+            'cpu': machine()['cpu'],
+            'date': ended.strftime('%Y-%m-%d %H:%M UTC'),
+            'versions': snapshot.state['versions'],
+        },
     }
 
 
-def main() -> None:
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    content = read_results()
-    for folder in map(Path, sys.argv[1:]):
-        content.setdefault('runs', {})[folder.name] = describe(folder)
-        print(f'{folder.name}: {100 * content["runs"][folder.name]["accuracy"]:.2f} %')
-    write_results(content)
+def settings(config: Config) -> dict[str, Any]:
+    """What differs from the defaults, but for where things lie."""
+    plain = to_dict(Config())
+    return {
+        f'{section}.{name}': value
+        for section, values in to_dict(config).items()
+        if isinstance(values, dict)
+        for name, value in values.items()
+        if value != plain[section][name] and f'{section}.{name}' not in PLACES
+    }
 
 
 if __name__ == '__main__':
-    main()
+    cli.run(main)

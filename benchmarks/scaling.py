@@ -1,6 +1,6 @@
 """One process with two threads against two processes with one each, and what averaging costs.
 
-Claim: on a CPU, processes beat threads, and averaging the gradients (gloo, on one machine) takes a
+Claim: on a CPU, neither is much quicker, and averaging the gradients (gloo, on one machine) takes a
 small share of a step. Falsified by: python3 -m benchmarks scaling. The variants take turns with the
 same global batch; the share of averaging is what two processes gain when they leave it out, and so
 holds the waiting for each other, too.

@@ -21,9 +21,10 @@ from torch.nn import functional as F
 
 from benchmarks.report import machine, read_results, write_results
 from benchmarks.torch_step import build
-from engine import data
+from engine import cli, data
 from engine.config import Config
 from engine.data.batches import Batches
+from engine.errors import UserError
 from engine.models import parse
 from engine.run_folder import load_run_config
 from engine.schedule import lr_factor, make_schedule
@@ -57,13 +58,15 @@ class Averaged:
 
 def main() -> None:
     if len(sys.argv) < 2:
-        sys.exit(__doc__)
+        raise UserError('name the folder of a run, and key=value for what is to be otherwise')
     run = Path(sys.argv[1])
     config = load_run_config(run, [*sys.argv[2:], 'data.on_device=false'])
     require_known(config)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(config.seed)
     dataset = data.load_data(config)
+    if len(dataset.classes) != 10:
+        raise UserError(f'the networks in PyTorch have 10 classes; {dataset.origin} has others')
     start = time.perf_counter()
     model = train(config, data.train_batches(dataset, config))
     seconds = time.perf_counter() - start
@@ -80,12 +83,14 @@ def main() -> None:
 
 
 def require_known(config: Config) -> None:
-    """Exit where the recipe has something that is not done here."""
+    """UserError where the recipe has something that is not done here."""
+    if parse(config.model.name).for_photos:
+        raise UserError(f'model.name: {config.model.name} is not done in PyTorch here')
     plain = Config()
     for section, names in NOT_HERE.items():
         for name in names:
             if getattr(getattr(config, section), name) != getattr(getattr(plain, section), name):
-                sys.exit(f'{section}.{name} of the recipe is not done in PyTorch here')
+                raise UserError(f'{section}.{name} of the recipe is not done in PyTorch here')
 
 
 def train(config: Config, batches: Batches) -> nn.Module:
@@ -156,4 +161,4 @@ def evaluate(model: nn.Module, batches: Batches) -> float:
 
 
 if __name__ == '__main__':
-    main()
+    cli.run(main)

@@ -2,12 +2,12 @@
 
 Claim: on two cores, a step (forward, loss, backward, Nesterov update, clearing the gradients) of
 the same network on the same batch is at least as fast as in PyTorch, taking the better of one
-process and two here and of its two memory layouts there, in float32 and in bfloat16 (on a CPU that
-has it), and several times as fast as in an older Paddle port (convolutions with biases, no thread
-settings).
+process and two here and of its two memory layouts there (in bfloat16, on a CPU that has it, against
+channels last alone), and several times as fast as in an older Paddle port (convolutions with
+biases, no thread settings).
 Falsified by: python3 -m benchmarks train_step. The variants of a network are all alive at once and
 take turns; each figure is the median of its rounds. `of 2048³` is the share of the speed of a large
-matrix product, measured in the same process with the same library.
+matrix product in float32, measured in the same process with the same library.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ def measure(race: Race) -> dict[str, dict[str, Any]]:
         for variant, worker, _ in entries:
             times = 3 if race.turn_s else 1
             taken_s = slowest(worker.ask('matmul', size=MATMUL_SIZE, times=times))
-            gflop = 2 * MATMUL_SIZE**3 * times * variant.processes / 1e9
-            products[variant.name] = gflop / taken_s
+            flops = 2 * MATMUL_SIZE**3 * times * variant.processes
+            products[variant.name] = flops / 1e9 / taken_s
         gflop = step_flops(entries[0][1]) / 1e9
     return {
         name: {

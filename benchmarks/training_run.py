@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 import tempfile
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from benchmarks.processes import failure, memory_bytes, start
+from engine.run_folder import read_records
 
 
 class TrainingRun(contextlib.ExitStack):
@@ -45,5 +45,4 @@ class TrainingRun(contextlib.ExitStack):
 
     def epochs(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
-        text = (self._folder / 'metrics.jsonl').read_text(encoding='utf-8')
-        return [json.loads(line) for line in text.splitlines()]
+        return read_records(self._folder)

@@ -109,6 +109,7 @@ def recorded_accuracy(weights: Weights) -> Optional[dict[str, Any]]:
         'top5': records[-1]['eval_top5'],
         'epoch': records[-1]['epoch'],
         'data': config.data.name,
+        'holdout': config.data.holdout,  # the share of the training images, if it is of these
         'views': config.eval.views,
     }
 

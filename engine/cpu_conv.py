@@ -22,8 +22,9 @@ from paddle.nn import functional as F
 from engine import onednn, runtime
 from engine.config import Config
 from engine.errors import UserError
+from resnext import norm_relu
 
-COLOURS = 4  # channels of images; what is made of them is small, and not rounded
+COLOURS = 4  # channels of images: the first convolution's factors are never rounded
 CHECK_LIMIT = 1e-4  # of the self-check, relative: rounding gives about 1e-6
 
 
@@ -50,7 +51,9 @@ def choose(config: Config) -> tuple[Optional[str], list[str]]:
 def _lack_of_bfloat16(config: Config) -> Optional[str]:
     if config.train.amp_dtype != 'bfloat16':
         return 'on a cpu, it needs train.amp_dtype: bfloat16'
-    return None if onednn.library().has_bfloat16 else 'this cpu has no bfloat16'
+    if not onednn.library().has_bfloat16:
+        return 'this cpu has no bfloat16'
+    return unavailable('bfloat16')
 
 
 def accelerate(model: nn.Layer, dtype: str = 'float32') -> nn.Layer:
@@ -78,20 +81,20 @@ def computed_by(model: nn.Layer) -> str:
 
 
 @functools.cache
-def unavailable() -> Optional[str]:
+def unavailable(dtype: str = 'float32') -> Optional[str]:
     """Why oneDNN cannot be used here: it is not there, of another version, or computes wrongly."""
-    if runtime.is_accelerator():
-        return 'the device is no cpu'
     try:
         onednn.library()
-        errors = _error_of_convolution(1), _error_of_convolution(2), _error_of_batch_norm()
+        errors = [_error_of_convolution(groups, dtype) for groups in (1, 2)]
+        errors += [_error_of_batch_norm(relu) for relu in (False, True)]
     except onednn.Unavailable as problem:
         return str(problem)
     except Exception as problem:  # of a backward pass, Paddle makes an OSError with many lines
         lines = [line.strip() for line in str(problem).splitlines() if 'dnnl' in line]
         return f'oneDNN fails in a self-check: {(lines or [type(problem).__name__])[-1]}'
     error = float(np.max(errors))
-    return None if error < CHECK_LIMIT else f'oneDNN is off by {error:.1e} in a self-check'
+    right = error < CHECK_LIMIT
+    return None if right else f'oneDNN is off by {error:.1e} in a self-check in {dtype}'
 
 
 class _Conv2D(nn.Conv2D):
@@ -264,33 +267,36 @@ def _addresses(*tensors: Tensor) -> list[int]:
     return [tensor.data_ptr() for tensor in tensors]
 
 
-def _error_of_convolution(groups: int) -> float:
+def _error_of_convolution(groups: int, dtype: str) -> float:
     weight = nn.initializer.Assign(_waves(32, 16 // groups, 3, 3))  # which draws no random numbers
     settings = {'stride': 2, 'padding': 1, 'groups': groups, 'bias_attr': False}
-    return _error(nn.Conv2D(16, 32, 3, data_format='NHWC', weight_attr=weight, **settings))
+    layer = nn.Conv2D(16, 32, 3, data_format='NHWC', weight_attr=weight, **settings)
+    return _error(layer, dtype=dtype)
 
 
-def _error_of_batch_norm() -> float:
-    return _error(nn.BatchNorm2D(16, data_format='NHWC'))
+def _error_of_batch_norm(relu: bool) -> float:
+    return _error(nn.BatchNorm2D(16, data_format='NHWC'), relu=relu)
 
 
-def _waves(*shape: int) -> np.ndarray:
-    return np.sin(np.arange(np.prod(shape), dtype=np.float32)).reshape(shape)
+def _waves(*shape: int, pace: float = 1.0) -> np.ndarray:
+    """Of numbers that bfloat16 has: what it makes of them must be as right as in float32."""
+    waves = np.sin(pace * np.arange(np.prod(shape))).reshape(shape)
+    return np.asarray(np.round(64 * waves) / 64, np.float32)
 
 
-def _error(layer: nn.Layer) -> float:
+def _error(layer: nn.Layer, *, dtype: str = 'float32', relu: bool = False) -> float:
     """The largest difference to Paddle's own, in the result and the gradients, relative."""
     x = paddle.to_tensor(_waves(2, 9, 9, 16), stop_gradient=False)
-    own = _results(layer, x)
-    both = zip(_results(accelerate(layer), x), own)
+    own = _results(layer, x, relu)
+    both = zip(_results(accelerate(layer, dtype), x, relu), own)
     return float(
         np.max([np.abs(ours - theirs).max() / np.abs(theirs).max() for ours, theirs in both])
     )
 
 
-def _results(layer: nn.Layer, x: Tensor) -> list[np.ndarray]:
+def _results(layer: nn.Layer, x: Tensor, relu: bool) -> list[np.ndarray]:
     """The output, and the gradients of its weighted sum."""
-    output = layer(x)
-    weights = paddle.linspace(-1.0, 1.0, output.size).reshape(output.shape)
+    output = norm_relu(layer, x) if relu else layer(x)
+    weights = paddle.to_tensor(_waves(*output.shape, pace=0.7))
     gradients = paddle.grad((output * weights).sum(), [x, *layer.parameters()[:2]])
     return [output.numpy(), *(gradient.numpy() for gradient in gradients)]

@@ -93,7 +93,7 @@ class Log:
         images, seconds = sums.images - self._shown[0], sums.seconds - self._shown[1]
         self._shown = (sums.images, sums.seconds)
         speed = images / seconds
-        left = (trainer.steps - trainer.step) * trainer.batches.together / speed
+        left = trainer.work_left * trainer.batches.together / speed
         lr = trainer.lr_at(trainer.step - 1)
         rest = (
             f'images/s:{speed:.1f}  wait:{100 * sums.waited / sums.seconds:.1f}%  '
@@ -119,12 +119,12 @@ class Log:
         self._step_ends.append(time.monotonic())
         if len(self._step_ends) == 1:
             return
-        left = (trainer.steps - trainer.step) * (self._step_ends[1] - self._step_ends[0])
+        left = trainer.work_left * (self._step_ends[1] - self._step_ends[0])
         if left > HOPELESS_S:
             self.line(
                 f'This run takes about {duration(left)} on this machine. Shorter ones: '
                 'configs/quickstart.yaml (a minute on two cores), '
-                'configs/wrn16_2_cifar10_short.yaml (an hour or so). '
+                'configs/wrn16_2_cifar10_short.yaml (half an hour). '
                 'Going on; Ctrl-C stops and saves.'
             )
 

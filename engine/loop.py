@@ -116,6 +116,13 @@ class Trainer:
         """Optimizer steps done."""
         return self.progress.epoch * len(self.batches) + self.progress.batch
 
+    @property
+    def work_left(self) -> float:
+        """Optimizer steps to do, in steps of this epoch: those on larger images take longer."""
+        epochs = (steps / len(self.batches) for steps in (self.step, self.steps))
+        work = self.batches.augmentation.work(*epochs, like=self.progress.epoch)
+        return work * len(self.batches)
+
     def train_one_epoch(self, *, after_step: Callable[[bool], None]) -> None:
         """Train the rest of the epoch; `after_step` may raise, and the state is consistent then.
 
@@ -322,23 +329,9 @@ class Trainer:
     def restore(self, snapshot: Snapshot) -> None:
         """Go on where the snapshot was taken. UserError if it is of another model or data set."""
         where, state = str(snapshot.path), snapshot.state
-        if 'images' not in state:
-            raise UserError(f'{where} is of an older version; model.pretrained takes its weights')
-        if state['classes'] != self.classes:
-            how = differing(state['classes'], self.classes)
-            raise UserError(
-                f'{where} was trained on other classes: {how}; '
-                'model.pretrained and model.pretrained_head: drop begin a new run with its weights'
-            )
+        self._require_fitting(where, state)
         fit_weights(self.model, snapshot.model, where)
         progress = Progress(**{**state['progress'], 'sums': Sums(**state['progress']['sums'])})
-        before = state['images'], state['config']['seed']
-        now = len(self.batches.images), self.config.seed
-        if progress.images and before != now:
-            raise UserError(
-                f'{where} lies inside an epoch of {before[0]:,} images and seed {before[1]}; now '
-                f'they are {now[0]:,} and {now[1]}: keep them, or resume from the end of an epoch'
-            )
         load_optimizer_arrays(self.optimizer, self.model, snapshot.optimizer, snapshot.model)
         self.precision.load_state(state['loss_scale'])
         if self.ema is not None:
@@ -357,6 +350,31 @@ class Trainer:
         self.batches.set_epoch(progress.epoch, done=progress.images)
         progress.batch = self.batches.first
         self.progress = progress
+
+    def _require_fitting(self, where: str, state: dict[str, Any]) -> None:
+        """UserError unless the data go with the snapshot."""
+        if 'images' not in state:
+            raise UserError(f'{where} is of an older version; model.pretrained takes its weights')
+        if state['classes'] != self.classes:
+            how = differing(state['classes'], self.classes)
+            raise UserError(
+                f'{where} was trained on other classes: {how}; '
+                'model.pretrained and model.pretrained_head: drop begin a new run with its weights'
+            )
+        before, now = state['config']['data'].get('holdout', 0.0), self.config.data.holdout
+        if now not in (0.0, before):
+            raise UserError(
+                f'{where} was trained with data.holdout={before:g}: with {now:g}, images would be '
+                f'held out that it has seen; keep {before:g}'
+            )
+        trained_on = state['images'], state['config']['seed']
+        given = len(self.batches.images), self.config.seed
+        if state['progress']['images'] and trained_on != given:
+            raise UserError(
+                f'{where} lies inside an epoch of {trained_on[0]:,} images and seed '
+                f'{trained_on[1]}; now they are {given[0]:,} and {given[1]}: keep them, or resume '
+                'from the end of an epoch'
+            )
 
 
 def is_due(epoch: int, *, every: int, start: int = 0, last: int) -> bool:

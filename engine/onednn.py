@@ -15,7 +15,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
-from ctypes import byref, c_char_p, c_int, c_int64, c_size_t, c_uint, c_void_p
+from ctypes import byref, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Sequence
@@ -53,10 +53,7 @@ class _Version(ctypes.Structure):
         ('major', c_int),
         ('minor', c_int),
         ('patch', c_int),
-        ('hash', c_char_p),
-        ('cpu_runtime', c_uint),
-        ('gpu_runtime', c_uint),
-    ]
+    ]  # and more
 
 
 class _Argument(ctypes.Structure):

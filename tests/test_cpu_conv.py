@@ -84,18 +84,19 @@ def convolutions(config: Config) -> set[Case]:
     size = f'{spec.cardinality}x{spec.width}d' if spec.family == 'resnext' else f'{spec.width}'
     with paddle.LazyGuard():
         model = models.build(f'{spec.family}{depth}_{size}', num_classes=10)
-    side = 8 if config.data.name == 'digits' else config.data.image_size or spec.image_size
+    sides = config.data.progressive or [config.data.image_size or spec.image_size]
     found = set()
     for name, layer in model.named_sublayers():
         if isinstance(layer, nn.Conv2D):
             out, inside, kernel, _ = layer.weight.shape
             stride, padding, groups = layer._stride[0], layer._padding, layer._groups
-            at = side_at(name, side, spec.for_photos, kernel)
-            found.add((inside * groups, out, kernel, stride, padding, groups, at))
+            for side in sides:
+                at = side_at(name, side, spec.for_photos)
+                found.add((inside * groups, out, kernel, stride, padding, groups, at))
     return found
 
 
-def side_at(name: str, side: int, for_photos: bool, kernel: int) -> int:
+def side_at(name: str, side: int, for_photos: bool) -> int:
     """Of the images that a layer is given."""
     stage = re.match(r'(?:layer|block)(\d)\.(.*)', name)
     if not stage:
@@ -105,7 +106,7 @@ def side_at(name: str, side: int, for_photos: bool, kernel: int) -> int:
     strided = {'layer': ('conv1', 'conv2', 'downsample'), 'block': ('conv1', 'convShortcut')}
     before = first and any(part in rest for part in strided[name[:5]])
     steps = number - 1 - (before and number > 1)
-    return (side // 4 if for_photos else side) >> steps
+    return -(-side // ((4 if for_photos else 1) << steps))
 
 
 ALL = {path.stem: convolutions(load_config(path)) for path in CONFIGS}
@@ -603,10 +604,14 @@ def test_here_it_is_there_and_right():
     assert cpu_conv.unavailable() is None
 
 
+@needs_bfloat16
+def test_here_it_is_right_in_bfloat16():
+    assert cpu_conv.unavailable('bfloat16') is None
+
+
 def test_on_another_device_paddle_computes(forgetful, monkeypatch):
     monkeypatch.setattr(runtime, 'is_accelerator', lambda: True)
     assert cpu_conv.choose(config()) == (None, [])
-    assert cpu_conv.unavailable() == 'the device is no cpu'
 
 
 def test_a_kernel_that_fails_in_the_backward_pass_is_not_used(forgetful, monkeypatch):
@@ -640,14 +645,33 @@ def test_without_the_library_paddle_computes(forgetful, monkeypatch):
 def test_a_library_that_computes_wrongly_is_not_used(forgetful, monkeypatch, wrong, place):
     true = cpu_conv._results
 
-    def off(layer: nn.Layer, x: paddle.Tensor) -> list[np.ndarray]:
-        found = true(layer, x)
+    def off(layer: nn.Layer, x: paddle.Tensor, relu: bool) -> list[np.ndarray]:
+        found = true(layer, x, relu)
         if type(layer) is not nn.BatchNorm2D and place < len(found) and hasattr(layer, 'with_relu'):
             found[place] = found[place] * np.float32(wrong)
         return found
 
     monkeypatch.setattr(cpu_conv, '_results', off)
     assert_falls_back('self-check')
+
+
+def test_a_batch_norm_that_forgets_its_relu_is_not_used(forgetful, monkeypatch):
+    plain = cpu_conv._BatchNorm2D.forward
+    monkeypatch.setattr(cpu_conv._BatchNorm2D, 'with_relu', plain)
+    assert_falls_back('self-check')
+
+
+@needs_bfloat16
+def test_without_right_products_in_bfloat16_training_is_in_float32(forgetful, monkeypatch):
+    def cut_off(tensor: paddle.Tensor, dtype: int) -> paddle.Tensor:
+        result = rounded(tensor, dtype)
+        return result if dtype == onednn.FLOAT32 else result * 1.1
+
+    rounded = cpu_conv._rounded
+    monkeypatch.setattr(cpu_conv, '_rounded', cut_off)
+    dtype, (_, line) = cpu_conv.choose(dataclasses.replace(config(), train=MIXED))
+    assert dtype == 'float32'
+    assert re.fullmatch(r'mixed precision: off: oneDNN is off by \S+ in .*bfloat16', line)
 
 
 def test_a_compiled_network_is_paddles():

@@ -688,6 +688,18 @@ def test_images_grow_over_the_epochs_and_are_whole_in_the_end():
     assert {batch.images.shape[2] for batch in test_batches(loaded, config)} == {8}
 
 
+def test_epochs_on_larger_images_are_more_work():
+    growing = Augmentation(sides=(16, 32), epochs=5)  # three epochs of 16, two of 32
+    assert [growing.side(epoch) for epoch in range(5)] == [16, 16, 16, 32, 32]
+    assert growing.work(0, 5, like=0) == 3 + 2 * 4
+    assert growing.work(0, 5, like=4) == 3 / 4 + 2
+    assert growing.work(2.5, 4, like=2) == 0.5 + 4
+    assert growing.work(0.5, 1.25, like=1) == 0.75
+    assert growing.work(4.5, 5, like=4) == 0.5
+    assert growing.work(5, 5, like=4) == 0
+    assert Augmentation().work(1.5, 4, like=1) == 2.5
+
+
 def test_images_can_only_shrink():
     with pytest.raises(UserError, match='progressive'):
         train_batches(load_data(synthetic()), synthetic(progressive=(4, 9)))

@@ -255,6 +255,7 @@ def test_the_accuracy_is_that_of_the_checkpoint_or_of_the_best(run, tmp_path):
         records[-1]['best_accuracy'],
         records[-1]['best_epoch'],
     )
+    assert best['holdout'] == 0
     # As many steps, but smaller ones, into the next epoch.
     step = weights.measured[0]
     other = dataclasses.replace(weights, measured=(step, weights.measured[1] + 1))

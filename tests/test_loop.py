@@ -416,6 +416,20 @@ def test_restore_inside_an_epoch_of_another_order(sections):
     assert second.step == 0
 
 
+def test_restore_with_images_held_out_that_were_trained_on():
+    whole, part = (changed(CONFIG, data={'num_images': 80, 'holdout': h}) for h in (0.0, 0.25))
+    first = new_trainer(whole)
+    run_epoch(first)
+    snapshot = first.snapshot()
+    second = new_trainer(part)
+    with pytest.raises(UserError, match=r'with data\.holdout=0: with 0\.25, .* keep 0$'):
+        second.restore(snapshot)
+    assert second.step == 0
+    snapshot.state['config']['data']['holdout'] = 0.25
+    second.restore(snapshot)
+    new_trainer(whole).restore(snapshot)  # which trains on all
+
+
 @pytest.mark.parametrize('sections', [{'seed': 4}, {'data': {'num_images': 23}}], ids=str)
 def test_restore_at_an_epochs_end_takes_another_order(sections):
     first = new_trainer()

@@ -45,6 +45,16 @@ class Augmentation:
         last = len(self.sides) - 1
         return self.sides[min(epoch * len(self.sides) // self.epochs, last)] if self.sides else None
 
+    def work(self, first: float, last: float, *, like: int) -> float:
+        """Of the epochs from one to another, by pixels: in epochs of the size of the one named."""
+        if not self.sides:
+            return last - first
+        count = len(self.sides)
+        starts = [-(-place * self.epochs // count) for place in range(1, count)]
+        edges = [first, *(min(max(start, first), last) for start in starts), last]
+        pixels = [(end - begin) * side**2 for begin, end, side in zip(edges, edges[1:], self.sides)]
+        return sum(pixels) / (self.side(like) or 1) ** 2
+
     @property
     def image_by_image(self) -> bool:
         """Whether some of it is done to one image after another, which is the host's work."""
