@@ -143,7 +143,7 @@ def prepare_cpu() -> str:
     assert 'paddle' not in sys.modules, 'too late: these variables are read when paddle is imported'
     threads = cores_per_process()
     wanted = {'OMP_NUM_THREADS': (str(threads), 'the cores of this process')}
-    if threads > 1:  # by default they spin for 200 ms, which slows the serial half of a convolution
+    if threads > 1:  # by default they spin for 200 ms, which slows what one thread does in between
         wanted['KMP_BLOCKTIME'] = ('1', 'idle threads sleep')
     if _is_amd():
         wanted['MKL_DEBUG_CPU_TYPE'] = ('5', 'fast kernels on AMD')
