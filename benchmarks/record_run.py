@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.report import machine, read_results, write_results
 from engine import cli
-from engine.config import Config, to_dict
+from engine.config import Config, changes, to_dict
 from engine.errors import UserError
 from engine.run_folder import RunFolder, load_run_config, read_records, read_snapshot
 
@@ -73,14 +73,8 @@ def describe(run: Path) -> dict[str, Any]:
 
 def settings(config: Config) -> dict[str, Any]:
     """What differs from the defaults, but for where things lie."""
-    plain = to_dict(Config())
-    return {
-        f'{section}.{name}': value
-        for section, values in to_dict(config).items()
-        if isinstance(values, dict)
-        for name, value in values.items()
-        if value != plain[section][name] and f'{section}.{name}' not in PLACES
-    }
+    changed = changes(to_dict(Config()), to_dict(config))
+    return {key: value for key, (_, value) in changed.items() if key not in PLACES}
 
 
 if __name__ == '__main__':

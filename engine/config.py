@@ -233,16 +233,23 @@ def to_yaml(config: Config) -> str:
     return settings.dump(to_dict(config))
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = '') -> list[str]:
-    """'optimizer.lr: 0.1 -> 0.05' for every key whose value differs."""
-    lines = []
+def changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ''
+) -> dict[str, tuple[Any, Any]]:
+    """{'optimizer.lr': (0.1, 0.05)} for every key whose value differs."""
+    found = {}
     for name, value in new.items():
         before = old.get(name)
         if isinstance(value, Mapping) and isinstance(before, Mapping):
-            lines += differences(before, value, f'{prefix}{name}.')
+            found.update(changes(before, value, f'{prefix}{name}.'))
         elif before != value:
-            lines.append(f'{prefix}{name}: {before} -> {value}')
-    return lines
+            found[f'{prefix}{name}'] = before, value
+    return found
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """'optimizer.lr: 0.1 -> 0.05' for every key whose value differs."""
+    return [f'{key}: {before} -> {value}' for key, (before, value) in changes(old, new).items()]
 
 
 def describe_keys() -> str:

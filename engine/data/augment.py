@@ -9,6 +9,7 @@ What `draw_...` draws, either the functions here make of it, or on_device.py.
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
@@ -42,16 +43,19 @@ class Augmentation:
 
     def side(self, epoch: int) -> Optional[int]:
         """What the images of an epoch are scaled to; None leaves them as they are."""
-        last = len(self.sides) - 1
-        return self.sides[min(epoch * len(self.sides) // self.epochs, last)] if self.sides else None
+        return self.sides[bisect(self._starts, epoch) - 1] if self.sides else None
+
+    @property
+    def _starts(self) -> list[int]:
+        """The first epoch of each side."""
+        count = len(self.sides)
+        return [-(-place * self.epochs // count) for place in range(count)]
 
     def work(self, first: float, last: float, *, like: int) -> float:
         """Of the epochs from one to another, by pixels: in epochs of the size of the one named."""
         if not self.sides:
             return last - first
-        count = len(self.sides)
-        starts = [-(-place * self.epochs // count) for place in range(1, count)]
-        edges = [first, *(min(max(start, first), last) for start in starts), last]
+        edges = [*(min(max(start, first), last) for start in self._starts), last]
         pixels = [(end - begin) * side**2 for begin, end, side in zip(edges, edges[1:], self.sides)]
         return sum(pixels) / (self.side(like) or 1) ** 2
 
