@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import chosen_weights, cli, runtime
+from engine import chosen_weights, cli, job, runtime
 from engine.chosen_weights import Weights
 from engine.config import Config
 from engine.run_folder import find_run
@@ -18,11 +18,11 @@ if TYPE_CHECKING:  # these import paddle, which waits until the arguments are kn
 
 def main() -> None:
     args = parse_arguments()
-    runtime.join_job()
+    job.join()
     config, path = chosen_weights.settle(args)
     weights = chosen_weights.find_weights(path)
     machine = [runtime.prepare_cpu(), runtime.start_paddle(config.device)]
-    if runtime.RANK == 0:
+    if job.RANK == 0:
         print(*machine, sep='\n')
     evaluate(config, weights)
 
@@ -40,14 +40,14 @@ def evaluate(config: Config, weights: Weights) -> None:
 
     dataset = data.load_data(config, train=False)
     chosen_weights.require_classes(weights, dataset)
-    runtime.require_same('the data set', dataset.describe)
-    runtime.require_same('the weights', lambda: chosen_weights.sha256_of(weights.file))
+    job.require_same('the data set', dataset.describe)
+    job.require_same('the weights', lambda: chosen_weights.sha256_of(weights.file))
     classes = data.class_count(dataset, config.model.num_classes)
     model = models.build(config.model.name, num_classes=classes)
     account = fit_weights(model, weights.content, str(weights.path)).lines()
     batches = data.test_batches(dataset, config)
     result = evaluation.evaluate(model, batches, mirror=config.eval.mirror)
-    if runtime.RANK:
+    if job.RANK:
         return
     print(f'{config.model.name} on {config.data.name}, weights {weights.kind}: {weights.path}')
     if weights.content.source:  # it was not one of our own checkpoints

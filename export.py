@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Callable, Optional
 
 import numpy as np
 
-from engine import chosen_weights, cli, int8, onnx_model, runtime, triton
+from engine import chosen_weights, cli, int8, job, onnx_model, runtime, triton
 from engine.chosen_weights import Weights
 from engine.config import Config
 from engine.errors import UserError
@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # this imports paddle, which waits until the arguments are kn
 
 def main() -> None:
     args = parse_arguments()
-    if runtime.WORLD > 1:
+    if job.WORLD > 1:
         raise UserError('one process exports: start export.py without paddle.distributed.launch')
     config, path = chosen_weights.settle(args)
     output = args.output or default_output(config, path)

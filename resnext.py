@@ -68,7 +68,7 @@ def arrange(images: Tensor, data_format: str) -> Tensor:
 
 
 def norm_relu(norm: nn.Layer, x: Tensor) -> Tensor:
-    """ReLU(norm(x)), at once where the layer can do that (engine/cpu_conv.py's on a CPU; its hooks
+    """ReLU(norm(x)), at once where the layer can do that (engine/cpu_conv on a CPU; its hooks
     are then passed over)."""
     at_once = getattr(norm, 'with_relu', None)
     return F.relu(norm(x)) if at_once is None else at_once(x)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
-from engine import cli, runtime
+from engine import cli, job, runtime
 from engine.checkpoint import Checkpoints, Snapshot, write_atomically
 from engine.config import Config, differences, to_dict
 from engine.errors import Diverged, Stopped, UserError
@@ -26,10 +26,10 @@ if TYPE_CHECKING:  # these import paddle, which waits until the arguments are kn
 
 def main() -> None:
     args = parse_arguments()
-    runtime.join_job()
+    job.join()
     config = settle_config(args)
     run = RunFolder(Path(config.output.dir))
-    if args.resume is None and runtime.RANK == 0:
+    if args.resume is None and job.RANK == 0:
         run.require_new()
     machine = [runtime.prepare_cpu(), runtime.start_paddle(config.device)]
     machine += runtime.check_support(config)
@@ -59,11 +59,11 @@ def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[s
     from engine.log import Log, Silence
     from engine.loop import Trainer
 
-    log = Log() if runtime.RANK == 0 else Silence()
+    log = Log() if job.RANK == 0 else Silence()
     for text in machine:
         log.line(text)
     runtime.seed_everything(config.seed)
-    tell = log.line if runtime.RANK == 0 else print  # bad files are named by whoever meets them
+    tell = log.line if job.RANK == 0 else print  # bad files are named by whoever meets them
     dataset = data.load_data(config, tell=tell)
     batches, tests = data.train_batches(dataset, config), data.test_batches(dataset, config)
     snapshot = find_snapshot(run, resume, log) if resume is not None else None
@@ -73,7 +73,7 @@ def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[s
     trainer = Trainer(model, config, batches=batches, classes=dataset.classes, log=log)
     if snapshot is not None:
         restore(trainer, snapshot, run, log)
-    if runtime.RANK == 0:
+    if job.RANK == 0:
         run.open(config, dataset.classes)
     if trainer.step > trainer.steps:  # or the records of what is done would be dropped
         log.line(f'nothing is left to train: {trainer.step} of {trainer.steps} steps are done')
@@ -94,9 +94,9 @@ def require_same(config: Config, dataset: DataSet, snapshot: Optional[Snapshot])
     """UserError unless all processes, perhaps on several machines, start from the same."""
     settings = to_dict(config)
     del settings['device'], settings['output'], settings['data']['root']
-    runtime.require_same('the config', lambda: json.dumps(settings))
-    runtime.require_same('the data set', dataset.describe)
-    runtime.require_same('the checkpoint', lambda: snapshot.describe() if snapshot else 'none')
+    job.require_same('the config', lambda: json.dumps(settings))
+    job.require_same('the data set', dataset.describe)
+    job.require_same('the checkpoint', lambda: snapshot.describe() if snapshot else 'none')
 
 
 def build_model(config: Config, dataset: DataSet, log: Log, *, pretrained: bool) -> nn.Layer:
@@ -110,7 +110,7 @@ def build_model(config: Config, dataset: DataSet, log: Log, *, pretrained: bool)
     settings = config.model
     classes = data.class_count(dataset, settings.num_classes)
     onednn_dtype, about_it = cpu_conv.choose(config)
-    runtime.require_same('what computes convolutions', lambda: str(onednn_dtype))
+    job.require_same('what computes convolutions', lambda: str(onednn_dtype))
     model = models.build(
         settings.name,
         num_classes=classes,
@@ -141,7 +141,7 @@ def describe_step(config: Config, batches: Batches) -> str:
     """How many images make a step, and what that does to the learning rate."""
     from engine.schedule import lr_factor
 
-    factors = [(runtime.WORLD, 'processes'), (config.train.accumulate, 'accumulated')]
+    factors = [(job.WORLD, 'processes'), (config.train.accumulate, 'accumulated')]
     made_of = ''.join(f' x {count} {what}' for count, what in factors if count > 1)
     text = f'step: {batches.together} images'
     text += f' ({config.data.batch_size}{made_of})' if made_of else ''
@@ -157,7 +157,7 @@ def find_snapshot(run: RunFolder, resume: str, log: Log) -> Optional[Snapshot]:
         return snapshot
     if resume:
         raise UserError(f'--resume {path}: neither a checkpoint nor a run folder with a sound one')
-    if runtime.RANK == 0 and not run.config_file.exists():
+    if job.RANK == 0 and not run.config_file.exists():
         run.require_new()
     log.line(f'resume: no checkpoint in {run.path}; starting from the beginning')
     return None
@@ -170,7 +170,7 @@ def restore(trainer: Trainer, snapshot: Snapshot, run: RunFolder, log: Log) -> N
         log.line(f'resume: the config has changed: {line}')
     trainer.restore(snapshot)
     if run.path.resolve() not in snapshot.path.resolve().parents:  # the beginning of another run
-        if runtime.RANK == 0:
+        if job.RANK == 0:
             run.require_new()
         trainer.progress.best, trainer.progress.best_epoch = 0.0, None
     log.line(f'resume: going on from {snapshot.path}, step {trainer.step}')
@@ -225,7 +225,7 @@ def one_epoch(
             evaluation = evaluate(model, tests, mirror=config.eval.mirror, after_batch=stop.check)
         log.line(evaluation.summary)
     record = trainer.end_epoch(evaluation)
-    if record['best_epoch'] == epoch and runtime.RANK == 0:
+    if record['best_epoch'] == epoch and job.RANK == 0:
         weights = trainer.weights()
         write_atomically(run.best_file, lambda file: write_arrays(file, weights))
     log.epoch_ends(record, last=epoch == last)
@@ -236,9 +236,9 @@ def one_epoch(
 def save(trainer: Trainer, checkpoints: Checkpoints) -> None:
     """All processes take the snapshot, and the first one writes it while the others wait."""
     snapshot = trainer.snapshot()
-    if runtime.RANK == 0:
+    if job.RANK == 0:
         checkpoints.save(trainer.progress.name, snapshot)
-    runtime.wait_for_all()
+    job.wait_for_all()
 
 
 def say_what_next(trainer: Trainer, run: RunFolder, log: Log) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterator, Optional
 from unittest import mock
 
 from benchmarks.processes import Answer, memory_bytes, seconds, serve, steps
-from engine import models, runtime
+from engine import job, models, runtime
 from engine.config import Optimizer
 from engine.models import parse
 
@@ -71,8 +71,8 @@ def make_step(
     forward = runtime.distribute(network)
     optimizer = make_optimizer(network, Optimizer(nesterov=True))
     side = side or parse(model).image_size
-    images = paddle.randn([batch // runtime.WORLD, 3, side, side])
-    labels = paddle.randint(0, 10, [batch // runtime.WORLD])
+    images = paddle.randn([batch // job.WORLD, 3, side, side])
+    labels = paddle.randint(0, 10, [batch // job.WORLD])
 
     def step() -> None:
         with contextlib.nullcontext() if averaging else runtime.without_averaging(forward):
@@ -144,7 +144,7 @@ def named_onednn() -> Iterator[None]:
     """Tell Paddle's profiler of oneDNN's kernels, of which it knows nothing."""
     from paddle.profiler import RecordEvent
 
-    from engine import cpu_conv
+    from engine.cpu_conv import layers
 
     def named(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any) -> Any:
@@ -155,8 +155,8 @@ def named_onednn() -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         for kind, layer in (
-            ('convolution', cpu_conv._Convolve),
-            ('batch norm', cpu_conv._Normalise),
+            ('convolution', layers._Convolve),
+            ('batch norm', layers._Normalise),
         ):
             for direction in ('forward', 'backward'):
                 function = named(f'{kind} {direction}', getattr(layer, direction))

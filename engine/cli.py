@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Callable, NoReturn, Optional
 
 from engine import config as configs
-from engine import runtime
+from engine import job
 from engine.errors import EXIT_DIVERGED, EXIT_STOPPED, EXIT_USER, Diverged, Stopped, UserError
 from engine.run_folder import load_run_config
 
@@ -65,12 +65,12 @@ def run(main: Callable[[], None]) -> None:
     """Run a command and leave with its exit code; only our own bugs show a traceback."""
     try:
         main()
-        runtime.leave_job(0)
+        job.leave(0)
     except (UserError, Diverged) as error:
         _end(f'{_program()}: {error}', EXIT_USER if isinstance(error, UserError) else EXIT_DIVERGED)
     except Stopped as error:  # as all processes do
         print(f'{_program()}: {error}', file=sys.stderr)
-        runtime.leave_job(0)
+        job.leave(0)
         sys.exit(EXIT_STOPPED)
     except BrokenPipeError:  # `train.py | head`: the reader has gone, which is no error of ours
         sys.stderr.close()
@@ -80,14 +80,14 @@ def run(main: Callable[[], None]) -> None:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in REFUSALS:
             _end(f'{_program()}: {error.filename or "writing"}: {error.strerror}', EXIT_USER)
-        runtime.hear_of_losses()
-        runtime.leave_job(1, f'{_program()} failed: {type(error).__name__}, see its log')
+        job.hear_of_losses()
+        job.leave(1, f'{_program()} failed: {type(error).__name__}, see its log')
         raise
 
 
 def _end(text: str, code: int) -> NoReturn:
     print(text, file=sys.stderr)
-    runtime.leave_job(code, text)
+    job.leave(code, text)
     sys.exit(code)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from engine import cpu_conv, runtime
+from engine import cpu_conv, job, runtime
 from engine.checkpoint import Snapshot
 from engine.config import Config, to_dict
 from engine.data.batches import Batch, Batches
@@ -157,7 +157,7 @@ class Trainer:
         images, together = len(batch.labels), self.batches.size(self.progress.batch)
         # As many in every process: a SyncBatchNorm waits for all in each. A compiled network loses
         # the gradients of a part when the next one has another size.
-        count = math.ceil(together // runtime.WORLD / self.config.data.batch_size)
+        count = math.ceil(together // job.WORLD / self.config.data.batch_size)
         parts = batch.parts(1 if self.config.train.to_static else count)
         loss, correct = 0.0, 0
         for part in parts:
@@ -165,7 +165,7 @@ class Trainer:
             # Gradients add up over the parts and are averaged over the processes; this makes it the
             # mean over the images of all (but for those that data.on_bad_file: skip has left out,
             # which the other processes don't know of).
-            share = len(part.labels) * runtime.WORLD / together
+            share = len(part.labels) * job.WORLD / together
             with nothing() if last else runtime.without_averaging(self._forward):
                 part_loss, part_correct = self._forward_backward(part, share, last=last)
             loss = loss + part_loss * (len(part.labels) / images)

@@ -1,9 +1,8 @@
-"""The machine: CPU settings, device, processes, seeds.
+"""The machine: CPU settings, device, collectives, seeds.
 
-The only file that knows cpu, gpu and npu apart, and the only one that talks between processes. A
-world of one process needs no special case elsewhere: every function here is then the identity.
+The only file that knows cpu, gpu and npu apart. A job of one process (engine/job.py) needs no
+special case elsewhere: its collectives are the identity.
 
-    join_job()          at once: from here on, no process outlives another's failure
     prepare_cpu()       before paddle is imported
     start_paddle(...)   device and collectives
 """
@@ -12,126 +11,26 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import io
 import os
 import platform
 import signal
 import sys
-import time
 import warnings
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Callable, ContextManager, Iterable, Optional
+from typing import TYPE_CHECKING, Any, ContextManager, Iterable
 
 import numpy as np
 
+from engine import job
 from engine.errors import EXIT_STOPPED, Stopped, UserError
-from engine.peers import Loss, Missing, Peers
 
 if TYPE_CHECKING:
     from paddle import Tensor, nn
 
     from engine.config import Config
 
-# What paddle.distributed.launch tells each process.
-LAUNCHED = 'PADDLE_TRAINERS_NUM' in os.environ
-RANK = int(os.environ.get('PADDLE_TRAINER_ID', '0'))
-WORLD = int(os.environ.get('PADDLE_TRAINERS_NUM', '1'))
-
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-
-GRACE_S = 2.0  # less than the launcher's three seconds
-
-_peers: Optional[Peers] = None
-
-
-def join_job() -> None:
-    """Connect with the other processes of this job, so that none outlives another's failure.
-
-    Raises Stopped if they don't all come.
-    """
-    global _peers
-    if WORLD == 1:
-        return
-    endpoints = os.environ.get('PADDLE_TRAINER_ENDPOINTS')
-    if endpoints is None:
-        raise UserError(
-            'PADDLE_TRAINERS_NUM is set, but PADDLE_TRAINER_ENDPOINTS is not: start several '
-            'processes with python3 -m paddle.distributed.launch'
-        )
-    host, port = endpoints.split(',')[0].rsplit(':', 1)
-    # The launcher has reserved a port for each process, and collectives use the master's alone.
-    taken = os.environ.get('PADDLE_MASTER') == f'{host}:{port}'
-    job = hashlib.sha256(endpoints.encode()).hexdigest()[:16]
-    try:
-        address = host.strip('[]'), int(port) + taken
-        _peers = Peers(RANK, WORLD, address, job=job, on_loss=_end_too)
-    except Missing as missing:
-        raise Stopped(
-            f'{missing} of {WORLD} cannot be reached; the workerlog there says why, or a firewall '
-            'keeps the ports of the job closed'
-        ) from None
-
-
-def leave_job(code: int, reason: str = '') -> None:
-    """Tell the other processes that this one ends. They end, too, unless the code is 0."""
-    if _peers is not None:
-        _peers.leave(code, f'process {RANK}: {reason}')
-
-
-def wait_for_all() -> None:
-    """Return when all processes have come here, however long it takes them."""
-    if _peers is not None:
-        _peers.any()
-
-
-def require_same(what: str, describe: Callable[[], str]) -> None:
-    """UserError unless all processes describe it in the same way."""
-    if _peers is None:
-        return
-    mine = describe()
-    if not _peers.same(hashlib.sha256(mine.encode()).hexdigest()):
-        shown = mine if len(mine) < 100 else 'see its workerlog'
-        raise UserError(f'{what} is not the same in all processes; process {RANK}: {shown}')
-
-
-def any_rank(flag: bool) -> bool:
-    """Whether the flag is up in any process; waits for all."""
-    return flag if _peers is None else _peers.any(flag)
-
-
-def hear_of_losses() -> None:
-    """Whoever fails in a collective may only feel that another process has gone. If so, this does
-    not return."""
-    if _peers is not None:
-        time.sleep(1.0)
-        if _peers.lost:
-            time.sleep(2 * GRACE_S)
-
-
-def _on_sigterm(number: int, frame: Optional[FrameType]) -> None:
-    """While nothing is there to be saved: end, but not before the reason is told.
-
-    The launcher sends this as soon as a process has failed, and kills three seconds later.
-    """
-    if _peers is None or not _peers.lost:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _end_too(loss: Loss) -> None:
-    """Another process has ended before its time. A thread calls this: the main one may wait for
-    ever in a collective."""
-    if loss.code is not None:
-        time.sleep(GRACE_S)  # most errors are everybody's, and each says its own
-    says = loss.reason
-    if loss.code is None:
-        says += ' (killed, out of memory, or crashed); train.py --resume goes on from the last save'
-    program = Path(sys.argv[0]).name
-    # Not print: the main thread may hold the stream's lock.
-    os.write(2, f'{program}: {says}; process {RANK} ends, too\n'.encode())
-    os._exit(EXIT_STOPPED if loss.code is None else loss.code)
 
 
 def prepare_cpu() -> str:
@@ -147,7 +46,7 @@ def prepare_cpu() -> str:
         wanted['KMP_BLOCKTIME'] = ('1', 'idle threads sleep')
     if _is_amd():
         wanted['MKL_DEBUG_CPU_TYPE'] = ('5', 'fast kernels on AMD')
-    if LAUNCHED and os.environ.get('OMP_NUM_THREADS') == '1':
+    if job.LAUNCHED and os.environ.get('OMP_NUM_THREADS') == '1':
         del os.environ['OMP_NUM_THREADS']  # the launcher's default, however many the cores
     told = []
     for name, (value, reason) in wanted.items():
@@ -177,7 +76,7 @@ def cores_per_process() -> int:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
         cores = os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get('PADDLE_LOCAL_SIZE', WORLD)))
+    return max(1, cores // int(os.environ.get('PADDLE_LOCAL_SIZE', job.WORLD)))
 
 
 def start_paddle(device: str) -> str:
@@ -206,10 +105,10 @@ def start_paddle(device: str) -> str:
     if paddle.device.is_compiled_with_cuda() and 'gpu' not in present:
         why += ', though this paddle was built for gpus'
         _load_cudnn_quietly()
-    if WORLD > 1:
-        wait_for_all()  # in there, nobody hears that another process has ended
+    if job.WORLD > 1:
+        job.wait_for_all()  # in there, nobody hears that another process has ended
         _start_collectives()
-        why += f', {WORLD} processes'
+        why += f', {job.WORLD} processes'
     return f'device: {chosen} ({why}), paddle {paddle.__version__}'
 
 
@@ -274,7 +173,7 @@ def to_device(array: np.ndarray | Tensor) -> Tensor:
 
 def distribute(model: nn.Layer) -> nn.Layer:
     """The model whose backward pass averages the gradients over the processes."""
-    if WORLD == 1:
+    if job.WORLD == 1:
         return model
     import paddle
 
@@ -284,13 +183,13 @@ def distribute(model: nn.Layer) -> nn.Layer:
 
 def without_averaging(model: nn.Layer) -> ContextManager[None]:
     """Within, the backward pass of a model from `distribute` only adds to its own gradients."""
-    context: ContextManager[None] = model.no_sync() if WORLD > 1 else contextlib.nullcontext()
+    context: ContextManager[None] = model.no_sync() if job.WORLD > 1 else contextlib.nullcontext()
     return context
 
 
 def sum_over_ranks(array: np.ndarray) -> np.ndarray:
     """Elementwise sum over the processes, float64."""
-    if WORLD == 1:
+    if job.WORLD == 1:
         return array
     import paddle
 
@@ -307,7 +206,7 @@ def sum_over_ranks(array: np.ndarray) -> np.ndarray:
 
 def average_over_ranks(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor by its mean over the processes."""
-    if WORLD == 1:
+    if job.WORLD == 1:
         return
     import paddle
 
@@ -315,19 +214,19 @@ def average_over_ranks(tensors: Iterable[Tensor]) -> None:
     with paddle.no_grad():
         for tensor in tensors:
             paddle.distributed.all_reduce(tensor)
-            tensor.scale_(1.0 / WORLD)
+            tensor.scale_(1.0 / job.WORLD)
 
 
 def before_collective() -> None:
     """On a CPU, wait for all: gloo gives up after 30 seconds, which a slow disk or a busy machine
     can cost one process. The other collectives are more patient."""
-    if WORLD > 1 and _device_kind() == 'cpu':
-        wait_for_all()
+    if job.WORLD > 1 and _device_kind() == 'cpu':
+        job.wait_for_all()
 
 
 def agreeing_is_cheap() -> bool:
     """Whether processes can talk after each step without holding up a device's queue."""
-    return WORLD == 1 or _device_kind() == 'cpu'
+    return job.WORLD == 1 or _device_kind() == 'cpu'
 
 
 def seed_everything(seed: int) -> None:
@@ -345,7 +244,7 @@ def seed_step(seed: int, step: int) -> None:
     """
     import paddle
 
-    paddle.seed(int(np.random.SeedSequence([seed, step, RANK]).generate_state(1)[0]))
+    paddle.seed(int(np.random.SeedSequence([seed, step, job.RANK]).generate_state(1)[0]))
 
 
 def versions() -> dict[str, str]:
@@ -384,7 +283,7 @@ def _start_collectives() -> None:
             'gloo could not connect the processes. On several machines, name the network: export '
             'GLOO_SOCKET_IFNAME=eth0; with more than two on one it fails at times: start again'
         )
-        leave_job(EXIT_STOPPED, text)
+        job.leave(EXIT_STOPPED, text)
         raise Stopped(f'{text} ({" ".join(str(error).split())})') from None
 
 
@@ -412,7 +311,7 @@ def _import_quietly() -> Any:
         warnings.filterwarnings('ignore', message='No ccache found')
         warnings.filterwarnings('ignore', message='You are using GPU version Paddle')
         import paddle
-    signal.signal(signal.SIGTERM, _on_sigterm)  # Paddle's own prints a dump that concerns nobody
+    signal.signal(signal.SIGTERM, job.on_sigterm)  # Paddle's prints a dump that concerns nobody
     for line in said.getvalue().splitlines():
         if 'OMP_NUM_THREADS' not in line:
             print(line, file=sys.stderr)

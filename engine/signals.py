@@ -8,7 +8,7 @@ from types import FrameType, TracebackType
 from typing import Any, Optional
 
 from engine.errors import Stopped
-from engine.runtime import LAUNCHED, any_rank
+from engine.job import LAUNCHED, any_rank
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

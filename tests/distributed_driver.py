@@ -20,7 +20,7 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from engine import cli, runtime  # noqa: E402
+from engine import cli, job, runtime  # noqa: E402
 
 HELD_UP_S = 40.0  # gloo gives up after 30
 
@@ -81,7 +81,7 @@ def trainers() -> dict[str, Any]:
         """The sum of the processes' gradients instead of their mean."""
 
         def _forward_backward(self, batch, share, *, last):
-            return super()._forward_backward(batch, share * runtime.WORLD, last=last)
+            return super()._forward_backward(batch, share * job.WORLD, last=last)
 
     class Sharing(Trainer):
         """Every process's mean counts alike, however many images it is of."""
@@ -124,7 +124,7 @@ def recording(kind: Any) -> Any:
 def of_each(*settings: str) -> tuple[str, ...]:
     """The same settings with data.batch_size shared out among the processes and the parts."""
     values = dict(text.split('=') for text in settings)
-    parts = int(values.get('train.accumulate', '1')) * runtime.WORLD
+    parts = int(values.get('train.accumulate', '1')) * job.WORLD
     values['data.batch_size'] = str(int(values['data.batch_size']) // parts)
     return tuple(f'{key}={value}' for key, value in values.items())
 
@@ -153,16 +153,16 @@ COURSES: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def compare(folder: Path, names: list[str]) -> None:
-    runtime.join_job()
+    job.join()
     runtime.prepare_cpu()
     runtime.start_paddle('cpu')
     for name in names:
-        np.savez(folder / f'{name}.{runtime.RANK}.npz', **COURSES[name]())
+        np.savez(folder / f'{name}.{job.RANK}.npz', **COURSES[name]())
 
 
 def hold_up(rank: int, why: str) -> None:
     """Make one process late."""
-    if rank == runtime.RANK:
+    if rank == job.RANK:
         print(f'held up: {why}', flush=True)
         time.sleep(HELD_UP_S)
 
@@ -190,7 +190,7 @@ def record_rows() -> None:
         def _train_step(self, batch):
             super()._train_step(batch)
             line = json.dumps([self.progress.epoch, self.progress.batch, batch.rows.tolist()])
-            with file.with_name(f'{file.name}.{runtime.RANK}').open('a') as lines:
+            with file.with_name(f'{file.name}.{job.RANK}').open('a') as lines:
                 lines.write(f'{line}\n')
 
     loop.Trainer = Recording
@@ -237,7 +237,7 @@ def late_evaluation() -> None:
 
 def other_root() -> None:
     """The data lie elsewhere on this machine."""
-    if runtime.RANK == 1:
+    if job.RANK == 1:
         sys.argv += ['-o', 'data.root=nowhere']
 
 
@@ -247,7 +247,7 @@ def other_root_seen_late() -> None:
     def search() -> None:
         from engine import data
 
-        before(data, 'load_data', lambda: time.sleep(6.0 * runtime.RANK))
+        before(data, 'load_data', lambda: time.sleep(6.0 * job.RANK))
 
     other_root()
     before(runtime, 'check_support', search)
@@ -259,7 +259,7 @@ def bug() -> None:
 
     class Faulty(loop.Trainer):
         def _train_step(self, batch):
-            if runtime.RANK == 1 and self.step == 2:
+            if job.RANK == 1 and self.step == 2:
                 raise RuntimeError('a bug of ours')
             super()._train_step(batch)
 

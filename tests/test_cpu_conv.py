@@ -19,9 +19,9 @@ from conftest import REPOSITORY, execute
 from paddle import nn
 from paddle.nn import functional as F
 
-from engine import cpu_conv, models, onednn, runtime
+from engine import cpu_conv, models, runtime
 from engine.config import Config, Data, Model, Train, load_config
-from engine.cpu_conv import accelerate
+from engine.cpu_conv import accelerate, kernels, layers, onednn
 from engine.errors import UserError
 
 CONFIGS = sorted((REPOSITORY / 'configs').glob('*.yaml'))
@@ -397,7 +397,7 @@ def test_threads_do_not_disturb_each_other():
     """(Paddle's own backward pass crashes in threads, so these call the kernels themselves.)"""
     shapes = [((4, 8, 17, 17), (16, 8, 3, 3)), ((4, 8, 9, 9), (32, 4, 3, 3))]
     kernels = [
-        onednn.convolution(images, filters, (1, 1), (1, 1), images[1] // filters[1])
+        kernels.convolution(images, filters, (1, 1), (1, 1), images[1] // filters[1])
         for images, filters in shapes
     ]
 
@@ -408,9 +408,9 @@ def test_threads_do_not_disturb_each_other():
         filters = paddle.to_tensor(numbers(*kernel.filters, seed=seed))
         result = paddle.empty([batch, height, width, kernel.filters[0]])
         of_images, of_filters = paddle.empty_like(images), paddle.empty_like(filters)
-        kernel.forward(*cpu_conv._addresses(images, filters, result))
-        kernel.backward_images(*cpu_conv._addresses(filters, result, of_images))
-        kernel.backward_filters(*cpu_conv._addresses(images, result, of_filters))
+        kernel.forward(*layers._addresses(images, filters, result))
+        kernel.backward_images(*layers._addresses(filters, result, of_images))
+        kernel.backward_filters(*layers._addresses(images, result, of_filters))
         return [tensor.numpy() for tensor in (result, of_images, of_filters)]
 
     jobs = [(0, 0), (0, 1), (1, 2), (1, 3)]
@@ -569,9 +569,9 @@ def forgetful():
         # What was made with one engine cannot run in another's stream.
         for function in (
             onednn.library,
-            onednn.convolution,
-            onednn.batch_norm,
-            onednn.rounding,
+            kernels.convolution,
+            kernels.batch_norm,
+            kernels.rounding,
         ):
             function.cache_clear()
         cpu_conv.unavailable.cache_clear()
@@ -617,12 +617,12 @@ def test_on_another_device_paddle_computes(forgetful, monkeypatch):
 def test_a_kernel_that_fails_in_the_backward_pass_is_not_used(forgetful, monkeypatch):
     """Paddle makes something else of the exception."""
 
-    class Failing(onednn.Convolution):
+    class Failing(kernels.Convolution):
         @property
         def backward_filters(self):
             raise RuntimeError('dnnl_primitive_create returned 3')
 
-    monkeypatch.setattr(onednn, 'convolution', Failing)
+    monkeypatch.setattr(kernels, 'convolution', Failing)
     assert_falls_back('dnnl_primitive_create returned 3')
 
 
@@ -656,8 +656,8 @@ def test_a_library_that_computes_wrongly_is_not_used(forgetful, monkeypatch, wro
 
 
 def test_a_batch_norm_that_forgets_its_relu_is_not_used(forgetful, monkeypatch):
-    plain = cpu_conv._BatchNorm2D.forward
-    monkeypatch.setattr(cpu_conv._BatchNorm2D, 'with_relu', plain)
+    plain = layers._BatchNorm2D.forward
+    monkeypatch.setattr(layers._BatchNorm2D, 'with_relu', plain)
     assert_falls_back('self-check')
 
 
@@ -667,8 +667,8 @@ def test_without_right_products_in_bfloat16_training_is_in_float32(forgetful, mo
         result = rounded(tensor, dtype)
         return result if dtype == onednn.FLOAT32 else result * 1.1
 
-    rounded = cpu_conv._rounded
-    monkeypatch.setattr(cpu_conv, '_rounded', cut_off)
+    rounded = layers._rounded
+    monkeypatch.setattr(layers, '_rounded', cut_off)
     dtype, (_, line) = cpu_conv.choose(dataclasses.replace(config(), train=MIXED))
     assert dtype == 'float32'
     assert re.fullmatch(r'mixed precision: off: oneDNN is off by \S+ in .*bfloat16', line)

@@ -336,12 +336,12 @@ def test_a_kill_of_a_real_process_ends_the_others(killed):
 
 FAILING = """
 import os, time
-from engine import cli, runtime
+from engine import cli, job
 from engine.errors import UserError
 
 def main():
-    runtime.join_job()
-    if runtime.RANK == 0:
+    job.join()
+    if job.RANK == 0:
         raise UserError('the data is not there')
     time.sleep(0.3)
     raise RuntimeError('what a collective says when another process has gone')

@@ -16,7 +16,7 @@ from conftest import REPOSITORY
 from fake_npu import build, run
 from paddle import nn
 
-from engine import optim, runtime
+from engine import job, optim, runtime
 from engine.config import Config, Model, Optimizer, Train
 from engine.errors import UserError
 from engine.precision import Precision
@@ -409,7 +409,7 @@ class TwoProcesses:
 
     def __init__(self, monkeypatch, device: str, theirs: np.ndarray) -> None:
         self.theirs, self.sent = theirs, []
-        monkeypatch.setattr(runtime, 'WORLD', 2)
+        monkeypatch.setattr(job, 'WORLD', 2)
         monkeypatch.setattr(runtime, '_device_kind', lambda: device)
         monkeypatch.setattr(paddle.distributed, 'all_reduce', self.all_reduce)
 

@@ -15,7 +15,7 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-from engine import runtime
+from engine import job, runtime
 from engine.config import Config
 from engine.data.augment import Augmentation
 from engine.data.batches import ArrayBatches, Batches, Images, ImageSet
@@ -123,9 +123,7 @@ def train_batches(data: DataSet, config: Config) -> Batches:
     else:
         batches = _photo_batches(data.train, config, augmentation, options)
     if not len(batches):
-        raise UserError(
-            f'{len(data.train)} training images are fewer than {runtime.WORLD} processes'
-        )
+        raise UserError(f'{len(data.train)} training images are fewer than {job.WORLD} processes')
     return batches
 
 
@@ -154,8 +152,8 @@ def _common(data: DataSet) -> dict[str, Any]:
     return {
         'mean': data.mean,
         'std': data.std,
-        'rank': runtime.RANK,
-        'world': runtime.WORLD,
+        'rank': job.RANK,
+        'world': job.WORLD,
     }
 
 
@@ -239,7 +237,7 @@ def _folder(config: Config, train: bool, tell: Callable[[str], None]) -> DataSet
     skip = data.on_bad_file == 'skip'
 
     def photos(files: Files) -> Photos:
-        runtime.require_same('the data set', lambda: f'{len(files):,} files')
+        job.require_same('the data set', lambda: f'{len(files):,} files')
         good = without_bad_files(files, skip=skip, workers=workers, tell=tell)
         return Photos(good, view, workers=workers, skip_bad=skip, tell=tell)
 

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Callable, Iterator, Optional
 import cv2
 import numpy as np
 
-from engine import runtime
+from engine import job, runtime
 from engine.data.batches import Batch, Batches
 from engine.data.folder import Files, legible
 from engine.data.parallel import parallel
@@ -251,7 +251,7 @@ def without_bad_files(files: Files, *, skip: bool, workers: int, tell: Tell) -> 
     share the work and the result.
     """
     deadline = time.monotonic() + QUICK_CHECK_S
-    mine = np.random.default_rng(0).permutation(len(files))[runtime.RANK :: runtime.WORLD].tolist()
+    mine = np.random.default_rng(0).permutation(len(files))[job.RANK :: job.WORLD].tolist()
     bad: dict[int, str] = {}
     done = 0
     # They wait for the disk most of the time, so more threads than cores.
@@ -275,7 +275,7 @@ def without_bad_files(files: Files, *, skip: bool, workers: int, tell: Tell) -> 
     flags[-1] = len(mine) - done
     flags = runtime.sum_over_ranks(flags)
     good, count, left = np.flatnonzero(flags[:-1] == 0), int(flags[:-1].sum()), int(flags[-1])
-    if left and runtime.RANK == 0:
+    if left and job.RANK == 0:
         tell(
             f'checked files for {QUICK_CHECK_S:.0f} s; {left:,} of {len(files):,} are '
             'left for when they are read (python3 -m engine.data --check DIR checks all)'
@@ -291,7 +291,7 @@ def without_bad_files(files: Files, *, skip: bool, workers: int, tell: Tell) -> 
         raise UserError(
             f'none of {len(files):,} files can be read, {legible(files.paths[0])} for one'
         )
-    if runtime.RANK == 0:
+    if job.RANK == 0:
         tell(f'{count:,} of {len(files):,} files are left out, because they cannot be read')
     return files.only(good)
 

@@ -1,11 +1,7 @@
-"""Convolution and batch norm by oneDNN, called through its C interface with ctypes.
+"""oneDNN, which Paddle's wheel carries, called through its C interface with ctypes.
 
-Paddle's own CPU kernels unfold each image and multiply matrices; its wheel carries oneDNN, whose
-kernels are several times as fast, but in training nothing calls them. No compiler is needed here.
-
-Tensors are in memory order N, H, W, C (oneDNN's dimensions are N, C, H, W all the same: the layout
-is in the strides) and are given as addresses. What it wants in another layout, above all weights,
-is converted on the way, into buffers that all primitives share: hence one lock.
+Tensors are given as addresses. What oneDNN wants in another layout, above all weights, is converted
+on the way, into buffers that all primitives share: hence one lock.
 
 C interface: https://uxlfoundation.github.io/oneDNN (dnnl.h and dnnl_types.h of version 3).
 """
@@ -16,7 +12,6 @@ import ctypes
 import functools
 import threading
 from ctypes import byref, c_char_p, c_int, c_int64, c_size_t, c_void_p
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
@@ -31,13 +26,9 @@ CPU, DEFAULT_STREAM, LAYOUT_ANY = 1, 1, 1
 BFLOAT16, FLOAT32 = 2, 3
 DTYPES = {'bfloat16': BFLOAT16, 'float32': FLOAT32}
 AVX2, AVX512_BF16 = 0x4, 0x80  # bits of the CPU's instruction set
-FORWARD_TRAINING, BACKWARD = 64, 128
-CONVOLUTION_DIRECT = 1
-USE_SCALE, USE_SHIFT, FUSE_RELU = 2, 4, 8
 SRC, DST, WEIGHTS, MEAN, VARIANCE, SCALE, SHIFT, WORKSPACE = 1, 17, 33, 49, 50, 51, 52, 64
-DIFF = 128  # added to SRC, DST and WEIGHTS; to SCALE and SHIFT it is
+DIFF = 128  # of SRC, DST and WEIGHTS: added to them
 DIFF_SCALE, DIFF_SHIFT = 255, 256
-NO_BIAS = None
 QUERY = {SRC: 129, SRC + DIFF: 130, WEIGHTS: 131, WEIGHTS + DIFF: 132, DST: 133, DST + DIFF: 134}
 QUERY_IMPLEMENTATION, QUERY_WORKSPACE = 8, 135
 
@@ -101,14 +92,14 @@ class OneDNN:
 
     def layout(self, shape: Shape, order: Optional[str] = None, dtype: int = FLOAT32) -> c_void_p:
         """Axes from the outermost to the innermost, such as 'acdb'; None lets oneDNN choose."""
-        dims = _dims(shape)
+        described = len(shape), dims(shape), dtype
         if order is None:
-            return self.make('memory_desc_create_with_tag', len(shape), dims, dtype, LAYOUT_ANY)
+            return self.make('memory_desc_create_with_tag', *described, LAYOUT_ANY)
         strides, step = [0] * len(shape), 1
         for letter in reversed(order):
             axis = ord(letter) - ord('a')
             strides[axis], step = step, step * shape[axis]
-        return self.make('memory_desc_create_with_strides', len(shape), dims, dtype, _dims(strides))
+        return self.make('memory_desc_create_with_strides', *described, dims(strides))
 
     def conversion(self, source: c_void_p, target: c_void_p) -> c_void_p:
         """The description of what copies from one layout to another."""
@@ -134,7 +125,7 @@ class OneDNN:
         return bool(self._library.dnnl_memory_desc_equal(one, other))
 
 
-def _dims(numbers: Sequence[int]) -> Any:
+def dims(numbers: Sequence[int]) -> Any:
     return (c_int64 * MAX_DIMS)(*numbers)
 
 
@@ -233,204 +224,3 @@ class Primitive:
             self._run()
             for operand in self._outputs:
                 operand.convert()
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """The primitives of a convolution without bias.
-
-    Args:
-        images: N, C, H, W of the input.
-        filters: of the weights, [out, in / groups, height, width] in this memory order.
-        dtype: FLOAT32 or BFLOAT16, of the images and of the gradient of the result. All else is
-            float32: weights, sums, the result, and the gradients of images and weights.
-    """
-
-    images: Shape
-    filters: Shape
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    groups: int = 1
-    dtype: int = FLOAT32
-
-    @property
-    def result(self) -> Shape:
-        """N, C, H, W of the output."""
-        sides = zip(self.images[2:], self.filters[2:], self.stride, self.padding)
-        return (
-            self.images[0],
-            self.filters[0],
-            *((side + 2 * pad - kernel) // stride + 1 for side, kernel, stride, pad in sides),
-        )
-
-    @functools.cached_property
-    def forward(self) -> Primitive:
-        """images, filters -> result"""
-        return Primitive(
-            self._forward_description,
-            {SRC: _nhwc(self.images, self.dtype), WEIGHTS: self._filters},
-            {DST: _nhwc(self.result)},
-        )
-
-    @functools.cached_property
-    def backward_images(self) -> Primitive:
-        """filters, gradient of the result -> gradient of the images"""
-        return Primitive(
-            self._describe(
-                'backward_data',
-                _nhwc(self.images),
-                self._any_filters(self.dtype),
-                _nhwc(self.result, self.dtype),
-                hint=self._forward_description,
-            ),
-            {WEIGHTS: self._filters, DST + DIFF: _nhwc(self.result, self.dtype)},
-            {SRC + DIFF: _nhwc(self.images)},
-        )
-
-    @functools.cached_property
-    def backward_filters(self) -> Primitive:
-        """images, gradient of the result -> gradient of the filters"""
-        images, result = _nhwc(self.images, self.dtype), _nhwc(self.result, self.dtype)
-        return Primitive(
-            self._describe(
-                'backward_weights',
-                *(images, self._any_filters(FLOAT32), NO_BIAS, result),
-                hint=self._forward_description,
-            ),
-            {SRC: images, DST + DIFF: result},
-            {WEIGHTS + DIFF: self._filters},
-        )
-
-    @functools.cached_property
-    def _forward_description(self) -> c_void_p:
-        images, filters = _nhwc(self.images, self.dtype), self._any_filters(self.dtype)
-        return self._describe(
-            'forward', images, filters, NO_BIAS, _nhwc(self.result), first=[FORWARD_TRAINING]
-        )
-
-    def _describe(
-        self,
-        kind: str,
-        *layouts: Optional[c_void_p],
-        first: Sequence[int] = (),
-        hint: Optional[c_void_p] = None,
-    ) -> c_void_p:
-        padding = _dims(self.padding)
-        return library().make(
-            f'convolution_{kind}_primitive_desc_create',
-            library().engine,
-            *first,
-            CONVOLUTION_DIRECT,
-            *layouts,
-            *(_dims(self.stride), _dims((0, 0)), padding, padding),
-            *([] if hint is None else [hint]),
-            None,
-        )
-
-    @property
-    def _shape(self) -> Shape:
-        """Of the filters, as oneDNN has it."""
-        out, *rest = self.filters
-        return (self.groups, out // self.groups, *rest) if self.groups > 1 else self.filters
-
-    @property
-    def _filters(self) -> c_void_p:
-        return library().layout(self._shape, 'abcde'[: len(self._shape)])
-
-    def _any_filters(self, dtype: int) -> c_void_p:
-        return library().layout(self._shape, dtype=dtype)
-
-
-def _nhwc(shape: Shape, dtype: int = FLOAT32) -> c_void_p:
-    return library().layout(shape, 'acdb', dtype)
-
-
-@dataclass(frozen=True)
-class BatchNorm:
-    """The primitives of a batch norm with scale and shift, and a ReLU if wanted.
-
-    `images` is N, C, H, W.
-    """
-
-    images: Shape
-    epsilon: float
-    relu: bool = False
-
-    @functools.cached_property
-    def forward(self) -> Primitive:
-        """images, scale, shift -> result, mean, variance (biased), and the marks of the ReLU"""
-        inputs = {SRC: self._layout, SCALE: self._channels, SHIFT: self._channels}
-        outputs = {DST: self._layout, MEAN: self._channels, VARIANCE: self._channels}
-        return Primitive(self._forward_description, inputs, {**outputs, **self._marks})
-
-    @functools.cached_property
-    def backward(self) -> Primitive:
-        """images, gradient of the result, scale, mean, variance (and marks) -> gradients of the
-        images, of scale and of shift"""
-        description = self._describe('backward', BACKWARD, 3, self._forward_description)
-        images, channels = self._layout, self._channels
-        inputs = {SRC: images, DST + DIFF: images, SCALE: channels, MEAN: channels}
-        outputs = {SRC + DIFF: images, DIFF_SCALE: channels, DIFF_SHIFT: channels}
-        return Primitive(description, {**inputs, VARIANCE: channels, **self._marks}, outputs)
-
-    @property
-    def marks_size(self) -> int:
-        """Bytes of the marks."""
-        return sum(library().size(layout) for layout in self._marks.values())
-
-    @functools.cached_property
-    def _forward_description(self) -> c_void_p:
-        return self._describe('forward', FORWARD_TRAINING, 2)
-
-    def _describe(self, kind: str, propagation: int, tensors: int, *hint: c_void_p) -> c_void_p:
-        """Of its implementations, the one whose threads don't spin until all have come, which takes
-        twenty times as long where another program has one of the cores."""
-
-        def describe() -> c_void_p:
-            return library().make(
-                f'batch_normalization_{kind}_primitive_desc_create',
-                library().engine,
-                propagation,
-                *[self._layout] * tensors,
-                ctypes.c_float(self.epsilon),
-                self._flags,
-                *hint,
-                None,
-            )
-
-        description = describe()
-        while 'tbb' not in library().implementation(description):
-            if not library().has_next_implementation(description):
-                return describe()
-        return description
-
-    @property
-    def _flags(self) -> int:
-        return USE_SCALE | USE_SHIFT | (FUSE_RELU if self.relu else 0)
-
-    @functools.cached_property
-    def _marks(self) -> dict[int, c_void_p]:
-        """Which results the ReLU has let pass."""
-        if not self.relu:
-            return {}
-        return {WORKSPACE: library().chosen_layout(self._forward_description, QUERY_WORKSPACE)}
-
-    @functools.cached_property
-    def _layout(self) -> c_void_p:
-        return _nhwc(self.images)
-
-    @functools.cached_property
-    def _channels(self) -> c_void_p:
-        return library().layout(self.images[1:2], 'a')
-
-
-def _rounding(size: int) -> Primitive:
-    """So many float32 -> bfloat16"""
-    source, target = (library().layout((size,), 'a', dtype) for dtype in (FLOAT32, BFLOAT16))
-    return Primitive(library().conversion(source, target), {SRC: source}, {DST: target})
-
-
-# Making a primitive compiles it: a few milliseconds and a third of a megabyte, once for each shape.
-convolution = functools.cache(Convolution)
-batch_norm = functools.cache(BatchNorm)
-rounding = functools.cache(_rounding)

@@ -1,0 +1,117 @@
+"""The processes of a job, as paddle.distributed.launch starts them.
+
+From `join` on, none outlives another's failure. A job of one process needs no special case
+elsewhere: these functions then do nothing, or say what that one says. (Tensors are summed over the
+processes in engine/runtime.py.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Callable, Optional
+
+from engine.errors import EXIT_STOPPED, Stopped, UserError
+from engine.peers import Loss, Missing, Peers
+
+# What paddle.distributed.launch tells each process.
+LAUNCHED = 'PADDLE_TRAINERS_NUM' in os.environ
+RANK = int(os.environ.get('PADDLE_TRAINER_ID', '0'))
+WORLD = int(os.environ.get('PADDLE_TRAINERS_NUM', '1'))
+
+GRACE_S = 2.0  # less than the launcher's three seconds
+
+_peers: Optional[Peers] = None
+
+
+def join() -> None:
+    """At once: connect with the other processes.
+
+    Raises Stopped if they don't all come.
+    """
+    global _peers
+    if WORLD == 1:
+        return
+    endpoints = os.environ.get('PADDLE_TRAINER_ENDPOINTS')
+    if endpoints is None:
+        raise UserError(
+            'PADDLE_TRAINERS_NUM is set, but PADDLE_TRAINER_ENDPOINTS is not: start several '
+            'processes with python3 -m paddle.distributed.launch'
+        )
+    host, port = endpoints.split(',')[0].rsplit(':', 1)
+    # The launcher has reserved a port for each process, and collectives use the master's alone.
+    taken = os.environ.get('PADDLE_MASTER') == f'{host}:{port}'
+    job = hashlib.sha256(endpoints.encode()).hexdigest()[:16]
+    try:
+        address = host.strip('[]'), int(port) + taken
+        _peers = Peers(RANK, WORLD, address, job=job, on_loss=_end_too)
+    except Missing as missing:
+        raise Stopped(
+            f'{missing} of {WORLD} cannot be reached; the workerlog there says why, or a firewall '
+            'keeps the ports of the job closed'
+        ) from None
+
+
+def leave(code: int, reason: str = '') -> None:
+    """Tell the other processes that this one ends. They end, too, unless the code is 0."""
+    if _peers is not None:
+        _peers.leave(code, f'process {RANK}: {reason}')
+
+
+def wait_for_all() -> None:
+    """Return when all processes have come here, however long it takes them."""
+    if _peers is not None:
+        _peers.any()
+
+
+def require_same(what: str, describe: Callable[[], str]) -> None:
+    """UserError unless all processes describe it in the same way."""
+    if _peers is None:
+        return
+    mine = describe()
+    if not _peers.same(hashlib.sha256(mine.encode()).hexdigest()):
+        shown = mine if len(mine) < 100 else 'see its workerlog'
+        raise UserError(f'{what} is not the same in all processes; process {RANK}: {shown}')
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is up in any process; waits for all."""
+    return flag if _peers is None else _peers.any(flag)
+
+
+def hear_of_losses() -> None:
+    """Whoever fails in a collective may only feel that another process has gone. If so, this does
+    not return."""
+    if _peers is not None:
+        time.sleep(1.0)
+        if _peers.lost:
+            time.sleep(2 * GRACE_S)
+
+
+def on_sigterm(number: int, frame: Optional[FrameType]) -> None:
+    """While nothing is there to be saved: end, but not before the reason is told.
+
+    The launcher sends this as soon as a process has failed, and kills three seconds later.
+    """
+    if _peers is None or not _peers.lost:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _end_too(loss: Loss) -> None:
+    """Another process has ended before its time. A thread calls this: the main one may wait for
+    ever in a collective."""
+    if loss.code is not None:
+        time.sleep(GRACE_S)  # most errors are everybody's, and each says its own
+    says = loss.reason
+    if loss.code is None:
+        says += ' (killed, out of memory, or crashed); train.py --resume goes on from the last save'
+    program = Path(sys.argv[0]).name
+    # Not print: the main thread may hold the stream's lock.
+    os.write(2, f'{program}: {says}; process {RANK} ends, too\n'.encode())
+    os._exit(EXIT_STOPPED if loss.code is None else loss.code)
