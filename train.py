@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from engine import cli, job, runtime
 from engine.checkpoint import Checkpoints, Snapshot, write_atomically
-from engine.config import Config, differences, to_dict
+from engine.config import Config, changes, differences, to_dict
 from engine.errors import Diverged, Stopped, UserError
 from engine.run_folder import RunFolder, find_run, read_snapshot
 from engine.weights import write_arrays
@@ -94,7 +93,10 @@ def require_same(config: Config, dataset: DataSet, snapshot: Optional[Snapshot])
     """UserError unless all processes, perhaps on several machines, start from the same."""
     settings = to_dict(config)
     del settings['device'], settings['output'], settings['data']['root']
-    job.require_same('the config', lambda: json.dumps(settings))
+    changed = changes(to_dict(Config()), settings)
+    job.require_same(
+        'the config', lambda: ', '.join(f'{key}={value}' for key, (_, value) in changed.items())
+    )
     job.require_same('the data set', dataset.describe)
     job.require_same('the checkpoint', lambda: snapshot.describe() if snapshot else 'none')
 

@@ -76,7 +76,7 @@ def run(main: Callable[[], None]) -> None:
         sys.stderr.close()
         sys.exit(128 + signal.SIGPIPE)
     except KeyboardInterrupt:
-        _end('interrupted; nothing was saved by this command', 128 + signal.SIGINT)
+        _end('interrupted; what was saved before stays', 128 + signal.SIGINT)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in REFUSALS:
             _end(f'{_program()}: {error.filename or "writing"}: {error.strerror}', EXIT_USER)

@@ -53,7 +53,7 @@ class Data:
     )
     num_images: int = key(1024, 'synthetic: training images, and as many test images', low=1)
     test_folder: Optional[str] = key(
-        None, 'folder: where the test images are; null: val, else test, in data.root'
+        None, 'folder: where the test images are; null: val, test or the like in data.root'
     )
     holdout: float = key(
         0.0, 'share of each class of the training images to test with', low=0, below=1

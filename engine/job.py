@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Callable, Optional
 
 from engine.errors import EXIT_STOPPED, Stopped, UserError
-from engine.peers import Loss, Missing, Peers
+from engine.peers import Loss, Missing, Peers, PortTaken
 
 # What paddle.distributed.launch tells each process.
 LAUNCHED = 'PADDLE_TRAINERS_NUM' in os.environ
@@ -50,6 +50,8 @@ def join() -> None:
     try:
         address = host.strip('[]'), int(port) + taken
         _peers = Peers(RANK, WORLD, address, job=job, on_loss=_end_too)
+    except PortTaken as problem:
+        raise Stopped(f'{problem} by another program; start again') from None
     except Missing as missing:
         raise Stopped(
             f'{missing} of {WORLD} cannot be reached; the workerlog there says why, or a firewall '
@@ -70,13 +72,12 @@ def wait_for_all() -> None:
 
 
 def require_same(what: str, describe: Callable[[], str]) -> None:
-    """UserError unless all processes describe it in the same way."""
+    """UserError unless all processes describe it in the same way; each says its own."""
     if _peers is None:
         return
     mine = describe()
     if not _peers.same(hashlib.sha256(mine.encode()).hexdigest()):
-        shown = mine if len(mine) < 100 else 'see its workerlog'
-        raise UserError(f'{what} is not the same in all processes; process {RANK}: {shown}')
+        raise UserError(f'{what} is not the same in all processes; process {RANK}: {mine}')
 
 
 def any_rank(flag: bool) -> bool:
@@ -108,10 +109,11 @@ def _end_too(loss: Loss) -> None:
     ever in a collective."""
     if loss.code is not None:
         time.sleep(GRACE_S)  # most errors are everybody's, and each says its own
-    says = loss.reason
+    program, says = Path(sys.argv[0]).name, loss.reason
     if loss.code is None:
-        says += ' (killed, out of memory, or crashed); train.py --resume goes on from the last save'
-    program = Path(sys.argv[0]).name
+        says += ' (killed, out of memory, or crashed)'
+    if loss.code is None and program == 'train.py':
+        says += '; train.py --resume goes on from the last save'
     # Not print: the main thread may hold the stream's lock.
     os.write(2, f'{program}: {says}; process {RANK} ends, too\n'.encode())
     os._exit(EXIT_STOPPED if loss.code is None else loss.code)

@@ -39,7 +39,7 @@ def require_converter(paddle: int) -> None:
     for name in ('paddle2onnx', 'onnx'):
         version = _version_of(name)
         if version is None:
-            raise UserError(f'--onnx needs {name}, which is not installed: {line}')
+            raise UserError(f'model.onnx needs {name}, which is not installed: {line}')
         if name == 'paddle2onnx' and version.split('.')[0] != str(major):
             raise UserError(f'paddle2onnx {version} does not suit Paddle {paddle}: {line}')
 

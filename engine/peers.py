@@ -39,6 +39,10 @@ class Missing(Exception):
     """A process could not be reached."""
 
 
+class PortTaken(Exception):
+    """The first process has no port to listen on."""
+
+
 class Peers:
     """This process's connections: of the first process to each other one, of those to the first.
 
@@ -182,7 +186,7 @@ def _listening(port: int, deadline: float) -> socket.socket:
             return socket.create_server(('', port))
         except OSError:  # another program has the port, perhaps not for long
             if time.monotonic() > deadline:
-                raise Missing(f'port {port} is taken: process 0') from None
+                raise PortTaken(f'port {port} of this machine is taken') from None
             time.sleep(0.1)
 
 

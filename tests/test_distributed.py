@@ -488,6 +488,9 @@ def test_machines_that_start_from_different_things_train_nothing(
         job.wait_until_nobody_is_left()
         assert f'the {what} is not the same in all processes' in job.log(0)
         assert 'Epoch' not in job.console
+    if what == 'config':
+        says = ['lr=0.5' in job.log(0) for job in jobs]
+        assert says == [False, True]
 
 
 LATE = ['late_at_start', 'late_data', 'late_save', 'late_step', 'late_snapshot', 'late_evaluation']

@@ -17,7 +17,7 @@ import pytest
 from conftest import REPOSITORY
 from launching import free_port
 
-from engine.peers import DIED, Loss, Missing, Peers
+from engine.peers import DIED, Loss, Missing, Peers, PortTaken
 
 JOB = 'job1'
 SOON = 10.0  # seconds in which everything here should have happened, on a busy machine too
@@ -399,6 +399,13 @@ def test_without_the_first_process_its_address_is_named(job):
     with pytest.raises(Missing) as error:
         processes.start(1, patience=0.5).result(SOON)
     assert str(error.value) == f'process 0 at 127.0.0.1:{processes.port}'
+
+
+def test_a_port_that_another_program_has_is_named(job):
+    processes = job(2)
+    taken = f'port {processes.port} of this machine is taken'
+    with socket.create_server(('', processes.port)), pytest.raises(PortTaken, match=taken):
+        processes.start(0, patience=0.3).result(SOON)
 
 
 def call(port: int) -> socket.socket:
