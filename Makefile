@@ -13,7 +13,7 @@ quickstart: $(VENV)/user          ## train a small network on real digits, about
 test: $(VENV)/dev                 ## the tests that need no network, no PyTorch and no data
 	$(VENV)/bin/python -m pytest $(TWO) -m 'not slow and not torch and not browser'
 
-HTTP := test_server test_protocol test_batching test_deploy_benchmark    # no matter with which Paddle
+HTTP := test_server test_protocol test_batching    # no matter with which Paddle
 
 test-oldest: $(OLDEST)/ready      ## the same with the oldest Paddle that is supported, 2.6.2
 	$(OLDEST)/bin/python -m pytest $(TWO) -m 'not slow and not torch and not browser' $(HTTP:%=--ignore tests/%.py)
