@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Optional
 
 from engine import cli, job, runtime
 from engine.checkpoint import Checkpoints, Snapshot, write_atomically
-from engine.config import Config, changes, differences, to_dict
+from engine.config import Config, chosen, differences, to_dict
 from engine.errors import Diverged, Stopped, UserError
 from engine.run_folder import RunFolder, find_run, read_snapshot
 from engine.weights import write_arrays
@@ -91,12 +91,8 @@ def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[s
 
 def require_same(config: Config, dataset: DataSet, snapshot: Optional[Snapshot]) -> None:
     """UserError unless all processes, perhaps on several machines, start from the same."""
-    settings = to_dict(config)
-    del settings['device'], settings['output'], settings['data']['root']
-    changed = changes(to_dict(Config()), settings)
-    job.require_same(
-        'the config', lambda: ', '.join(f'{key}={value}' for key, (_, value) in changed.items())
-    )
+    settings = chosen(config, but=('device', 'output.dir', 'data.root'))
+    job.require_same('the config', lambda: ', '.join(f'{k}={v}' for k, v in settings.items()))
     job.require_same('the data set', dataset.describe)
     job.require_same('the checkpoint', lambda: snapshot.describe() if snapshot else 'none')
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.report import machine, read_results, write_results
 from engine import cli
-from engine.config import Config, changes, to_dict
+from engine.config import chosen
 from engine.errors import UserError
 from engine.run_folder import RunFolder, load_run_config, read_records, read_snapshot
 
@@ -62,19 +62,13 @@ def describe(run: Path) -> dict[str, Any]:
         },
         'processes': snapshot.state['images_per_step']
         // (config.data.batch_size * config.train.accumulate),
-        'settings': settings(config),
+        'settings': chosen(config, but=PLACES),
         'machine': {
             'cpu': machine()['cpu'],
             'date': ended.strftime('%Y-%m-%d %H:%M UTC'),
             'versions': snapshot.state['versions'],
         },
     }
-
-
-def settings(config: Config) -> dict[str, Any]:
-    """What differs from the defaults, but for where things lie."""
-    changed = changes(to_dict(Config()), to_dict(config))
-    return {key: value for key, (_, value) in changed.items() if key not in PLACES}
 
 
 if __name__ == '__main__':

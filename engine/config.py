@@ -247,6 +247,12 @@ def changes(
     return found
 
 
+def chosen(config: Config, *, but: Sequence[str] = ()) -> dict[str, Any]:
+    """{'optimizer.lr': 0.05} for every key that has not its default, but for those named."""
+    changed = changes(to_dict(Config()), to_dict(config))
+    return {name: value for name, (_, value) in changed.items() if name not in but}
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """'optimizer.lr: 0.1 -> 0.05' for every key whose value differs."""
     return [f'{key}: {before} -> {value}' for key, (before, value) in changes(old, new).items()]

@@ -396,13 +396,13 @@ def test_changed_weights_and_sizes_are_seen():
 def test_threads_do_not_disturb_each_other():
     """(Paddle's own backward pass crashes in threads, so these call the kernels themselves.)"""
     shapes = [((4, 8, 17, 17), (16, 8, 3, 3)), ((4, 8, 9, 9), (32, 4, 3, 3))]
-    both = [
+    convolutions = [
         kernels.convolution(images, filters, (1, 1), (1, 1), images[1] // filters[1])
         for images, filters in shapes
     ]
 
     def once(index: int, seed: int) -> list[np.ndarray]:
-        kernel = both[index]
+        kernel = convolutions[index]
         batch, channels, height, width = kernel.images
         images = paddle.to_tensor(numbers(batch, height, width, channels, seed=seed))
         filters = paddle.to_tensor(numbers(*kernel.filters, seed=seed))
@@ -418,7 +418,7 @@ def test_threads_do_not_disturb_each_other():
     right = []
 
     def work(job: tuple[int, int], alone: list[np.ndarray]) -> None:
-        right.extend(np.array_equal(*pair) for _ in range(30) for pair in zip(once(*job), alone))
+        right.extend(np.array_equal(*both) for _ in range(30) for both in zip(once(*job), alone))
 
     threads = [threading.Thread(target=work, args=pair) for pair in zip(jobs, wanted)]
     for thread in threads:

@@ -397,7 +397,10 @@ def test_what_cannot_work_is_one_line_exit_2_and_nothing_written(tmp_path, what,
         'launched': ((*here, 'new'), 'paddle.distributed.launch'),
         'triton full': ((*here, 'new', '--triton', 'models'), 'wide_resnet10_1 is not empty'),
         'within': ((*here, 'new/wide_resnet10_1/1', '--triton', 'new'), 'must lie apart'),
-        'no onnx': ((*here, 'new', '--triton', 'other'), 'needs paddle2onnx, which is not'),
+        'no onnx': (
+            (*here, 'new', '--triton', 'other'),
+            'model.onnx needs paddle2onnx, which is not',
+        ),
     }[what]
     world = {
         'launched': {'PADDLE_TRAINERS_NUM': '2'},
