@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import socket
+import struct
 import threading
 import time
 from dataclasses import dataclass
@@ -117,8 +118,11 @@ class Peers:
         while True:
             try:
                 link = socket.create_connection(address, timeout=5.0)
-                if link.getsockname() != link.getpeername():  # TCP may connect a port to itself
+                if link.getsockname() != link.getpeername():
                     break
+                # TCP has connected the port to itself, where the first process is about to listen:
+                # without a reset, the kernel would keep it for another minute.
+                link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
                 link.close()
             except OSError:
                 if time.monotonic() > deadline:

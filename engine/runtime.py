@@ -18,7 +18,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ContextManager, Iterable
+from typing import TYPE_CHECKING, Any, ContextManager, Iterable, Iterator, Optional
 
 import numpy as np
 
@@ -273,18 +273,44 @@ def _device_kind() -> str:
 def _start_collectives() -> None:
     import paddle
 
+    connecting_once = contextlib.nullcontext() if is_accelerator() else _one_gloo_group()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # it says much
+        quiet = contextlib.redirect_stderr(io.StringIO())  # it says much
+        with warnings.catch_warnings(), quiet, connecting_once:
             paddle.distributed.fleet.init(is_collective=True, log_level='ERROR')
     except RuntimeError as error:
         if 'gloo' not in str(error):
             raise
         text = (
             'gloo could not connect the processes. On several machines, name the network: export '
-            'GLOO_SOCKET_IFNAME=eth0; with more than two on one it fails at times: start again'
+            'GLOO_SOCKET_IFNAME=eth0'
         )
         job.leave(EXIT_STOPPED, text)
         raise Stopped(f'{text} ({" ".join(str(error).split())})') from None
+
+
+@contextlib.contextmanager
+def _one_gloo_group() -> Iterator[None]:
+    """Within, a new group of all processes is the one that they have already.
+
+    fleet would make a second one. Part of a gloo group connects through addresses that Paddle keeps
+    under the same names for every group: a process that reads them before the others have written
+    gets those of the first group, where nobody listens any more.
+    """
+    from paddle import distributed
+
+    new_group = distributed.new_group
+
+    def group(ranks: Optional[list[int]] = None, *arguments: Any, **options: Any) -> Any:
+        if ranks is None or len(ranks) == job.WORLD:
+            return distributed.get_group(0)
+        return new_group(ranks, *arguments, **options)
+
+    distributed.new_group = group
+    try:
+        yield
+    finally:
+        distributed.new_group = new_group
 
 
 def _load_cudnn_quietly() -> None:

@@ -156,8 +156,11 @@ def compare(folder: Path, names: list[str]) -> None:
     job.join()
     runtime.prepare_cpu()
     runtime.start_paddle('cpu')
+    from paddle.distributed import fleet
+
+    group = fleet.get_hybrid_communicate_group().get_data_parallel_group()
     for name in names:
-        np.savez(folder / f'{name}.{job.RANK}.npz', **COURSES[name]())
+        np.savez(folder / f'{name}.{job.RANK}.npz', group=group.id, **COURSES[name]())
 
 
 def hold_up(rank: int, why: str) -> None:

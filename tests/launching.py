@@ -14,15 +14,8 @@ import uuid
 from pathlib import Path
 from typing import Iterator, Optional
 
-import pytest
-
 PATIENCE_S = 240.0  # machines are busy
 MARK = 'TEST_JOB'  # in the environment of the launcher, and so of all that it starts
-
-# Paddle's gloo often fails to connect more than two processes with each other, with nothing but
-# paddle in the program: each is refused, or waits for minutes. Such a job is started again.
-GLOO_FAILED = re.compile(r'gloo/transport/tcp/pair\.cc.*(Connection refused|TIMEOUT)')
-ATTEMPTS, GLOO_PATIENCE_S = 12, 60.0
 
 
 class Job:
@@ -73,15 +66,6 @@ class Job:
         files = sorted(self.logs.glob('workerlog.*'))
         texts = (f'--- {file.name}\n{file.read_text(errors="replace")}' for file in files)
         return '\n'.join([self.console, *texts])
-
-    def was_not_connected(self) -> bool:
-        """Whether gloo has failed; the job is ended then."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            if self.launcher.wait(GLOO_PATIENCE_S) == 0:
-                return False
-        ended = self.launcher.poll() is not None
-        self.end()
-        return not ended or GLOO_FAILED.search(self.everything()) is not None
 
     def wait(self, timeout: float = PATIENCE_S) -> int:
         """The launcher's exit code."""
@@ -154,12 +138,7 @@ class Launcher:
 
     def run(self, folder: Path, *command: str, processes: int = 2, **options: object) -> Job:
         """Start, and expect a good end."""
-        for _ in range(ATTEMPTS):
-            job = self.start(folder, *command, processes=processes, **options)
-            if processes <= 2 or not job.was_not_connected():
-                break
-        else:
-            pytest.skip(f"Paddle's gloo could not connect {processes} processes")
+        job = self.start(folder, *command, processes=processes, **options)
         assert job.wait() == 0, job.everything()
         job.wait_until_nobody_is_left()
         return job

@@ -97,6 +97,11 @@ def difference(ours: dict, theirs: dict, *, statistics: bool = True) -> float:
     return max(np.abs(ours[key] - theirs[key]).max() for key in ('losses', *keys))
 
 
+def test_a_job_connects_its_processes_once(pair):
+    """A second group of Paddle's gloo mistakes, at times, the first one's addresses for its own."""
+    assert [int(course['group']) for course in pair.values()] == [0] * len(pair)
+
+
 def test_two_processes_equal_one_when_batch_norms_are_frozen(pair, alone):
     one = alone('frozen')
     assert len(one['losses']) == 20
@@ -257,7 +262,7 @@ def measured_alone(undisturbed):
     [
         (2, 37),
         pytest.param(2, 167, marks=pytest.mark.slow),  # one image is left for two processes
-        pytest.param(3, 41, marks=pytest.mark.slow),
+        (3, 41),
         pytest.param(3, 167, marks=pytest.mark.slow),  # one image for three
     ],
 )

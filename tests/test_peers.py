@@ -408,6 +408,25 @@ def test_a_port_that_another_program_has_is_named(job):
         processes.start(0, patience=0.3).result(SOON)
 
 
+def test_a_port_that_has_connected_to_itself_is_free_for_the_first_process(job, monkeypatch):
+    """TCP does that where a connection happens to start from the port that it asks for."""
+    processes = job(2)
+    itself = threading.Event()
+
+    def connect(address, timeout, create=socket.create_connection):
+        source = None if itself.is_set() else address
+        connection = create(address, timeout, source_address=source)
+        itself.set()
+        return connection
+
+    monkeypatch.setattr('engine.peers.socket.create_connection', connect)
+    late = processes.start(1)
+    assert itself.wait(SOON)
+    early = processes.start(0)
+    processes.peers = [early.result(SOON), late.result(SOON)]
+    assert not processes.losses[1]
+
+
 def call(port: int) -> socket.socket:
     """A stranger's connection, as soon as somebody listens."""
     end = time.monotonic() + SOON
