@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from engine import cli, job, runtime
 from engine.checkpoint import Checkpoints, Snapshot, write_atomically
-from engine.config import Config, chosen, differences, to_dict
+from engine.config import Config, chosen, differences, to_dict, to_yaml
 from engine.errors import Diverged, Stopped, UserError
 from engine.run_folder import RunFolder, find_run, read_snapshot
 from engine.weights import write_arrays
@@ -72,11 +73,11 @@ def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[s
     trainer = Trainer(model, config, batches=batches, classes=dataset.classes, log=log)
     if snapshot is not None:
         restore(trainer, snapshot, run, log)
-    if job.RANK == 0:
-        run.open(config, dataset.classes)
     if trainer.step > trainer.steps:  # or the records of what is done would be dropped
         log.line(f'nothing is left to train: {trainer.step} of {trainer.steps} steps are done')
         return
+    if job.RANK == 0:
+        run.open(config, dataset.classes)
     log.attach(run, epochs_done=trainer.progress.epoch)
     try:
         log.first_batch(batches, dataset.classes)
@@ -92,7 +93,9 @@ def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[s
 def require_same(config: Config, dataset: DataSet, snapshot: Optional[Snapshot]) -> None:
     """UserError unless all processes, perhaps on several machines, start from the same."""
     settings = chosen(config, but=('device', 'output.dir', 'data.root'))
-    job.require_same('the config', lambda: ', '.join(f'{k}={v}' for k, v in settings.items()))
+    said = [f'{name}={value}' for name, value in settings.items()]
+    defaults = zlib.crc32(to_yaml(Config()).encode())  # of another version of this program
+    job.require_same('the config', lambda: ', '.join([*said, f'defaults {defaults:08x}']))
     job.require_same('the data set', dataset.describe)
     job.require_same('the checkpoint', lambda: snapshot.describe() if snapshot else 'none')
 

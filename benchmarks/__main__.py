@@ -1,7 +1,8 @@
-"""python3 -m benchmarks [PART ...] [--photos DIR] [--exported DIR] [--device KIND] [--quick]
+"""python3 -m benchmarks [PART ...] [--output DIR] [--quick], and what some parts need
 
-Measures, prints tables, and keeps the figures in benchmarks/results.json. Run it on a machine that
-does nothing else. --quick only shows that everything works: its figures mean nothing, none is kept.
+Measures, prints tables, and keeps the figures in benchmarks/results.json, or in DIR. Run it on a
+machine that does nothing else. --quick only shows that everything works: its figures mean nothing,
+none is kept.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.report import RESULTS, merge
+from benchmarks.report import HERE, keep
 
 PARTS = (
     *('train_step', 'convolutions', 'scaling', 'pipeline', 'photos'),
@@ -50,6 +51,13 @@ def main() -> None:
         default='auto',
         help='for device; auto: gpu, else npu, else cpu',
     )
+    parser.add_argument(
+        '--output',
+        type=Path,
+        metavar='DIR',
+        default=HERE,
+        help="for results.json and the pictures: a folder of one's own keeps another machine's",
+    )
     parser.add_argument('--quick', action='store_true', help='a few steps of each, nothing kept')
     args = parser.parse_args()
     unknown = [part for part in args.parts if part not in PARTS]
@@ -69,10 +77,10 @@ def main() -> None:
         result = module.run(args.quick, *options)
         result.show()
         if not args.quick:
-            merge(part, result)
+            keep(part, result, args.output)
         print(f'\n({time.perf_counter() - start:.0f} s)', flush=True)
     if not args.quick:
-        print(f'\nThe figures are in {RESULTS}')
+        print(f'\nThe figures are in {args.output}')
 
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
@@ -29,6 +29,8 @@ def main() -> None:
     series = {
         label: [results.get(key, {}).get(name) for name in names] for key, label in SERIES.items()
     }
+    for name, ours, theirs in zip(names, *series.values()):
+        require_same_recipe(name, ours, theirs)
     print(describe(names, series))
     draw(series).savefig(PICTURE, dpi=120)
 
@@ -42,6 +44,19 @@ def require_tested(names: list[str], runs: dict[str, Any]) -> None:
             raise UserError(f'{name} is not in results.json; there are {", ".join(runs)}')
         if runs[name].get('settings', {}).get('data.holdout'):
             raise UserError(f'{name} was measured on held-out training images')
+
+
+def require_same_recipe(name: str, ours: dict[str, Any], theirs: Optional[dict[str, Any]]) -> None:
+    """UserError if PyTorch had other settings, but for how the processes share a step's images."""
+    if theirs is None:
+        return
+    pair = [{**run.get('settings', {}), 'train.epochs': run['epochs']} for run in (ours, theirs)]
+    keys = set().union(*pair) if 'settings' in theirs else {'train.epochs'}
+    other = [
+        key for key in keys if key != 'data.batch_size' and pair[0].get(key) != pair[1].get(key)
+    ]
+    if other:
+        raise UserError(f'{name} has another recipe in PyTorch: {", ".join(sorted(other))}')
 
 
 def describe(names: list[str], series: dict[str, list[Any]]) -> str:

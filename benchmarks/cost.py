@@ -15,7 +15,6 @@ are the same.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any, Sequence
 
@@ -27,7 +26,6 @@ from benchmarks.processes import Worker, on_cores
 from benchmarks.report import Claim, Result, table
 from benchmarks.train_step import CORES
 
-PICTURE = Path(__file__).with_name('cost.png')
 ROUNDS, TURN_S, LEAST_STEPS = 2, 3.0, 2
 STEEPEST = 1.1
 INNER = 128  # cardinality x width of every ResNeXt-29
@@ -130,8 +128,7 @@ def run(quick: bool) -> Result:
         fits.append([sweep.title, f'{time_slope:.2f}', f'{memory_slope:.2f}'])
     header = ['grow like multiply-adds to the power of', 'time', 'memory']
     result.tables.append(table(header, fits))
-    if not quick:
-        draw(sweeps, costs).savefig(PICTURE, dpi=120)
+    result.pictures['cost.png'] = draw(sweeps, costs)
     return result
 
 

@@ -11,9 +11,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Sequence
 
+from matplotlib.figure import Figure
+
 from engine.checkpoint import write_atomically
 
-RESULTS = Path(__file__).with_name('results.json')
+HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,14 @@ class Claim:
 
 @dataclass
 class Result:
-    """`figures` is what results.json keeps, beside the claims."""
+    """`figures` is what results.json keeps, beside the claims; those that `others` names stay from
+    an earlier result. `pictures` are by the name of their file."""
 
     figures: dict[str, Any]
     claims: list[Claim] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
+    pictures: dict[str, Figure] = field(default_factory=dict)
+    others: Sequence[str] = ()
 
     def show(self) -> None:
         for text in self.tables:
@@ -67,22 +72,28 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return '\n'.join(f'| {line(cells)} |' for cells in (header, rule, *rows))
 
 
-def merge(name: str, result: Result) -> None:
-    """Put one benchmark's result into results.json; the others stay."""
+def keep(name: str, result: Result, folder: Path) -> None:
+    """Put one benchmark's result into the folder's results.json; the others stay."""
+    everything = read_results(folder)
+    before = everything.get(name, {})
+    stays = {other: before[other] for other in result.others if other in before}
     claims = [{**asdict(claim), 'reached': claim.reached} for claim in result.claims]
-    write_results(
-        {**read_results(), name: {'machine': machine(), 'claims': claims, **result.figures}}
-    )
+    everything[name] = {'machine': machine(), 'claims': claims, **stays, **result.figures}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_results(everything, folder)
+    for file, figure in result.pictures.items():
+        figure.savefig(folder / file, dpi=120)
 
 
-def read_results() -> dict[str, Any]:
+def read_results(folder: Path = HERE) -> dict[str, Any]:
     """The content of results.json, which may not be there yet."""
-    return dict(json.loads(RESULTS.read_text(encoding='utf-8'))) if RESULTS.exists() else {}
+    file = folder / 'results.json'
+    return dict(json.loads(file.read_text(encoding='utf-8'))) if file.exists() else {}
 
 
-def write_results(everything: dict[str, Any]) -> None:
+def write_results(everything: dict[str, Any], folder: Path = HERE) -> None:
     text = json.dumps(everything, indent=2) + '\n'
-    write_atomically(RESULTS, lambda file: file.write(text.encode()))
+    write_atomically(folder / 'results.json', lambda file: file.write(text.encode()))
 
 
 def machine() -> dict[str, Any]:

@@ -47,10 +47,10 @@ def main() -> None:
 
 
 def build(spec: Spec, dropout: float) -> nn.Module:
-    """What engine.models.build would, in PyTorch."""
+    """What engine.models.build would, in PyTorch; of those for photographs, ResNeXt-50."""
     if spec.preactivated:
         return WideResNet(depth=spec.depth, widen_factor=spec.width, dropout=dropout)
-    blocks = {29: (3, 3, 3), 50: (3, 4, 6, 3)}[spec.depth]
+    blocks = (3, 4, 6, 3) if spec.for_photos else 3 * ((spec.depth - 2) // 9,)
     classes = 1000 if spec.for_photos else 10
     return ResNeXt(
         blocks=blocks, cardinality=spec.cardinality, width=spec.width, num_classes=classes

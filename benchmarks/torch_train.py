@@ -19,10 +19,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarks.record_run import PLACES
 from benchmarks.report import machine, read_results, write_results
 from benchmarks.torch_step import build
+from benchmarks.train_step import has_bfloat16
 from engine import cli, data
-from engine.config import Config
+from engine.config import Config, chosen
 from engine.data.batches import Batches
 from engine.errors import UserError
 from engine.models import parse
@@ -77,6 +79,8 @@ def main() -> None:
         'epochs': config.train.epochs,
         'accuracy': accuracy,
         'training_seconds': round(seconds),
+        'in_bfloat16': in_bfloat16(config),
+        'settings': chosen(config, but=PLACES),
         'machine': machine(),
     }
     write_results(content)
@@ -91,6 +95,12 @@ def require_known(config: Config) -> None:
         for name in names:
             if getattr(getattr(config, section), name) != getattr(getattr(plain, section), name):
                 raise UserError(f'{section}.{name} of the recipe is not done in PyTorch here')
+
+
+def in_bfloat16(config: Config) -> bool:
+    """Where the recipe is, and the CPU can: elsewhere, ours is in float32, too."""
+    wanted = config.train.amp != 'none' and config.train.amp_dtype == 'bfloat16'
+    return wanted and has_bfloat16()
 
 
 def train(config: Config, batches: Batches) -> nn.Module:
@@ -113,7 +123,7 @@ def train(config: Config, batches: Batches) -> nn.Module:
         for group in optimizer.param_groups:
             group['lr'] = lr_at(step)
         smoothing = config.train.label_smoothing
-        with torch.autocast('cpu', torch.bfloat16, enabled=config.train.amp != 'none'):
+        with torch.autocast('cpu', torch.bfloat16, enabled=in_bfloat16(config)):
             logits = model(images)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
         loss.backward()

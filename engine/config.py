@@ -353,6 +353,8 @@ def _check_augmentation(data: Data, refuse: Refuse) -> None:
 
 def _check_schedule(config: Config, refuse: Refuse) -> None:
     schedule, optimizer = config.schedule, config.optimizer
+    if optimizer.clip_norm == 0:
+        refuse('optimizer.clip_norm', 'must be above 0; null does not clip')
     if optimizer.lr_scaling == 'linear' and optimizer.reference_batch is None:
         refuse('optimizer.lr_scaling', 'linear needs optimizer.reference_batch, such as 256')
     if len(config.data.progressive) > config.train.epochs:

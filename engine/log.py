@@ -147,9 +147,11 @@ class Log:
 
     def first_batch(self, batches: Batches, classes: Sequence[str]) -> None:
         """What the network sees: a picture of the first batch, augmented and labelled."""
-        batch = next(iter(batches)).moved(np.asarray)
+        batch = next(iter(batches), None)
+        if batch is None:  # of an epoch that was stopped when all but its evaluation was done
+            return
         path = self._folder.first_batch_file
-        plots.first_batch(batch, batches.mean, batches.std, classes, path)
+        plots.first_batch(batch.moved(np.asarray), batches.mean, batches.std, classes, path)
         with Image.open(path) as picture:
             self._vdl.add_image('first_batch', np.asarray(picture.convert('RGB')), 0)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import math
 import os
 import platform
 import signal
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from engine.config import Config
 
+CGROUP = Path('/sys/fs/cgroup')
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
@@ -76,7 +78,18 @@ def cores_per_process() -> int:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
         cores = os.cpu_count() or 1
+    cores = math.ceil(min(cores, _container_limit()))
     return max(1, cores // int(os.environ.get('PADDLE_LOCAL_SIZE', job.WORLD)))
+
+
+def _container_limit() -> float:
+    """The cores' worth of time that a container may use (docker run --cpus 2)."""
+    for files in (['cpu.max'], ['cpu/cpu.cfs_quota_us', 'cpu/cpu.cfs_period_us']):  # version 2, 1
+        with contextlib.suppress(OSError, ValueError):  # ValueError: 'max'
+            quota, period = ' '.join((CGROUP / file).read_text() for file in files).split()
+            if float(quota) > 0:
+                return float(quota) / float(period)
+    return math.inf
 
 
 def start_paddle(device: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -269,6 +270,13 @@ def bug() -> None:
     loop.Trainer = Faulty
 
 
+def stopped_in_evaluation() -> None:
+    """A signal comes when an epoch is trained, and not yet evaluated."""
+    from engine import evaluation
+
+    before(evaluation, 'evaluate', lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
 def slowly() -> None:
     """Steps of a fifth of a second, so that there is time to act in the middle of an epoch."""
     from engine import loop
@@ -286,7 +294,7 @@ AT_ONCE = {hook.__name__: hook for hook in (late_at_start, other_root, other_roo
 LATER = {
     hook.__name__: hook
     for hook in (
-        *(record_rows, slowly, bug),
+        *(record_rows, slowly, bug, stopped_in_evaluation),
         *(late_data, late_save, late_step, late_snapshot, late_evaluation),
     )
 }

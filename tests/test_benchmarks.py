@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, TINY, execute
+from matplotlib.figure import Figure
 
 from benchmarks import accuracy, cost, record_run
 from benchmarks.paddle_step import seconds_by_kernel
-from benchmarks.report import Claim, Result
+from benchmarks.report import Claim, Result, keep, read_results
 from benchmarks.train_step import OLDER, OURS, RACES, TWO, judge
 from engine.errors import UserError
 
@@ -62,6 +63,32 @@ def test_wrong_runs_are_refused_in_a_line(module, arguments):
 def test_accuracy_on_held_out_images_is_not_drawn_as_of_test_images(run):
     with pytest.raises(UserError, match='one was measured on held-out training images'):
         accuracy.require_tested(['one'], {'one': record_run.describe(run)})
+
+
+def test_another_recipe_in_pytorch_is_refused():
+    ours = {'epochs': 10, 'settings': {'data.batch_size': 64, 'optimizer.lr': 0.4}}
+    same = {'epochs': 10, 'settings': {'data.batch_size': 128, 'optimizer.lr': 0.4}}
+    for theirs in (None, same, {'epochs': 10}):
+        accuracy.require_same_recipe('one', ours, theirs)
+    for theirs in ({**same, 'epochs': 1}, {**same, 'settings': {'data.holdout': 0.2}}):
+        with pytest.raises(UserError, match='one has another recipe in PyTorch: '):
+            accuracy.require_same_recipe('one', ours, theirs)
+
+
+def test_results_are_kept_in_the_folder_that_is_named(tmp_path):
+    folder = tmp_path / 'new'
+    keep('device', Result({'cpu': 1}, [Claim('', 2.0, 1.0, 'x')], others=('cpu', 'gpu')), folder)
+    keep('device', Result({'gpu': 2}, others=('cpu', 'gpu')), folder)
+    keep('growth', Result({'line': 3}, pictures={'growth.png': Figure()}), folder)
+    keep('growth', Result({'slope': 4}), folder)
+    content = read_results(folder)
+    assert {name: content['device'][name] for name in ('cpu', 'gpu', 'claims')} == {
+        'cpu': 1,
+        'gpu': 2,
+        'claims': [],
+    }
+    assert 'line' not in content['growth']
+    assert (folder / 'growth.png').stat().st_size > 0
 
 
 def test_pytorch_stands_beside_the_run(tmp_path):

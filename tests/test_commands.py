@@ -180,6 +180,27 @@ def test_a_signal_saves_exits_75_and_the_same_command_goes_on(finished, tmp_path
     assert weights(tmp_path / 'output' / 'quickstart') == weights(finished[0])
 
 
+def test_a_signal_in_an_evaluation_saves_and_the_same_command_goes_on(finished, tmp_path, command):
+    stopped = command('tests/distributed_driver.py', 'train', 'stopped_in_evaluation', *QUICK)
+    assert stopped.returncode == 75, stopped.stderr
+    assert '\nacc:' not in stopped.stdout
+    saved = tmp_path / 'output' / 'quickstart' / 'checkpoints' / 'epoch_0000_batch_00005'
+    assert saved.is_dir()
+    result = command('train.py', *QUICK, '--resume')
+    assert result.returncode == 0, result.stderr
+    assert f'going on from {saved.relative_to(tmp_path)}, step 5' in result.stdout
+    assert weights(tmp_path / 'output' / 'quickstart') == weights(finished[0])
+
+
+def test_a_resume_that_has_nothing_to_train_leaves_the_run_as_it_is(finished, command):
+    run, _ = finished
+    before = {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
+    result = command('train.py', *QUICK, 'train.epochs=2', f'output.dir={run}', '--resume')
+    assert result.returncode == 0, result.stderr
+    assert 'nothing is left to train: 15 of 10 steps are done' in result.stdout
+    assert {path: path.read_bytes() for path in run.rglob('*') if path.is_file()} == before
+
+
 def test_max_steps_ends_inside_an_epoch_and_more_steps_go_on_there(finished, tmp_path, command):
     short = command('train.py', *QUICK, 'train.max_steps=7')
     assert short.returncode == 0, short.stderr
@@ -213,9 +234,10 @@ def test_damaged_checkpoint_is_skipped_for_the_one_before_and_said(finished, tmp
 
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path, command):
-    first = start(tmp_path, *QUICK, 'train.epochs=1000', 'eval.start=1000')
+    long = (*QUICK, 'train.epochs=1000', 'eval.start=1000')
+    first = start(tmp_path, *long)
     wait_for_line(first, r'^iter:0 ')
-    second = command('train.py', *QUICK, '--resume')
+    second = command('train.py', *long, '--resume')
     first.send_signal(signal.SIGTERM)
     first.communicate(timeout=60)
     assert second.returncode == 2

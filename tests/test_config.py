@@ -304,6 +304,11 @@ def test_bounds(written, key, bad, good):
     load_config(path, [f'{key}={good}', data, *needs.get(key, [])])
 
 
+def test_clipping_to_nothing_is_refused(written):
+    text = refusal(written(''), 'optimizer.clip_norm=0')
+    assert 'optimizer.clip_norm must be above 0; null does not clip' in text
+
+
 @pytest.mark.parametrize(
     ('override', 'name'),
     [

@@ -119,6 +119,7 @@ def check_convolution(case: Case, batch: int) -> None:
     layer = CONV(inside, out, kernel, stride=stride, padding=padding, groups=groups)
     x = numbers(batch, side, side, inside)
     ours = results(accelerate(layer), x)
+    assert isinstance(layer, layers._Conv2D)
     images, weight = paddle.to_tensor(x.transpose(0, 3, 1, 2)), layer.weight.detach()
     images.stop_gradient = weight.stop_gradient = False
     output = F.conv2d(images, weight, stride=stride, padding=padding, groups=groups)
@@ -254,6 +255,7 @@ def test_ten_steps_end_where_paddles_do(name, side, settings):
     build = partial(models.build, name, num_classes=5, **settings)
     plain, fast = build(), accelerate(build(data_format='NHWC'))
     plain_of_nhwc = build(data_format='NHWC')
+    assert {type(layer) for layer in fast.sublayers()}.isdisjoint({nn.Conv2D, nn.BatchNorm2D})
     start = {key: value.numpy() for key, value in plain.state_dict().items()}
     ends, losses = [], []
     # Dropout draws in the layout of its input: the same masks need the same layout.

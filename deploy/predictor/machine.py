@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import os
 import platform
 from importlib import metadata
@@ -12,6 +13,7 @@ from typing import Optional
 
 from predictor.errors import UserError
 
+CGROUP = Path('/sys/fs/cgroup')
 _HOME = os.path.expanduser('~')  # '~' for a container's user who has none
 _CACHES = Path('/' if _HOME == '~' else _HOME, '.cache')
 CACHE = Path(os.environ.get('XDG_CACHE_HOME') or _CACHES) / 'wide-resnet-resnext'
@@ -62,9 +64,19 @@ def version(*packages: str) -> Optional[str]:
 
 def cores() -> int:
     """That this process may use."""
-    if hasattr(os, 'sched_getaffinity'):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    if not hasattr(os, 'sched_getaffinity'):  # macOS
+        return os.cpu_count() or 1
+    return math.ceil(min(len(os.sched_getaffinity(0)), _container_limit()))
+
+
+def _container_limit() -> float:
+    """The cores' worth of time that a container may use (docker run --cpus 2)."""
+    for files in (['cpu.max'], ['cpu/cpu.cfs_quota_us', 'cpu/cpu.cfs_period_us']):  # version 2, 1
+        with contextlib.suppress(OSError, ValueError):  # ValueError: 'max'
+            quota, period = ' '.join((CGROUP / file).read_text() for file in files).split()
+            if float(quota) > 0:
+                return float(quota) / float(period)
+    return math.inf
 
 
 def processor() -> str:

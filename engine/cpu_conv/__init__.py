@@ -29,6 +29,9 @@ from resnext import norm_relu
 __all__ = ['accelerate', 'choose', 'computed_by', 'unavailable']
 
 CHECK_LIMIT = 1e-4  # of the self-check, relative: rounding gives about 1e-6
+# Side of the filters, channels, groups, stride: for each kind of convolution in our networks, which
+# oneDNN may compute in different ways. The first has the colours of an image.
+CHECKED = (3, 3, 1, 1), (1, 16, 1, 1), (3, 16, 1, 2), (3, 32, 8, 1)
 
 
 def choose(config: Config) -> tuple[Optional[str], list[str]]:
@@ -64,7 +67,7 @@ def unavailable(dtype: str = 'float32') -> Optional[str]:
     """Why oneDNN cannot be used here: it is not there, of another version, or computes wrongly."""
     try:
         onednn.library()
-        errors = [_error_of_convolution(groups, dtype) for groups in (1, 2)]
+        errors = [_error_of_convolution(*sizes, dtype) for sizes in CHECKED]
         if dtype == 'float32':  # as all batch norms
             errors += [_error_of_batch_norm(relu) for relu in (False, True)]
     except onednn.Unavailable as problem:
@@ -77,36 +80,36 @@ def unavailable(dtype: str = 'float32') -> Optional[str]:
     return None if right else f'oneDNN is off by {error:.1e} in a self-check in {dtype}'
 
 
-def _error_of_convolution(groups: int, dtype: str) -> float:
-    weight = nn.initializer.Assign(_waves(32, 16 // groups, 3, 3))  # which draws no random numbers
-    settings = {'stride': 2, 'padding': 1, 'groups': groups, 'bias_attr': False}
-    layer = nn.Conv2D(16, 32, 3, data_format='NHWC', weight_attr=weight, **settings)
-    return _error(layer, dtype=dtype)
+def _error_of_convolution(side: int, inputs: int, groups: int, stride: int, dtype: str) -> float:
+    weight = nn.initializer.Assign(_waves(32, inputs // groups, side, side, dtype=dtype))
+    settings = {'stride': stride, 'padding': side // 2, 'groups': groups, 'bias_attr': False}
+    layer = nn.Conv2D(inputs, 32, side, data_format='NHWC', weight_attr=weight, **settings)
+    return _error(layer, inputs, dtype=dtype)
 
 
 def _error_of_batch_norm(relu: bool) -> float:
-    return _error(nn.BatchNorm2D(16, data_format='NHWC'), relu=relu)
+    return _error(nn.BatchNorm2D(16, data_format='NHWC'), 16, relu=relu)
 
 
-def _waves(*shape: int, pace: float = 1.0) -> np.ndarray:
-    """Of numbers that bfloat16 has: what it makes of them must be as right as in float32."""
+def _waves(*shape: int, pace: float = 1.0, dtype: str = 'float32') -> np.ndarray:
+    """For bfloat16, of numbers that it has: what it makes of them must be right to float32."""
     waves = np.sin(pace * np.arange(np.prod(shape))).reshape(shape)
-    return np.asarray(np.round(64 * waves) / 64, np.float32)
+    return np.asarray(np.round(64 * waves) / 64 if dtype == 'bfloat16' else waves, np.float32)
 
 
-def _error(layer: nn.Layer, *, dtype: str = 'float32', relu: bool = False) -> float:
+def _error(layer: nn.Layer, channels: int, *, dtype: str = 'float32', relu: bool = False) -> float:
     """The largest difference to Paddle's own, in the result and the gradients, relative."""
-    x = paddle.to_tensor(_waves(2, 9, 9, 16), stop_gradient=False)
-    own = _results(layer, x, relu)
-    both = zip(_results(accelerate(layer, dtype), x, relu), own)
+    x = paddle.to_tensor(_waves(2, 9, 9, channels, dtype=dtype), stop_gradient=False)
+    own = _results(layer, x, relu, dtype)
+    both = zip(_results(accelerate(layer, dtype), x, relu, dtype), own)
     return float(
         np.max([np.abs(ours - theirs).max() / np.abs(theirs).max() for ours, theirs in both])
     )
 
 
-def _results(layer: nn.Layer, x: Tensor, relu: bool) -> list[np.ndarray]:
+def _results(layer: nn.Layer, x: Tensor, relu: bool, dtype: str) -> list[np.ndarray]:
     """The output, and the gradients of its weighted sum."""
     output = norm_relu(layer, x) if relu else layer(x)
-    weights = paddle.to_tensor(_waves(*output.shape, pace=0.7))
+    weights = paddle.to_tensor(_waves(*output.shape, pace=0.7, dtype=dtype))
     gradients = paddle.grad((output * weights).sum(), [x, *layer.parameters()[:2]])
     return [output.numpy(), *(gradient.numpy() for gradient in gradients)]

@@ -133,7 +133,7 @@ class Convolution:
             *layouts,
             *(dims(self.stride), dims((0, 0)), padding, padding),
             *([] if hint is None else [hint]),
-            None,
+            library().attributes,
         )
 
     @property
@@ -200,7 +200,7 @@ class BatchNorm:
                 ctypes.c_float(self.epsilon),
                 self._flags,
                 *hint,
-                None,
+                library().attributes,
             )
 
         description = describe()

@@ -1,7 +1,8 @@
 """oneDNN, which Paddle's wheel carries, called through its C interface with ctypes.
 
 Tensors are given as addresses. What oneDNN wants in another layout, above all weights, is converted
-on the way, into buffers that all primitives share: hence one lock.
+on the way, into buffers that all primitives share: hence one lock. Their scratch memory is such a
+buffer, too: the library's own belongs to the thread that makes a primitive, and to no other.
 
 C interface: https://uxlfoundation.github.io/oneDNN (dnnl.h and dnnl_types.h of version 3).
 """
@@ -27,10 +28,11 @@ BFLOAT16, FLOAT32 = 2, 3
 DTYPES = {'bfloat16': BFLOAT16, 'float32': FLOAT32}
 AVX2, AVX512_BF16 = 0x4, 0x80  # bits of the CPU's instruction set
 SRC, DST, WEIGHTS, MEAN, VARIANCE, SCALE, SHIFT, WORKSPACE = 1, 17, 33, 49, 50, 51, 52, 64
+SCRATCHPAD, SCRATCHPAD_IS_OURS = 80, 1
 DIFF = 128  # of SRC, DST and WEIGHTS: added to them
 DIFF_SCALE, DIFF_SHIFT = 255, 256
 QUERY = {SRC: 129, SRC + DIFF: 130, WEIGHTS: 131, WEIGHTS + DIFF: 132, DST: 133, DST + DIFF: 134}
-QUERY_IMPLEMENTATION, QUERY_WORKSPACE = 8, 135
+QUERY_IMPLEMENTATION, QUERY_WORKSPACE, QUERY_SCRATCHPAD = 8, 135, 136
 
 Shape = tuple[int, ...]
 
@@ -73,6 +75,8 @@ class OneDNN:
         self._library.dnnl_memory_desc_get_size.restype = c_size_t
         self.engine = self.make('engine_create', CPU, c_size_t(0))
         self.stream = self.make('stream_create', self.engine, DEFAULT_STREAM)
+        self.attributes = self.make('primitive_attr_create')
+        self.call('primitive_attr_set_scratchpad_mode', self.attributes, SCRATCHPAD_IS_OURS)
 
     def call(self, function: str, *arguments: Any) -> None:
         status = getattr(self._library, f'dnnl_{function}')(*arguments)
@@ -103,8 +107,8 @@ class OneDNN:
 
     def conversion(self, source: c_void_p, target: c_void_p) -> c_void_p:
         """The description of what copies from one layout to another."""
-        engine = self.engine
-        return self.make('reorder_primitive_desc_create', source, engine, target, engine, None)
+        places = source, self.engine, target, self.engine
+        return self.make('reorder_primitive_desc_create', *places, self.attributes)
 
     def chosen_layout(self, description: c_void_p, query: int) -> c_void_p:
         return c_void_p(self._library.dnnl_primitive_desc_query_md(description, query, 0))
@@ -159,11 +163,18 @@ class _Run:
 
     def __init__(self, description: c_void_p, memories: dict[int, _Memory]) -> None:
         self._primitive = library().make('primitive_create', description)
+        layout = library().chosen_layout(description, QUERY_SCRATCHPAD)
+        self._scratch_size = library().size(layout)
+        if self._scratch_size:
+            self._scratch = _Memory(layout)
+            memories = {**memories, SCRATCHPAD: self._scratch}
         self._count = len(memories)
         pairs = [_Argument(argument, memory.handle) for argument, memory in memories.items()]
         self._arguments = (_Argument * self._count)(*pairs)
 
     def __call__(self) -> None:
+        if self._scratch_size:
+            self._scratch.move(_buffer(SCRATCHPAD, self._scratch_size))
         stream = library().stream
         library().call('primitive_execute', self._primitive, stream, self._count, self._arguments)
 
