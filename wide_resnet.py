@@ -94,7 +94,7 @@ class WideResNet(nn.Layer):
         data_format: memory layout between the layers, 'NCHW' or 'NHWC', which NVIDIA's tensor
             cores prefer in half precision. Input, weights and their names are the same in both.
 
-    Input float32 [N, 3, H, W] with H and W of 32 or more; output logits [N, num_classes].
+    Input float32 [N, 3, H, W] with H and W of 8 or more; output logits [N, num_classes].
     Raises ValueError for a depth, width, class count, probability or layout that makes no network.
     """
 

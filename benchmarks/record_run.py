@@ -51,6 +51,7 @@ def describe(run: Path) -> dict[str, Any]:
         'accuracy': last['eval_accuracy'],
         'top5': last['eval_top5'],
         'loss': last['eval_loss'],
+        'train_accuracy': last['train_accuracy'],
         'best_accuracy': last['best_accuracy'],
         'best_epoch': last['best_epoch'],
         'training_seconds': round(seconds),

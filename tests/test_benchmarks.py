@@ -32,6 +32,7 @@ def test_a_run_is_recorded_as_it_was(run):
     content = record_run.describe(run)
     records = [json.loads(line) for line in (run / 'metrics.jsonl').read_text().splitlines()]
     assert content['accuracy'] == records[-1]['eval_accuracy']
+    assert content['train_accuracy'] == records[-1]['train_accuracy']
     assert content['epochs'] == len(records)
     assert content['training_seconds'] == round(sum(record['seconds'] for record in records))
     assert content['settings']['data.holdout'] == 0.25
