@@ -13,10 +13,12 @@ quickstart: $(VENV)/user          ## train a small network on real digits, about
 test: $(VENV)/dev                 ## the tests that need no network, no PyTorch and no data
 	$(VENV)/bin/python -m pytest $(TWO) -m 'not slow and not torch and not browser'
 
-HTTP := test_server test_protocol test_batching    # no matter with which Paddle
+# No matter with which Paddle.
+ELSEWHERE := batching benchmarks cifar config cores deploy_pictures download int8 packing peers photos pictures \
+	policies protocol report server signals torch_file
 
 test-oldest: $(OLDEST)/ready      ## the same with the oldest Paddle that is supported, 2.6.2
-	$(OLDEST)/bin/python -m pytest $(TWO) -m 'not slow and not torch and not browser' $(HTTP:%=--ignore tests/%.py)
+	$(OLDEST)/bin/python -m pytest $(TWO) -m 'not slow and not torch and not browser' $(ELSEWHERE:%=--ignore tests/test_%.py)
 
 test-slow: $(BENCH)/ready         ## the slow ones, and parity with PyTorch
 	$(BENCH)/bin/python -m pytest -m '(slow or torch) and not browser'

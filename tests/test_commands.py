@@ -333,6 +333,7 @@ def test_eval_of_two_views_says_so_and_equals_their_average(finished, command):
     assert abs(report['loss'] - alone['loss']) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_run_with_every_augmentation_goes_on_from_inside_an_epoch(command, tmp_path):
     strong = (
         *QUICK,

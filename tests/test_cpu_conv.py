@@ -243,7 +243,7 @@ def test_large_means_cost_no_more_than_with_paddle():
         ('wide_resnet10_1', 16, {'dropout': 0.3}),
         ('resnext11_2x4d', 16, {}),
         ('resnext50_2x4d', 64, {'zero_init_last_bn': True}),
-        ('wide_resnet50_1', 32, {'zero_init_last_bn': True}),
+        pytest.param('wide_resnet50_1', 32, {'zero_init_last_bn': True}, marks=pytest.mark.slow),
     ],
     ids=['wide', 'dropout', 'resnext', 'photographs', 'wide bottleneck'],
 )
@@ -728,6 +728,7 @@ def test_a_run_in_bfloat16_is_near(runs):
     assert runs['bfloat16'][1] == pytest.approx(runs['onednn'][1], rel=2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['onednn', 'bfloat16'])
 def test_what_a_run_says_of_its_accuracy_eval_says_in_paddles_float32(runs, name):
     folder, _ = runs[name]
@@ -738,6 +739,7 @@ def test_what_a_run_says_of_its_accuracy_eval_says_in_paddles_float32(runs, name
     assert float(ratio[1]) == pytest.approx(record['eval_accuracy'], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_with_other_kernels_says_so(runs, tmp_path):
     folder, _ = runs['onednn']
     changes = ('-o', 'train.cpu_conv=paddle', 'train.max_steps=9', f'output.dir={tmp_path / "on"}')

@@ -262,7 +262,7 @@ def measured_alone(undisturbed):
     [
         (2, 37),
         pytest.param(2, 167, marks=pytest.mark.slow),  # one image is left for two processes
-        (3, 41),
+        pytest.param(3, 41, marks=pytest.mark.slow),
         pytest.param(3, 167, marks=pytest.mark.slow),  # one image for three
     ],
 )

@@ -136,6 +136,7 @@ def test_eval_on_an_npu_measures_what_a_cpu_measures(npu, trained, tmp_path):
     assert report['loss'] == pytest.approx(records(folder)[-1]['eval_loss'], rel=0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_what_an_npu_exports_gives_the_logits_that_a_cpu_exports(npu, trained, tmp_path):
     folder, _ = trained['cpu']
     graphs = []
@@ -153,6 +154,7 @@ def test_what_an_npu_exports_gives_the_logits_that_a_cpu_exports(npu, trained, t
     assert np.ptp(wanted) > 0.01
 
 
+@pytest.mark.slow
 def test_each_of_two_processes_trains_on_an_npu_of_its_own(npu, tmp_path):
     launch = ('-m', 'paddle.distributed.launch', '--npus', '0,1', '--log_dir', 'workers')
     settings = ('train.max_steps=2', 'device=npu', 'output.dir=run')

@@ -655,7 +655,7 @@ def test_linear_scaling_multiplies_the_rate_by_the_images_of_a_step(batch_size, 
     assert used == pytest.approx([trainer.lr_at(step) for step in range(steps)], rel=1e-6)
 
 
-@pytest.mark.parametrize('wide', [False, True])
+@pytest.mark.parametrize('wide', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_compiled_network_trains_to_the_same_weights_and_resumes(tmp_path, wide):
     config = changed(CONFIG, model={'dropout': 0.0}, train={'epochs': 2})
     plain = new_trainer(config, wide=wide)

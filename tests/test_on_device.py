@@ -413,6 +413,7 @@ def test_batches_on_an_npu_equal_those_of_numpy(npu, tmp_path):
     assert 'Place(npu:0) paddle.float32 Place(npu:0)' in process.stdout
 
 
+@pytest.mark.slow
 def test_training_on_an_npu_by_itself_augments_there_with_the_losses_of_the_host(npu, tmp_path):
     found = []
     for where, folder in (('false', tmp_path / 'host'), ('null', tmp_path / 'device')):

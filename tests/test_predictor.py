@@ -96,7 +96,9 @@ def user_error(folder: object, **options: object) -> str:
 # ------------------------------------------------------------------ answers
 
 
-@pytest.mark.parametrize(('name', 'size'), FAMILIES)
+@pytest.mark.parametrize(
+    ('name', 'size'), [*FAMILIES[:2], pytest.param(*FAMILIES[2], marks=pytest.mark.slow)]
+)
 def test_every_engine_gives_the_networks_own_logits_for_any_batch(name, size):
     folder = exported.folder(name, size)
     for engine in HERE:
