@@ -92,12 +92,16 @@ def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[s
 
 def require_same(config: Config, dataset: DataSet, snapshot: Optional[Snapshot]) -> None:
     """UserError unless all processes, perhaps on several machines, start from the same."""
-    settings = chosen(config, but=('device', 'output.dir', 'data.root'))
-    said = [f'{name}={value}' for name, value in settings.items()]
-    defaults = zlib.crc32(to_yaml(Config()).encode())  # of another version of this program
-    job.require_same('the config', lambda: ', '.join([*said, f'defaults {defaults:08x}']))
+    job.require_same('the config', lambda: describe_config(config))
     job.require_same('the data set', dataset.describe)
     job.require_same('the checkpoint', lambda: snapshot.describe() if snapshot else 'none')
+
+
+def describe_config(config: Config) -> str:
+    """What was chosen, and a checksum of the defaults: another version has others."""
+    settings = chosen(config, but=('device', 'output.dir', 'data.root'))
+    said = [f'{name}={value}' for name, value in settings.items()]
+    return ', '.join([*said, f'defaults {zlib.crc32(to_yaml(Config()).encode()):08x}'])
 
 
 def build_model(config: Config, dataset: DataSet, log: Log, *, pretrained: bool) -> nn.Layer:

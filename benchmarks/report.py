@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Sequence
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any, Sequence
 
 from engine.checkpoint import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 

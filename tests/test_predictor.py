@@ -29,7 +29,11 @@ from predictor.errors import UserError
 from predictor.folder import open_folder
 from predictor.setting import Setting
 
-FAMILIES = [('wide_resnet10_1', 8), ('resnext11_2x4d', 8), ('resnext50_2x4d', 32)]
+FAMILIES = [
+    ('wide_resnet10_1', 8),
+    ('resnext11_2x4d', 8),
+    pytest.param('resnext50_2x4d', 32, marks=pytest.mark.slow),
+]
 PADDLE = int(paddle.__version__[0])
 HERE = ['paddle'] + [
     name for name in ('onnxruntime', 'openvino') if exported.HAS_ONNX and machine.installed(name)
@@ -96,9 +100,7 @@ def user_error(folder: object, **options: object) -> str:
 # ------------------------------------------------------------------ answers
 
 
-@pytest.mark.parametrize(
-    ('name', 'size'), [*FAMILIES[:2], pytest.param(*FAMILIES[2], marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(('name', 'size'), FAMILIES)
 def test_every_engine_gives_the_networks_own_logits_for_any_batch(name, size):
     folder = exported.folder(name, size)
     for engine in HERE:
