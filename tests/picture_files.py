@@ -81,14 +81,25 @@ def png(values: np.ndarray, *, interlaced: bool = False) -> bytes:
 
 
 def png_of(header: bytes, packed: bytes) -> bytes:
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
-        )
+    chunks = [(b'IHDR', header), (b'IDAT', packed), (b'IEND', b'')]
+    return b'\x89PNG\r\n\x1a\n' + b''.join(chunk(*one) for one in chunks)
 
-    return (
-        b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', packed) + chunk(b'IEND', b'')
-    )
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    """Of a PNG."""
+    return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+
+
+def white_is_zero(values: np.ndarray, order: str) -> bytes:
+    """A TIFF of 16-bit grey pixels, 0 the brightest; order: '<' or '>'."""
+    height, width = values.shape
+    tags = [(256, width), (257, height), (258, 16), (259, 1), (262, 0), (273, 8), (277, 1)]
+    tags += [(278, height), (279, 2 * values.size)]
+    pixels = (65535 - values).astype(f'{order}u2').tobytes()
+    directory = struct.pack(f'{order}H', len(tags))
+    directory += b''.join(struct.pack(f'{order}HHII', tag, 4, 1, value) for tag, value in tags)
+    head = {'<': b'II', '>': b'MM'}[order] + struct.pack(f'{order}HI', 42, 8 + len(pixels))
+    return head + pixels + directory + bytes(4)
 
 
 def whole_files() -> dict[str, Whole]:
@@ -147,6 +158,27 @@ def whole_files() -> dict[str, Whole]:
     files['exif6.png'] = Whole(encode(turned, 'PNG', exif=exif), rgb)
     files['exif6.tif'] = Whole(encode(turned, 'TIFF', exif=exif), rgb)
     return files
+
+
+def odd_files() -> dict[str, Whole]:
+    """Sound files that Pillow by itself refuses, or reads wrong."""
+    rgb = smooth()
+    deep = rgb[..., 0].astype(np.uint16) * 257
+    as_rgb = np.stack([rgb[..., 0]] * 3, -1)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = encode(np.ascontiguousarray(STORED[6](rgb)), 'PNG', exif=exif)
+    text = chunk(b'zTXt', b'Raw profile\0\0' + zlib.compress(bytes(2**21)))
+    wrong = chunk(b'tEXt', b'Comment\0one')[:-1] + b'?'
+    head = turned.index(b'IHDR') + 21  # where the next chunk begins
+    end = turned.index(b'IEND') - 4
+    return {
+        'long_text.png': Whole(turned[:head] + text + turned[head:], rgb),
+        'long_text_at_the_end.png': Whole(turned[:end] + text + turned[end:], rgb),
+        'wrong_text.png': Whole(turned[:head] + wrong + turned[head:], rgb),
+        'white_is_zero.tif': Whole(white_is_zero(deep, '<'), as_rgb),
+        'white_is_zero_big_endian.tif': Whole(white_is_zero(deep, '>'), as_rgb),
+    }
 
 
 def overwritten(data: bytes, share: float = 0.5, count: int = 200) -> bytes:

@@ -19,6 +19,7 @@ from PIL import Image
 from engine.data.pictures import EvalView
 from predictor.pictures import BadPicture, centre, read_picture
 
+ODD = picture_files.odd_files()
 WHOLE, DAMAGED = picture_files.whole_files(), picture_files.damaged_files()
 # Training decodes JPEG by a library that warns of such damage, and looks at a PNG's checksums.
 UNNOTICED = ('sector_lost.jpg',)
@@ -38,6 +39,19 @@ def assert_seen_as_in_training(data: bytes, size: int, resize: int) -> None:
 def test_every_kind_of_file_gives_the_pixels_that_evaluation_sees(name):
     for size, resize in VIEWS:
         assert_seen_as_in_training(WHOLE[name].data, size, resize)
+
+
+@pytest.mark.parametrize('name', ODD)
+def test_sound_files_that_pillow_alone_would_refuse_or_invert(name):
+    np.testing.assert_array_equal(np.asarray(read_picture(ODD[name].data)), ODD[name].pixels)
+
+
+def test_a_png_without_its_texts_is_still_refused_where_its_pixels_are_damaged():
+    data = ODD['long_text.png'].data
+    at = data.index(b'IDAT')
+    for bad in (data[:at], data[: at + 30], data[: at + 20] + bytes(40) + data[at + 60 :]):
+        with pytest.raises(BadPicture):
+            read_picture(bad)
 
 
 @pytest.mark.parametrize('shape', SHAPES)

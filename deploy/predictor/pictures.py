@@ -9,10 +9,11 @@ import io
 import math
 import re
 import warnings
+import zlib
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 MAX_PIXELS = 2**27  # 134 million: a larger picture is an accident or an attack
 MAX_SCANS = 100  # of a JPEG, as in libtiff: 1 is common, and 10 if it is progressive
@@ -21,8 +22,12 @@ FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')
 SIXTEEN_BITS = ('I', 'I;16', 'I;16B', 'I;16L')
 MARKER = re.compile(rb'\xff([\x02-\xcf\xd9-\xfe])')  # of a JPEG, but for those within its scans
 END, SCAN = b'\xd9', b'\xda'
+PNG = b'\x89PNG\r\n\x1a\n'
+PHOTOMETRIC = 262  # a TIFF tag; 0: white is zero
 
 Image.MAX_IMAGE_PIXELS = None  # checked here, by an error instead of a warning
+# 16 bits, big-endian, white is zero: Pillow knows its little-endian twin alone.
+TiffImagePlugin.OPEN_INFO.setdefault((b'MM', 0, (1,), 1, (16,), ()), ('I;16B', 'I;16B'))
 warnings.filterwarnings('ignore', module=r'PIL\.')  # of EXIF; damaged pixels are errors
 
 
@@ -32,6 +37,17 @@ class BadPicture(Exception):
 
 def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The picture in these bytes: upright, RGB; of an animation the first. BadPicture if none."""
+    try:
+        return _read(data, max_pixels)
+    except BadPicture:
+        # Pillow refuses a PNG for a long text, or a wrong checksum of one.
+        plain = essential_chunks(data) if data.startswith(PNG) else data
+        if plain == data:
+            raise
+    return _read(plain, max_pixels)
+
+
+def _read(data: bytes, max_pixels: int) -> Image.Image:
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
@@ -45,10 +61,11 @@ def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise BadPicture(f'has more than {MAX_SCANS} scans')
     if data[:2] in (b'P1', b'P2', b'P3') and data.count(b'#') > MAX_COMMENTS:
         raise BadPicture(f'has more than {MAX_COMMENTS} comments')
+    inverted = image.mode in SIXTEEN_BITS and white_is_zero(image)
     try:
         image.load()
         image = _upright(image)  # under the old name, so that only one is in memory
-        return _as_rgb(image)
+        return _as_rgb(image, inverted=inverted)
     except BadPicture:
         raise
     except Exception as error:  # so can damaged pixels
@@ -78,6 +95,25 @@ def _span(side: int, goal: int, size: int) -> tuple[tuple[int, int], tuple[float
     return (start, stop), (low - start, high - start)
 
 
+def essential_chunks(data: bytes) -> bytes:
+    """A PNG without texts, colour profiles and the like; sound EXIF stays."""
+    kept, at = [PNG], len(PNG)
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], 'big')
+        kind, checksum = data[at + 4 : at + 8], data[end - 4 : end]
+        sound = zlib.crc32(data[at + 4 : end - 4]).to_bytes(4, 'big') == checksum
+        if kind[:1].isupper() or (kind == b'eXIf' and sound):
+            kept.append(data[at:end])
+        at = end
+    return b''.join(kept)
+
+
+def white_is_zero(image: Image.Image) -> bool:
+    """Of a TIFF that is not loaded yet. Pillow inverts such pixels of 8 bits, but not of 16."""
+    tags = getattr(image, 'tag_v2', {})
+    return image.format == 'TIFF' and tags.get(PHOTOMETRIC) == 0
+
+
 def _has_many_scans(data: bytes) -> bool:
     """Whether this JPEG goes over all its pixels again and again: 10 bytes a time, and hours."""
     if data.count(b'\xff' + SCAN) <= MAX_SCANS:
@@ -99,14 +135,15 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def _as_rgb(image: Image.Image, *, inverted: bool) -> Image.Image:
     if image.mode == 'F':
         raise BadPicture('has floating-point pixels')
     if image.mode in SIXTEEN_BITS:  # convert() would clip them to 8 bits
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise BadPicture('has pixels of more than 16 bits')
-        image = Image.fromarray((values >> 8).astype(np.uint8))
+        values = (values >> 8).astype(np.uint8)
+        image = Image.fromarray(255 - values if inverted else values)
     if image.mode == 'P' and 'transparency' in image.info:
         image = image.convert('RGBA')
     return image if image.mode == 'RGB' else image.convert('RGB')
