@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine import chosen_weights, cli, job, runtime
+from engine import chosen_weights, cli, environment, job, runtime
 from engine.chosen_weights import Weights
 from engine.config import Config
 from engine.run_folder import find_run
@@ -21,7 +21,7 @@ def main() -> None:
     job.join()
     config, path = chosen_weights.settle(args)
     weights = chosen_weights.find_weights(path)
-    machine = [runtime.prepare_cpu(), runtime.start_paddle(config.device)]
+    machine = [environment.prepare_cpu(), runtime.start_paddle(config.device)]
     if job.RANK == 0:
         print(*machine, sep='\n')
     evaluate(config, weights)

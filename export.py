@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Callable, Optional
 
 import numpy as np
 
-from engine import chosen_weights, cli, int8, job, onnx_model, runtime, triton
+from engine import chosen_weights, cli, environment, int8, job, onnx_model, runtime, triton
 from engine.chosen_weights import Weights
 from engine.config import Config
 from engine.errors import UserError
@@ -52,7 +52,7 @@ def main() -> None:
     weights = chosen_weights.find_weights(path)
     checksum = chosen_weights.sha256_of(weights.file)
     os.environ.setdefault('GLOG_minloglevel', '2')  # paddle.jit.save warns of what is no harm
-    print(runtime.prepare_cpu(), runtime.start_paddle(config.device), sep='\n')
+    print(environment.prepare_cpu(), runtime.start_paddle(config.device), sep='\n')
     calibration = load_calibration(config, weights) if args.int8 else None
     export(
         config,

@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
-from engine import cli, job, runtime
+from engine import cli, environment, job, runtime
 from engine.checkpoint import Checkpoints, Snapshot, write_atomically
 from engine.config import Config, chosen, differences, to_dict, to_yaml
 from engine.errors import Diverged, Stopped, UserError
@@ -31,7 +31,7 @@ def main() -> None:
     run = RunFolder(Path(config.output.dir))
     if args.resume is None and job.RANK == 0:
         run.require_new()
-    machine = [runtime.prepare_cpu(), runtime.start_paddle(config.device)]
+    machine = [environment.prepare_cpu(), runtime.start_paddle(config.device)]
     machine += runtime.check_support(config)
     train(config, run, args.resume, machine)
 

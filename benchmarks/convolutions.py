@@ -8,7 +8,7 @@ Falsified by: python3 -m benchmarks convolutions
 A time is that of the forward pass and of the gradients that training asks for: of the weights and,
 but for the first convolution of a network, of the images. Paddle's own in NCHW, where a 1x1
 convolution is a plain matrix product, stands beside them: one cannot have it without converting
-images there and back. All have the settings of runtime.prepare_cpu and take turns in one process; a
+images there and back. All have the settings of prepare_cpu and take turns in one process; a
 ratio is the median of those of the rounds. What networks share is measured once.
 """
 

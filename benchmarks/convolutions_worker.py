@@ -8,7 +8,7 @@ from typing import Any, Callable
 
 from benchmarks.paddle_step import build
 from benchmarks.processes import Answer, serve, steps
-from engine import runtime
+from engine import environment, runtime
 from engine.models import parse
 
 
@@ -37,7 +37,7 @@ class Shape:
 
 
 def main() -> None:
-    runtime.prepare_cpu()
+    environment.prepare_cpu()
     runtime.start_paddle('cpu')
     from engine import cpu_conv
 

@@ -9,7 +9,7 @@ from typing import Optional
 
 import train
 from benchmarks.processes import Answer, memory_bytes, seconds, serve
-from engine import cli, models, runtime
+from engine import cli, environment, models, runtime
 
 TURN_S, TURNS = 1.0, 3
 
@@ -21,7 +21,7 @@ def main() -> None:
 
 def start(device: str) -> Answer:
     """Choose the device as train.py does, and say what it is."""
-    runtime.prepare_cpu()
+    environment.prepare_cpu()
     runtime.start_paddle(device)
     import paddle
 

@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterator, Optional
 from unittest import mock
 
 from benchmarks.processes import Answer, memory_bytes, seconds, serve, steps
-from engine import job, models, runtime
+from engine import environment, job, models, runtime
 from engine.config import Optimizer
 from engine.models import parse
 
@@ -24,7 +24,7 @@ ONEDNN = 'oneDNN '
 def main() -> None:
     settings = json.loads(sys.argv[1])
     if settings.get('conv') != OLDER_PORT:
-        runtime.prepare_cpu()
+        environment.prepare_cpu()
     runtime.start_paddle('cpu')
     step = make_step(**settings)
     before = memory_bytes('VmRSS')

@@ -14,7 +14,7 @@ import simplejpeg
 from PIL import Image
 
 from benchmarks.processes import Answer, seconds, serve
-from engine import runtime
+from engine import environment, runtime
 from engine.data import IMAGENET_MEAN, IMAGENET_STD, packing
 from engine.data.batches import Batches
 from engine.data.folder import Files, walk
@@ -27,7 +27,7 @@ EPOCH = 600  # images: as in a real one, its first batches hardly count
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
-    runtime.prepare_cpu()
+    environment.prepare_cpu()
     runtime.start_paddle('cpu')
     scratch = Path(settings['scratch'])
     folder = Path(settings['photos']) if settings['photos'] else make_photos(scratch / 'made')

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.processes import Answer, seconds, serve
-from engine import runtime
+from engine import environment, runtime
 from engine.data.augment import Augmentation
 from engine.data.batches import ArrayBatches, Images
 from engine.data.cifar import VARIANTS
@@ -20,7 +20,7 @@ VISION_IMAGES = 1024  # paddle.vision is measured on so many: it takes the same 
 
 def main() -> None:
     count = json.loads(sys.argv[1])['images']
-    runtime.prepare_cpu()
+    environment.prepare_cpu()
     runtime.start_paddle('cpu')
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (count, 3, 32, 32), np.uint8)

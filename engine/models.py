@@ -188,9 +188,9 @@ def multiply_adds(model: nn.Layer, image_size: int) -> int:
 
 
 def main() -> None:
-    from engine import runtime
+    from engine import environment, runtime
 
-    runtime.prepare_cpu()
+    environment.prepare_cpu()
     runtime.start_paddle('cpu')
     print('model              parameters  multiply-adds  input    classes  reported in')
     for name, source in MODELS.items():

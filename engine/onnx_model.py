@@ -17,7 +17,7 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-from engine import runtime
+from engine import environment
 from engine.errors import UserError
 from engine.exported_folder import GRAPH, INPUT, ONNX, OUTPUT, VERSION
 
@@ -118,7 +118,7 @@ def load(model: Path) -> Callable[[np.ndarray], np.ndarray]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = runtime.cores_per_process()
+    options.intra_op_num_threads = environment.cores_per_process()
     session = onnxruntime.InferenceSession(str(model), options, providers=['CPUExecutionProvider'])
 
     def run(images: np.ndarray) -> np.ndarray:

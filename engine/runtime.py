@@ -1,24 +1,21 @@
-"""The machine: CPU settings, device, collectives, seeds.
+"""The machine: device, collectives, seeds.
 
 The only file that knows cpu, gpu and npu apart. A job of one process (engine/job.py) needs no
 special case elsewhere: its collectives are the identity.
 
-    prepare_cpu()       before paddle is imported
-    start_paddle(...)   device and collectives
+    environment.prepare_cpu()   before paddle is imported
+    start_paddle(...)           device and collectives
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
-import math
 import os
 import platform
 import signal
 import sys
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ContextManager, Iterable, Iterator, Optional
 
 import numpy as np
@@ -30,66 +27,6 @@ if TYPE_CHECKING:
     from paddle import Tensor, nn
 
     from engine.config import Config
-
-CGROUP = Path('/sys/fs/cgroup')
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-
-
-def prepare_cpu() -> str:
-    """Set what Paddle's CPU kernels need, before paddle is imported; returns one line about it.
-
-    The wheel's MKL takes a slow path on AMD unless told otherwise, and Paddle uses one thread
-    unless told otherwise: together a factor of 3 to 5 in training. What the user has set stays.
-    """
-    assert 'paddle' not in sys.modules, 'too late: these variables are read when paddle is imported'
-    threads = cores_per_process()
-    wanted = {'OMP_NUM_THREADS': (str(threads), 'the cores of this process')}
-    if threads > 1:  # by default they spin for 200 ms, which slows what one thread does in between
-        wanted['KMP_BLOCKTIME'] = ('1', 'idle threads sleep')
-    if _is_amd():
-        wanted['MKL_DEBUG_CPU_TYPE'] = ('5', 'fast kernels on AMD')
-    if job.LAUNCHED and os.environ.get('OMP_NUM_THREADS') == '1':
-        del os.environ['OMP_NUM_THREADS']  # the launcher's default, however many the cores
-    told = []
-    for name, (value, reason) in wanted.items():
-        if name in os.environ:
-            reason = 'your setting'
-        told.append(f'{name}={os.environ.setdefault(name, value)} ({reason})')
-    _keep_freed_memory()
-    return 'CPU: ' + ', '.join(told)
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep what tensors leave: it would give each block back to the kernel, which must
-    then clear as much again for the next step, a tenth of WRN-16-2's time.
-    """
-    if any(name.startswith('MALLOC_') or name == 'GLIBC_TUNABLES' for name in os.environ):
-        return  # the user's own settings
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc
-        set_option = ctypes.CDLL(None).mallopt
-        # Larger blocks are given back: they would leave gaps that cost more than the time is worth.
-        set_option(M_MMAP_THRESHOLD, 2**25)
-        set_option(M_TRIM_THRESHOLD, -1)
-
-
-def cores_per_process() -> int:
-    """The cores that this process may use, when all processes of this machine share them."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        cores = os.cpu_count() or 1
-    cores = math.ceil(min(cores, _container_limit()))
-    return max(1, cores // int(os.environ.get('PADDLE_LOCAL_SIZE', job.WORLD)))
-
-
-def _container_limit() -> float:
-    """The cores' worth of time that a container may use (docker run --cpus 2)."""
-    for files in (['cpu.max'], ['cpu/cpu.cfs_quota_us', 'cpu/cpu.cfs_period_us']):  # version 2, 1
-        with contextlib.suppress(OSError, ValueError):  # ValueError: 'max'
-            quota, period = ' '.join((CGROUP / file).read_text() for file in files).split()
-            if float(quota) > 0:
-                return float(quota) / float(period)
-    return math.inf
 
 
 def start_paddle(device: str) -> str:
@@ -269,11 +206,6 @@ def versions() -> dict[str, str]:
         'paddle': paddle.__version__,
         'numpy': np.__version__,
     }
-
-
-def _is_amd() -> bool:
-    cpuinfo = Path('/proc/cpuinfo')
-    return cpuinfo.exists() and 'AuthenticAMD' in cpuinfo.read_text(errors='replace')
 
 
 def _device_kind() -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from engine import onnx_model, runtime
+from engine import environment, onnx_model
 from engine.errors import UserError
 from engine.exported_folder import FORMATS, GRAPH, INPUT, ONNX, input_shape
 
@@ -188,7 +188,7 @@ def _by_inference(folder: Path, *, onednn: bool = False) -> Logits:
         config.enable_mkldnn()
     else:
         config.disable_mkldnn()
-    config.set_cpu_math_library_num_threads(runtime.cores_per_process())
+    config.set_cpu_math_library_num_threads(environment.cores_per_process())
     predictor = inference.create_predictor(config)
 
     def run(images: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from engine import cli, job, runtime  # noqa: E402
+from engine import cli, environment, job, runtime  # noqa: E402
 
 HELD_UP_S = 40.0  # gloo gives up after 30
 
@@ -155,7 +155,7 @@ COURSES: dict[str, Callable[[], dict[str, Any]]] = {
 
 def compare(folder: Path, names: list[str]) -> None:
     job.join()
-    runtime.prepare_cpu()
+    environment.prepare_cpu()
     runtime.start_paddle('cpu')
     from paddle.distributed import fleet
 

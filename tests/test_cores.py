@@ -1,13 +1,17 @@
-"""How many cores a process takes itself to have: in engine/runtime.py, and in deploy/."""
+"""How many cores a process takes itself to have, in engine/ and in deploy/, and what it sets."""
 
 from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
 
+import paddle
 import pytest
+from conftest import REPOSITORY
 
-from engine import runtime
+from engine import environment
 from predictor import machine
 
 V1 = 'cpu/cpu.cfs_{}_us'
@@ -31,7 +35,7 @@ def limit(request, tmp_path, monkeypatch) -> float:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    for module in (runtime, machine):
+    for module in (environment, machine):
         monkeypatch.setattr(module, 'CGROUP', tmp_path)
     monkeypatch.setattr(os, 'sched_getaffinity', lambda process: set(range(64)), raising=False)
     monkeypatch.delenv('PADDLE_LOCAL_SIZE', raising=False)
@@ -40,10 +44,85 @@ def limit(request, tmp_path, monkeypatch) -> float:
 
 def test_a_container_has_the_cores_that_it_may_use(limit):
     wanted = 64 if limit == math.inf else math.ceil(limit)
-    assert runtime.cores_per_process() == wanted
+    assert environment.cores_per_process() == wanted
     assert machine.cores() == wanted
 
 
 def test_processes_share_them(limit, monkeypatch):
     monkeypatch.setenv('PADDLE_LOCAL_SIZE', '3')
-    assert runtime.cores_per_process() == (21 if limit == math.inf else 1)
+    assert environment.cores_per_process() == (21 if limit == math.inf else 1)
+
+
+# ------------------------------------------------------------------ one thread, set by whom?
+
+PADDLE, OTHER = '7f00-7f01 r-xp 0 0:0 0 /x/paddle/base/libpaddle.so\n', '/usr/lib/libc.so.6\n'
+# Of this process and its ancestors: the environment that each was started with, what it has loaded.
+ANCESTORS = {
+    'the command line': ([('OMP_NUM_THREADS=1', OTHER), ('A=1', OTHER)], False),
+    'a notebook': ([('OMP_NUM_THREADS=1', OTHER), ('A=1', PADDLE), ('A=1', OTHER)], True),
+    "a notebook's shell": ([('OMP_NUM_THREADS=1', OTHER)] * 2 + [('A=1', PADDLE)], True),
+    'before a notebook': ([('OMP_NUM_THREADS=1', OTHER)] * 3 + [('A=1', OTHER)], False),
+    'an import in this process': ([('A=1', PADDLE)], True),
+    'no /proc': ([], False),
+}
+
+
+@pytest.fixture(params=ANCESTORS)
+def ancestors(request, tmp_path, monkeypatch) -> bool:
+    processes, by_paddle = ANCESTORS[request.param]
+    for number, (variables, maps) in enumerate(processes):
+        folder = tmp_path / (str(number) if number else 'self')
+        folder.mkdir()
+        (folder / 'environ').write_bytes(f'LANG=C\0{variables}\0'.encode())
+        (folder / 'maps').write_text(maps)
+        (folder / 'stat').write_text(f'5 (a b) c) S {number + 1} 5 5 0')
+    monkeypatch.setattr(environment, 'PROC', tmp_path)
+    monkeypatch.setattr(environment, '_ours', set())
+    monkeypatch.setattr(environment, '_keep_freed_memory', lambda: None)
+    monkeypatch.setattr(environment, 'cores_per_process', lambda: 6)
+    for name in ('KMP_BLOCKTIME', 'MKL_DEBUG_CPU_TYPE'):
+        monkeypatch.setenv(name, '7')
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    return by_paddle
+
+
+def test_one_thread_is_the_users_setting_unless_an_import_of_paddle_has_set_it(
+    ancestors, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(paddle.base.core, 'set_num_threads', asked.append)
+    said = environment.prepare_cpu()
+    threads = 6 if ancestors else 1
+    reason = 'the cores of this process' if ancestors else 'your setting'
+    assert f'OMP_NUM_THREADS={threads} ({reason})' in said
+    assert os.environ['OMP_NUM_THREADS'] == str(threads)
+    assert asked == [threads]  # of the paddle that is imported already
+    assert environment.prepare_cpu() == said  # a second command in the same process
+
+
+@pytest.mark.slow
+def test_after_an_import_of_paddle_a_command_has_all_cores_inside_and_as_a_child():
+    """As in a notebook: %run, and a shell."""
+    script = f"""
+import os, subprocess, sys
+import paddle
+sys.path.insert(0, {str(REPOSITORY)!r})
+code = 'from engine import environment; print(environment.prepare_cpu())'
+subprocess.run(f'true; {{sys.executable}} -c "{{code}}"; true', shell=True)
+sys.stdout.flush()
+from engine import environment
+print(environment.prepare_cpu())
+"""
+    variables = {k: v for k, v in os.environ.items() if k != 'OMP_NUM_THREADS'}
+    process = subprocess.run(
+        [sys.executable, '-c', script],
+        capture_output=True,
+        text=True,
+        env={**variables, 'PYTHONPATH': str(REPOSITORY), 'PYTHONUNBUFFERED': '1'},
+    )
+    assert process.returncode == 0, process.stderr
+    lines = [line for line in process.stdout.splitlines() if line.startswith('CPU: ')]
+    cores = environment.cores_per_process()
+    assert len(lines) == 2
+    for line in lines:
+        assert f'OMP_NUM_THREADS={cores} (the cores of this process)' in line

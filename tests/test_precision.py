@@ -100,8 +100,8 @@ def test_batch_norms_over_all_processes_are_refused_on_a_cpu():
 SCRIPT = '''
 import json, sys
 import numpy as np
-from engine import runtime
-runtime.prepare_cpu()
+from engine import environment, runtime
+environment.prepare_cpu()
 runtime.start_paddle('npu')
 import paddle
 from paddle import nn

@@ -15,7 +15,7 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-from engine import job, runtime
+from engine import environment, job, runtime
 from engine.config import Config
 from engine.data.augment import Augmentation
 from engine.data.batches import ArrayBatches, Batches, Images, ImageSet
@@ -233,7 +233,7 @@ def _folder(config: Config, train: bool, tell: Callable[[str], None]) -> DataSet
     )
     size, resize = _photo_sizes(config)
     view = EvalView(size=size, resize=resize, five_crops=config.eval.views == 'ten_crop')
-    workers = data.workers or runtime.cores_per_process()
+    workers = data.workers or environment.cores_per_process()
     skip = data.on_bad_file == 'skip'
 
     def photos(files: Files) -> Photos:

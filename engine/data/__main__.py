@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Callable
 
-from engine import cli, runtime
+from engine import cli, environment
 from engine.data import packing
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument(
         '--workers',
         type=_from(1, 1000),
-        default=runtime.cores_per_process(),
+        default=environment.cores_per_process(),
         help='threads (the cores)',
     )
     args = parser.parse_args()

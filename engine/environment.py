@@ -1,0 +1,137 @@
+"""What Paddle and its libraries read from the environment when they are imported.
+
+prepare_cpu() comes before `import paddle`. What the user has set stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.metadata
+import math
+import os
+import sys
+from pathlib import Path
+
+from engine import job
+
+CGROUP = Path('/sys/fs/cgroup')
+PROC = Path('/proc')
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+
+# What Paddle's page on NPUs and PaddleX set; paddle-custom-npu reads them when it is loaded.
+NPU_FLAGS = {
+    'FLAGS_npu_storage_format': '0',  # no private layout: the plug-in warns of its accuracy
+    'FLAGS_npu_jit_compile': '0',  # no compiling of operators while training
+    'FLAGS_npu_scale_aclnn': 'True',  # not CANN's old Power operator
+    'FLAGS_npu_split_aclnn': 'True',
+    'FLAGS_use_stride_kernel': '0',  # its kernels expect contiguous memory
+    'FLAGS_allocator_strategy': 'auto_growth',
+}
+
+_ours: set[str] = set()  # variables that an earlier call has set
+
+
+def prepare_cpu() -> str:
+    """Set what Paddle's kernels need, before paddle is imported; returns one line about the CPU.
+
+    The wheel's MKL takes a slow path on AMD unless told otherwise, and Paddle uses one thread
+    unless told otherwise: together a factor of 3 to 5 in training. Where paddle is imported already
+    (in a notebook), the number of threads is still set.
+    """
+    if os.environ.get('OMP_NUM_THREADS') == '1' and _set_by_paddle():
+        del os.environ['OMP_NUM_THREADS']
+    threads = cores_per_process()
+    wanted = {'OMP_NUM_THREADS': (str(threads), 'the cores of this process')}
+    if threads > 1:  # by default they spin for 200 ms, which slows what one thread does in between
+        wanted['KMP_BLOCKTIME'] = ('1', 'idle threads sleep')
+    if _is_amd():
+        wanted['MKL_DEBUG_CPU_TYPE'] = ('5', 'fast kernels on AMD')
+    told = []
+    for name, (value, reason) in wanted.items():
+        if name in os.environ and name not in _ours:
+            reason = 'your setting'
+        else:
+            _ours.add(name)
+        told.append(f'{name}={os.environ.setdefault(name, value)} ({reason})')
+    if may_have_npu():
+        for name, value in NPU_FLAGS.items():
+            os.environ.setdefault(name, value)
+    if 'paddle' in sys.modules:
+        _set_threads_of_imported_paddle()
+    _keep_freed_memory()
+    return 'CPU: ' + ', '.join(told)
+
+
+def may_have_npu() -> bool:
+    """Whether importing paddle loads plug-ins of devices: without the variable, those of pip."""
+    folder = os.environ.get('CUSTOM_DEVICE_ROOT')
+    if folder is not None:
+        return folder != ''
+    try:
+        importlib.metadata.version('paddle-custom-npu')
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _set_by_paddle() -> bool:
+    """Whether OMP_NUM_THREADS is none of the user's.
+
+    An `import paddle` without it sets 1, which child processes inherit: those of the launcher, of a
+    notebook, of a script. The nearest ancestor that was started without it decides.
+    """
+    if job.LAUNCHED:
+        return True
+    process = 'self'
+    with contextlib.suppress(OSError, IndexError):  # no Linux, or another user's process
+        while b'OMP_NUM_THREADS=' in (PROC / process / 'environ').read_bytes():
+            # Behind the name in brackets, which may hold anything: state, parent.
+            process = (PROC / process / 'stat').read_text().rpartition(')')[2].split()[1]
+        return 'libpaddle' in (PROC / process / 'maps').read_text()
+    return False
+
+
+def _set_threads_of_imported_paddle() -> None:
+    import paddle
+
+    with contextlib.suppress(ValueError):  # a list of numbers, for nested loops
+        paddle.base.core.set_num_threads(int(os.environ['OMP_NUM_THREADS']))
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what tensors leave: it would give each block back to the kernel, which must
+    then clear as much again for the next step, a tenth of WRN-16-2's time.
+    """
+    if any(name.startswith('MALLOC_') or name == 'GLIBC_TUNABLES' for name in os.environ):
+        return  # the user's own settings
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc
+        set_option = ctypes.CDLL(None).mallopt
+        # Larger blocks are given back: they would leave gaps that cost more than the time is worth.
+        set_option(M_MMAP_THRESHOLD, 2**25)
+        set_option(M_TRIM_THRESHOLD, -1)
+
+
+def cores_per_process() -> int:
+    """The cores that this process may use, when all processes of this machine share them."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        cores = os.cpu_count() or 1
+    cores = math.ceil(min(cores, _container_limit()))
+    return max(1, cores // int(os.environ.get('PADDLE_LOCAL_SIZE', job.WORLD)))
+
+
+def _container_limit() -> float:
+    """The cores' worth of time that a container may use (docker run --cpus 2)."""
+    for files in (['cpu.max'], ['cpu/cpu.cfs_quota_us', 'cpu/cpu.cfs_period_us']):  # version 2, 1
+        with contextlib.suppress(OSError, ValueError):  # ValueError: 'max'
+            quota, period = ' '.join((CGROUP / file).read_text() for file in files).split()
+            if float(quota) > 0:
+                return float(quota) / float(period)
+    return math.inf
+
+
+def _is_amd() -> bool:
+    cpuinfo = Path('/proc/cpuinfo')
+    return cpuinfo.exists() and 'AuthenticAMD' in cpuinfo.read_text(errors='replace')
