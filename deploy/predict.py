@@ -28,7 +28,7 @@ def main() -> int:
     from predictor import inputs
 
     description = open_folder(args.folder)
-    paths = inputs.find_pictures(args.pictures)
+    paths = inputs.find_pictures(args.pictures, tell=console.tell)
     labels = None
     if args.labels:
         labels = inputs.find_labels(args.labels, paths, description.classes)

@@ -91,7 +91,7 @@ def test_order_and_labels_do_not_depend_on_the_disk(tmp_path, monkeypatch):
     touch(tmp_path, *(f'{c}/{i}.jpg' for c in 'bca' for i in (3, 1, 2)))
     data = find_folder(tmp_path, holdout=0.3)
     scan = os.scandir
-    monkeypatch.setattr(folders.os, 'scandir', lambda path: list(scan(path))[::-1])
+    monkeypatch.setattr(os, 'scandir', lambda path: list(scan(path))[::-1])
     again = find_folder(tmp_path, holdout=0.3)
     assert data.train.paths == again.train.paths == sorted(data.train.paths)
     assert data.test.paths == again.test.paths
@@ -166,7 +166,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
             raise PermissionError(13, 'Permission denied', str(path))
         return scan(path)
 
-    monkeypatch.setattr(folders.os, 'scandir', refuse)
+    monkeypatch.setattr(os, 'scandir', refuse)
     assert refusal(tmp_path) == f'cannot read {tmp_path}/train/dog: Permission denied'
 
 
@@ -370,7 +370,7 @@ def test_a_million_files_are_kept_in_order_within_seconds(tmp_path, monkeypatch)
     paths = {name: [f'{name}/{number:06d}.JPEG' for number in range(1280)] for name in names}
     for name in paths:
         os.mkdir(name)
-    monkeypatch.setattr(folders, 'walk', lambda folder: iter(paths[folder]))
+    monkeypatch.setattr(folders, 'walk', lambda folder, others: iter(paths[folder]))
     start = time.process_time()
     data = find_folder(tmp_path, holdout=0.1)
     assert (len(data.train), len(data.test)) == (1_152_000, 128_000)

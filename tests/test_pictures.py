@@ -12,7 +12,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from engine.data.pictures import BadPicture, EvalView, TrainView, open_picture, resized
+from engine.data.pictures import EvalView, TrainView, open_picture, resized
+from predictor.pictures import BadPicture
 
 WHOLE, DAMAGED = picture_files.whole_files(), picture_files.damaged_files()
 

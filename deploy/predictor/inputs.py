@@ -8,15 +8,15 @@ import stat
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Iterator, NamedTuple, Optional, Sequence
+from typing import Callable, Iterator, NamedTuple, Optional, Sequence
 
 import numpy as np
 
 from predictor.errors import UserError
 from predictor.folder import Input
-from predictor.pictures import BadPicture, centre, read_picture
+from predictor.listing import describe_left_out, walk
+from predictor.pictures import SUFFIXES, BadPicture, centre, read_picture
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 MAX_BYTES = 2**30  # of a file: a larger one is an accident
 BATCHES_AHEAD = 2
 
@@ -27,7 +27,7 @@ class Picture(NamedTuple):
     error: str = ''  # why there are none
 
 
-def find_pictures(arguments: Sequence[str]) -> list[Path]:
+def find_pictures(arguments: Sequence[str], *, tell: Callable[[str], None]) -> list[Path]:
     """Files as they are named, those of folders and below, and what patterns match; in order."""
     found: dict[Path, None] = {}
     for argument in arguments:
@@ -37,29 +37,20 @@ def find_pictures(arguments: Sequence[str]) -> list[Path]:
         if not paths:
             raise UserError(f'{argument}: there is nothing')
         for path in paths:
-            files = _below(path) if path.is_dir() else [path]
+            files = _below(path, tell) if path.is_dir() else [path]
             found.update(dict.fromkeys(files))
     return list(found)
 
 
-def _below(folder: Path) -> list[Path]:
-    files = sorted(map(Path, _walk(str(folder))))
+def _below(folder: Path, tell: Callable[[str], None]) -> list[Path]:
+    others: list[str] = []
+    files = sorted(map(Path, walk(str(folder), SUFFIXES, others)))
     if not files:
-        raise UserError(f'{folder} holds no pictures ({", ".join(SUFFIXES)})')
+        there = f', but {describe_left_out(others)}' if others else ''
+        raise UserError(f'{folder} holds no pictures ({", ".join(SUFFIXES)}){there}')
+    if others:
+        tell(f'left out of {folder}: {describe_left_out(others)}')
     return files
-
-
-def _walk(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
-    """As training does: links to folders are followed, but not in circles; hidden ones left out."""
-    status = os.stat(folder)
-    here = above | {(status.st_dev, status.st_ino)}
-    for entry in os.scandir(folder) if len(here) > len(above) else ():
-        if entry.name.startswith('.'):
-            continue
-        if os.path.isdir(entry.path):
-            yield from _walk(entry.path, here)
-        elif entry.name.lower().endswith(SUFFIXES):
-            yield entry.path
 
 
 def find_labels(source: str, pictures: Sequence[Path], classes: Sequence[str]) -> list[int]:

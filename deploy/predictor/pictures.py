@@ -5,6 +5,8 @@ Pillow alone: it decodes JPEG with the library that training decodes it with.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import io
 import math
 import re
@@ -13,12 +15,13 @@ import zlib
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
+
+from predictor import listing
 
 MAX_PIXELS = 2**27  # 134 million: a larger picture is an accident or an attack
 MAX_SCANS = 100  # of a JPEG, as in libtiff: 1 is common, and 10 if it is progressive
 MAX_COMMENTS = 1000  # of a PPM in plain text, of which Pillow takes the square
-FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')
 SIXTEEN_BITS = ('I', 'I;16', 'I;16B', 'I;16L')
 MARKER = re.compile(rb'\xff([\x02-\xcf\xd9-\xfe])')  # of a JPEG, but for those within its scans
 END, SCAN = b'\xd9', b'\xda'
@@ -33,6 +36,25 @@ warnings.filterwarnings('ignore', module=r'PIL\.')  # of EXIF; damaged pixels ar
 
 class BadPicture(Exception):
     """A file that cannot be read; the text says why, without the file's name."""
+
+
+def _optional_formats() -> dict[str, str]:
+    """Of listing.OPTIONAL, what can be read here -> Pillow's name of it."""
+    found = {}
+    if features.check_codec('jpg_2000'):
+        found['JPEG 2000'] = 'JPEG2000'
+    with contextlib.suppress(ImportError, AttributeError):  # a Pillow before 11.3
+        if importlib.import_module('PIL.AvifImagePlugin').SUPPORTED:
+            found['AVIF'] = 'AVIF'
+    with contextlib.suppress(ImportError):
+        importlib.import_module('pillow_heif').register_heif_opener()
+        found['HEIC'] = 'HEIF'
+    return found
+
+
+_OPTIONAL = _optional_formats()
+FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM', *_OPTIONAL.values())
+SUFFIXES = (*listing.SUFFIXES, *(s for name in _OPTIONAL for s in listing.OPTIONAL[name][0]))
 
 
 def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -51,7 +73,7 @@ def _read(data: bytes, max_pixels: int) -> Image.Image:
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise BadPicture('is not a picture' if data else 'is empty') from None
+        raise BadPicture(listing.what_it_is(data)) from None
     except Exception as error:  # a damaged header can raise anything at all
         raise BadPicture(f'is damaged ({_first_line(error)})') from None
     if image.width * image.height > max_pixels:

@@ -16,8 +16,9 @@ from typing import Iterator, Optional, Sequence
 import numpy as np
 
 from engine.errors import UserError
+from predictor import listing
+from predictor.pictures import SUFFIXES
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm')
 TEST_FOLDERS = ('val', 'test', 'valid', 'validation', 'eval')
 # Lists of a flat folder's labels: Caffe's and PaddleClas's `name label`, and Kaggle's table.
 LABEL_LISTS = ('val.txt', 'val_list.txt', 'val_labels.txt', 'LOC_val_solution.csv')
@@ -106,14 +107,11 @@ def _class_names(folder: Path) -> list[str]:
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(e.name for e in os.scandir(folder) if is_folder(e) and e.name[0] != '.')
-
-
-def is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+    return sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if listing.is_folder(entry) and not listing.is_passed_over(entry.name)
+    )
 
 
 def legible(path: str) -> str:
@@ -125,29 +123,22 @@ def _list_classes(folder: Path, classes: Sequence[str]) -> Files:
     paths: list[str] = []
     counts = []
     for name in classes:
-        found = sorted(walk(str(folder / name)))
+        others: list[str] = []
+        found = sorted(walk(str(folder / name), others))
         if not found:
-            raise UserError(f'{folder / name} holds no images ({", ".join(SUFFIXES)})')
+            there = f', but {listing.describe_left_out(others)}' if others else ''
+            raise UserError(f'{folder / name} holds no images ({", ".join(SUFFIXES)}){there}')
         paths += found
         counts.append(len(found))
     return Files(paths, np.repeat(np.arange(len(classes), dtype=np.int64), counts))
 
 
-def walk(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
-    """Images at any depth. A link to a folder is followed, but not in circles."""
+def walk(folder: str, left_out: Optional[list[str]] = None) -> Iterator[str]:
+    """`listing.walk`, whose failure is the user's."""
     try:
-        status = os.stat(folder)
-        here = above | {(status.st_dev, status.st_ino)}
-        entries = list(os.scandir(folder)) if len(here) > len(above) else []
+        yield from listing.walk(folder, SUFFIXES, left_out)
     except OSError as error:
-        raise UserError(f'cannot read {folder}: {error.strerror}') from None
-    for entry in entries:
-        if entry.name.startswith('.'):  # ._photo.jpg of macOS is no photo
-            continue
-        if is_folder(entry):
-            yield from walk(entry.path, here)
-        elif entry.name.lower().endswith(SUFFIXES):
-            yield entry.path
+        raise UserError(f'cannot read {error.filename or folder}: {error.strerror}') from None
 
 
 def _list_test(root: Path, folder: Path, classes: list[str]) -> Files:

@@ -17,8 +17,10 @@ from engine.checkpoint import write_atomically
 from engine.data.folder import LABEL_LISTS, TEST_FOLDERS, legible, readings, walk
 from engine.data.parallel import parallel
 from engine.data.photos import check_fully, read_file
-from engine.data.pictures import BadPicture, Jpeg, open_picture, resized
+from engine.data.pictures import Jpeg, open_picture, resized
 from engine.errors import UserError
+from predictor.listing import describe_left_out
+from predictor.pictures import BadPicture
 
 JPEG_SIDE = 65500  # libjpeg's limit
 
@@ -157,7 +159,12 @@ def _packed(data: bytes, size: int, quality: int) -> bytes:
 def _pictures(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise UserError(f'{folder} is not a folder')
-    paths = sorted(walk(str(folder)))
+    others: list[str] = []
+    paths = sorted(walk(str(folder), others))
+    others = [path for path in others if os.path.basename(path) not in LABEL_LISTS]
     if not paths:
-        raise UserError(f'there are no pictures below {folder}')
+        there = f', but {describe_left_out(others)}' if others else ''
+        raise UserError(f'there are no pictures below {folder}{there}')
+    if others:
+        print(f'left out of {folder}: {describe_left_out(others)}')
     return paths

@@ -28,12 +28,12 @@ from engine.data.pictures import (
     JPEG,
     JPEG_END,
     PNG,
-    BadPicture,
     EvalView,
     TrainView,
     open_picture,
 )
 from engine.errors import UserError
+from predictor.pictures import BadPicture
 
 AHEAD = 2  # batches that are being read while one is used
 PARTS = 4  # of a batch, a thread: few, because handing over costs time, and enough to share evenly

@@ -22,9 +22,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from engine.data.augment import recolour
 from engine.data.policies import Policy
+from predictor.listing import what_it_is
+from predictor.pictures import FORMATS, BadPicture
 
 MAX_PIXELS = 2**27  # 134 million: a larger picture is an accident or an attack
-FORMATS = ('JPEG', 'PNG', 'BMP', 'GIF', 'WEBP', 'TIFF', 'PPM')
 JPEG, JPEG_END = b'\xff\xd8', b'\xff\xd9'
 PNG = b'\x89PNG\r\n\x1a\n'
 
@@ -45,10 +46,6 @@ _HARMLESS = re.compile(r'\b[1-3] extraneous bytes before marker|Invalid SOS para
 
 cv2.setNumThreads(1)  # the pictures of a batch are read in parallel already
 Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is checked here, by an error instead of a warning
-
-
-class BadPicture(Exception):
-    """A file that cannot be read; the text says why."""
 
 
 class Jpeg:
@@ -78,12 +75,10 @@ class OtherFormat:
     """A file that Pillow decodes, not before its pixels or their upright size are asked for."""
 
     def __init__(self, data: bytes) -> None:
-        if not data:
-            raise BadPicture('is empty')
         try:
             self._image = Image.open(io.BytesIO(data), formats=FORMATS)
         except UnidentifiedImageError:
-            raise BadPicture('is not a picture') from None
+            raise BadPicture(what_it_is(data)) from None
         except Exception as error:  # a damaged header can raise anything at all
             raise BadPicture(f'is damaged ({_first_line(error)})') from None
         _require_moderate(*self._image.size)
