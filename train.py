@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from engine import cli, environment, job, runtime
-from engine.checkpoint import Checkpoints, Snapshot, write_atomically
+from engine.checkpoint import Checkpoints, Snapshot
 from engine.config import Config, chosen, differences, to_dict, to_yaml
 from engine.errors import Diverged, Stopped, UserError
+from engine.files import write_atomically
 from engine.run_folder import RunFolder, find_run, read_snapshot
 from engine.weights import write_arrays
 

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
-from engine.checkpoint import write_atomically
+from engine.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

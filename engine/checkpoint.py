@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Callable, Iterator, Optional
 
 from engine.errors import Diverged, UserError
+from engine.files import sync_file, sync_folder, write_atomically
 from engine.weights import Arrays, first_not_finite, parse_arrays, write_arrays
 
 MODEL, OPTIMIZER, EMA, STATE, MANIFEST = (
@@ -71,7 +72,7 @@ class Checkpoints:
             temporary.mkdir()
             _write(temporary, snapshot, saved_at=self._now())
             _replace_folder(target, temporary)
-            sync(self.folder)
+            sync_folder(self.folder)
             write_atomically(self.folder / 'latest', lambda file: file.write(f'{name}\n'.encode()))
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -142,23 +143,6 @@ def load(path: Path) -> Snapshot:
         raise UserError(f'{path / STATE} is not JSON: {error}') from None
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Replace a file by what `write` writes, or leave it as it was."""
-    temporary = path.with_name(f'.{path.name}.writing')
-    try:
-        with temporary.open('wb') as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = str(path)
-        raise
-    sync(path.parent)
-
-
 def _replace_folder(target: Path, new: Path) -> None:
     """Put `new` in the place of `target`, which a failure puts back."""
     aside = target.with_name(f'.{target.name}.replaced')
@@ -196,23 +180,13 @@ def _write(folder: Path, snapshot: Snapshot, *, saved_at: float) -> None:
         _write_synced(folder / name, content)
     manifest = {'saved_at': saved_at, 'files': files}
     _write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-    sync(folder)
+    sync_folder(folder)
 
 
 def _write_synced(path: Path, content: bytes | memoryview) -> None:
     with path.open('wb') as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync(path: Path) -> None:
-    """Make a file's content, or the names in a folder, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_file(file)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

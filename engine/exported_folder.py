@@ -7,16 +7,15 @@ paddle.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator, Optional
 
 from engine import runtime, settings
-from engine.checkpoint import sync
 from engine.chosen_weights import Weights, sha256_of
 from engine.errors import UserError
+from engine.files import locked, sync_folder, sync_tree
 
 if TYPE_CHECKING:
     from engine.data import Preparation
@@ -112,13 +111,12 @@ def written_aside(*targets: Path) -> Iterator[list[Path]]:
                 aside.mkdir()
             yield asides
             for aside in asides:
-                for path in (*aside.rglob('*'), aside):
-                    sync(path)
+                sync_tree(aside)
             for target in targets:
                 require_new(target)
             for aside, target in zip(asides, targets):
                 os.replace(aside, target)
-                sync(target.parent)
+                sync_folder(target.parent)
         except BaseException:
             for aside in asides:
                 shutil.rmtree(aside, ignore_errors=True)
@@ -144,8 +142,6 @@ def _lock_parents(targets: tuple[Path, ...], locks: contextlib.ExitStack) -> Non
     for parent in sorted({target.parent for target in targets}):
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(parent, os.O_RDONLY)
+            locks.enter_context(locked(parent))
         except OSError as error:
             raise UserError(f'cannot write into {parent}: {error.strerror}') from None
-        locks.callback(os.close, descriptor)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from engine import plots
-from engine.checkpoint import write_atomically
+from engine.files import write_atomically
 from engine.run_folder import RunFolder, read_records
 
 if TYPE_CHECKING:

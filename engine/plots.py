@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.font_manager import fontManager
 
-from engine.checkpoint import write_atomically
 from engine.data.batches import Batch
+from engine.files import write_atomically
 
 DPI = 110
 FIRST = 32  # images of the first batch that are shown

@@ -11,9 +11,9 @@ from typing import Any, Sequence
 import numpy as np
 
 from engine import plots
-from engine.checkpoint import write_atomically
 from engine.data.batches import ImageSet
 from engine.evaluation import Evaluation
+from engine.files import write_atomically
 
 WORST = 40  # mistakes that are shown
 TABLE = 50  # classes that are printed

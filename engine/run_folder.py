@@ -13,9 +13,10 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Optional, Sequence
 
-from engine.checkpoint import MANIFEST, Checkpoints, Snapshot, load, write_atomically
+from engine.checkpoint import MANIFEST, Checkpoints, Snapshot, load
 from engine.config import Config, Output, load_config, to_yaml
 from engine.errors import UserError
+from engine.files import write_atomically
 
 
 class RunFolder:

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 
 from engine import checkpoint
-from engine.checkpoint import Checkpoints, Snapshot, load, write_atomically
+from engine.checkpoint import Checkpoints, Snapshot, load
 from engine.errors import Diverged, UserError
+from engine.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ['model.pdparams', 'optimizer.pdopt', 'ema.pdparams', 'state.json', 'manifest.json']
@@ -400,8 +401,9 @@ PREAMBLE = f"""
 import os, sys
 import numpy as np
 sys.path.insert(0, {str(ROOT)!r})
-from engine.checkpoint import Checkpoints, Snapshot, write_atomically
+from engine.checkpoint import Checkpoints, Snapshot
 from engine.errors import UserError
+from engine.files import write_atomically
 
 def snapshot(number, size=50):
     arrays = {{'weight': np.full(size, number, np.float32)}}

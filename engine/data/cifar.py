@@ -9,7 +9,6 @@ and CIFAR-100's equivalents. Where nothing is found, the python archive is downl
 
 from __future__ import annotations
 
-import fcntl
 import tarfile
 import zlib
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 from engine import safe_pickle
 from engine.download import download
 from engine.errors import UserError
+from engine.files import beside, locked
 
 PIXELS = 3 * 32 * 32
 
@@ -282,8 +282,7 @@ def _fetch(variant: Variant, root: Path) -> Optional[Found]:
     urls = [mirror + target.name for mirror in MIRRORS]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.with_name(f'.{target.name}.lock').open('wb') as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(beside(target, 'lock')):
             found = _find(variant, root)
             if found is None:
                 download(urls, target, md5=variant.md5)

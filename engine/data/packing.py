@@ -13,12 +13,12 @@ import simplejpeg
 from PIL import Image
 from tqdm import tqdm
 
-from engine.checkpoint import write_atomically
 from engine.data.folder import LABEL_LISTS, TEST_FOLDERS, legible, readings, walk
 from engine.data.parallel import parallel
 from engine.data.photos import check_fully, read_file
 from engine.data.pictures import Jpeg, open_picture, resized
 from engine.errors import UserError
+from engine.files import write_atomically
 from predictor.listing import describe_left_out
 from predictor.pictures import BadPicture
 

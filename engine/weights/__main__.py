@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 from engine import cli
-from engine.checkpoint import write_atomically
 from engine.errors import UserError
+from engine.files import write_atomically
 from engine.weights import read_weights, safetensors_file, write_arrays
 from engine.weights.foreign import looks_like
 

@@ -6,11 +6,11 @@ They are kept where Paddle itself keeps them, so that each is downloaded once.
 from __future__ import annotations
 
 import difflib
-import fcntl
 from pathlib import Path
 from typing import Union
 
 from engine.errors import UserError
+from engine.files import beside, locked
 
 ADDRESS = 'https://paddle-hapi.bj.bcebos.com/models/{}.pdparams'
 CACHE = Path('~/.cache/paddle/hapi/weights')
@@ -56,8 +56,7 @@ def _fetch(name: str, target: Path) -> None:
     from engine.download import download, md5_of  # which imports what only a download needs
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    with target.with_name(f'.{target.name}.lock').open('wb') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(beside(target, 'lock')):
         if not target.exists():
             download([ADDRESS.format(name)], target, md5=OFFICIAL[name])
         elif md5_of(target) != OFFICIAL[name]:

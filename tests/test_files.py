@@ -1,0 +1,124 @@
+"""engine/files.py: disks that cannot sync a folder or lock a file, and names at the limit."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+
+from engine import files
+from engine.checkpoint import Checkpoints, Snapshot, load
+from engine.errors import UserError
+from engine.exported_folder import written_aside
+from engine.files import locked, write_atomically
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EINVAL, errno.EBADF)
+
+
+def refuse_sync(monkeypatch, what, code: int) -> None:
+    """os.fsync fails for folders, or for files."""
+    fsync = os.fsync
+
+    def sync(descriptor: int) -> None:
+        if what(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, 'fsync', sync)
+
+
+def save(folder):
+    return Checkpoints(folder).save('epoch_0001', Snapshot({}, {}, None, {}))
+
+
+@pytest.mark.parametrize('code', [errno.EINVAL, errno.EIO, errno.ENOTSUP])
+def test_a_disk_that_syncs_no_folders_is_written_to(tmp_path, monkeypatch, code):
+    refuse_sync(monkeypatch, stat.S_ISDIR, code)
+    write_atomically(tmp_path / 'file', lambda file: file.write(b'content'))
+    assert (tmp_path / 'file').read_bytes() == b'content'
+    assert load(save(tmp_path / 'checkpoints')).state == {}
+    with written_aside(tmp_path / 'out') as (folder,):
+        (folder / 'deep').mkdir()
+        (folder / 'deep' / 'file').write_text('content')
+    assert (tmp_path / 'out' / 'deep' / 'file').read_text() == 'content'
+
+
+def test_a_file_that_cannot_be_synced_is_an_error_everywhere(tmp_path, monkeypatch):
+    refuse_sync(monkeypatch, stat.S_ISREG, errno.EIO)
+    with pytest.raises(OSError, match='file'):
+        write_atomically(tmp_path / 'file', lambda file: file.write(b'content'))
+    with pytest.raises(UserError, match='cannot save'):
+        save(tmp_path / 'checkpoints')
+    with pytest.raises(OSError), written_aside(tmp_path / 'out') as (folder,):
+        (folder / 'file').write_text('content')
+    assert [path.name for path in tmp_path.iterdir()] == ['checkpoints']
+
+
+@pytest.mark.parametrize('code', NO_LOCKS)
+@pytest.mark.parametrize('kind', ['file', 'folder'])
+def test_a_disk_without_locks_gets_one_line(tmp_path, monkeypatch, capsys, code, kind):
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr('fcntl.flock', flock)
+    path = tmp_path if kind == 'folder' else tmp_path / 'lock'
+    with locked(path):
+        pass
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f'cannot lock {path} ({os.strerror(code)})')
+
+
+@pytest.mark.parametrize('kind', ['file', 'folder'])
+def test_the_second_waits_until_the_first_has_left(tmp_path, kind):
+    path, over = tmp_path if kind == 'folder' else tmp_path / 'lock', threading.Event()
+    order = []
+
+    def second() -> None:
+        with locked(path):
+            order.append('second')
+
+    with ThreadPoolExecutor(1) as pool:
+        with locked(path):
+            waiting = pool.submit(second)
+            over.wait(0.3)
+            order.append('first')
+        waiting.result(10)
+    assert order == ['first', 'second']
+
+
+def test_windows_has_locks_of_its_own(tmp_path, monkeypatch):
+    """By imitation: fcntl is taken away, and msvcrt locks one byte far behind the content."""
+    held: dict[tuple[int, int], int] = {}
+
+    def locking(descriptor: int, mode: int, count: int) -> None:
+        assert (mode, count) == (2, 1)
+        place = os.fstat(descriptor).st_ino, os.lseek(descriptor, 0, os.SEEK_CUR)
+        if place in held:
+            raise PermissionError(errno.EACCES, 'Permission denied')
+        held[place] = descriptor
+
+    monkeypatch.setitem(sys.modules, 'fcntl', None)
+    monkeypatch.setitem(sys.modules, 'msvcrt', SimpleNamespace(locking=locking, LK_NBLCK=2))
+    with (tmp_path / 'lock').open('wb') as one, (tmp_path / 'lock').open('wb') as other:
+        files.lock(one.fileno())
+        with pytest.raises(files.Busy):
+            files.lock(other.fileno())
+    (((_, place), _),) = held.items()
+    assert place > 1e6
+
+
+@pytest.mark.parametrize('length', [255, 250, 200])
+@pytest.mark.parametrize('letter', ['x', '字'])
+def test_a_name_at_the_limit_of_file_systems(tmp_path, letter, length):
+    name = letter * (length // len(letter.encode()))
+    write_atomically(tmp_path / name, lambda file: file.write(b'content'))
+    with locked(files.beside(tmp_path / name, 'lock')):
+        time.sleep(0)
+    assert (tmp_path / name).read_bytes() == b'content'
