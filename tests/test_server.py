@@ -601,6 +601,40 @@ def test_memory_is_given_back_whatever_becomes_of_a_request(fake):
         assert server.metric('classifier_queue_images') == 0
 
 
+def test_clients_that_leave_take_their_uploads_with_them(fake, monkeypatch):
+    """From the queue of the threads that decode, too."""
+    go, size = threading.Event(), 1 << 20
+    monkeypatch.setattr('server.app.read_picture', lambda *_, **__: go.wait(20) and 1 / 0)
+    threads = min(cores(), 4)
+    with in_thread([fake], Limits(body_bytes=size), capacity=100) as server:
+        tracemalloc.start()
+        try:
+            for _ in range(40):
+                with server.link() as link:
+                    link.sendall(head(size) + bytes(size))
+                    eventually(lambda: server.metric('classifier_queue_images') > 0)
+                eventually(lambda: server.metric('classifier_queue_images') == 0)
+            assert server.metric('classifier_bodies_bytes') == threads * size
+            assert tracemalloc.get_traced_memory()[0] < (threads + 4) * size
+        finally:
+            tracemalloc.stop()
+            go.set()
+        eventually(lambda: server.metric('classifier_bodies_bytes') == 0)
+
+
+def test_an_upload_counts_while_a_thread_decodes_it_though_its_client_has_left(fake, monkeypatch):
+    go = threading.Event()
+    monkeypatch.setattr('server.app.read_picture', lambda *_, **__: go.wait(20) and 1 / 0)
+    with in_thread([fake]) as server:
+        with server.link() as link:
+            link.sendall(head(len(PICTURE)) + PICTURE)
+            eventually(lambda: server.metric('classifier_queue_images') == 1)
+        eventually(lambda: server.metric('classifier_queue_images') == 0)
+        assert server.metric('classifier_bodies_bytes') == len(PICTURE)
+        go.set()
+        eventually(lambda: server.metric('classifier_bodies_bytes') == 0)
+
+
 def test_a_body_that_comes_too_slowly(fake):
     with in_thread([fake], Limits(body_s=0.3)) as server, server.link() as link:
         start = time.monotonic()

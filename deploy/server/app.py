@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from predictor import Predictor, machine, softmax
 from predictor.pictures import BadPicture, centre, read_picture
 from server import VERSION
 from server.batching import Answer, Batcher, Busy, Closing, Expired, Failed
-from server.limits import RETRY_AFTER, App, Bodies, Limits, Linger, Message, Receive, Refused, Send
+from server.limits import RETRY_AFTER, App, Bodies, Body, Limits, Linger, Message, Receive, Refused, Send
 from server.metrics import CONTENT_TYPE, Metrics
 from server.protocol import (
     EXTENSIONS,
@@ -157,7 +158,7 @@ class Service:
             deadline = self._deadline()
             with self._batcher.place(1, deadline=deadline) as place:
                 kind = request.headers.get('content-type', '')
-                decode = self._in_worker(deadline, self._decode, kind, body.data)
+                decode = self._in_worker(deadline, body, functools.partial(self._decode, kind))
                 picture = await _unless_gone(request, decode)
                 body.release()
                 answer = await _unless_gone(request, place.run(picture.images))
@@ -196,8 +197,8 @@ class Service:
         length = request.headers.get(HEADER_LENGTH)
         with await self._bodies.read(request) as body:
             deadline = self._deadline()
-            read = self._in_worker(deadline, read_call, self._signature, body.data, length)
-            call = await _unless_gone(request, read)
+            read = functools.partial(read_call, self._signature, header_length=length)
+            call = await _unless_gone(request, self._in_worker(deadline, body, read))
             with self._batcher.place(len(call.images), deadline=deadline) as place:
                 answer = await _unless_gone(request, place.run(call.images))
         content, head = write_answer(self._signature, call, answer.logits)
@@ -259,13 +260,13 @@ class Service:
     def _deadline(self) -> float:
         return time.monotonic() + self._limits.answer_s
 
-    async def _in_worker(self, deadline: float, work: Callable[..., T], *given: Any) -> T:
-        """Run it in a thread, unless its turn comes after the deadline; Expired at that time."""
+    async def _in_worker(self, deadline: float, body: Body, work: Callable[[bytes], T]) -> T:
+        """`work` on the body's bytes in a thread. Expired if its turn or its end comes too late."""
 
         def in_time() -> T:
             if time.monotonic() > deadline:
                 raise Expired
-            return work(*given)
+            return body.use(work)
 
         run = asyncio.get_running_loop().run_in_executor(self._workers, in_time)
         try:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import zlib
 from collections.abc import MutableMapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Awaitable, Callable, Optional
+from typing import Any, Awaitable, Callable, Optional, TypeVar
 
 from starlette.requests import Request
 
@@ -22,6 +23,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+T = TypeVar('T')
 
 PACKINGS = ('gzip', 'deflate')
 RETRY_AFTER = {'Retry-After': '1'}
@@ -56,11 +58,12 @@ class Refused(Exception):
 
 
 class Body:
-    """A request's bytes. They count as held until they are released, or the block ends."""
+    """A request's bytes. They count as held until the block ends and no thread uses them."""
 
     def __init__(self, bodies: Bodies) -> None:
         self.data = b''
         self._bodies, self._held = bodies, 0
+        self._users, self._released = 0, False
 
     def hold(self, size: int) -> None:
         """So many bytes more; Refused if the others' fill the memory."""
@@ -68,9 +71,29 @@ class Body:
         self._held += size
 
     def release(self) -> None:
-        self.data = b''
-        self._bodies.held -= self._held
-        self._held = 0
+        with self._bodies.lock:
+            self.data, self._released = b'', True
+            self._settle()
+
+    def use(self, work: Callable[[bytes], T]) -> T:
+        """`work` on the bytes, in a thread, which may outlast the request.
+
+        A task that waits for its thread must not hold the bytes itself: it is kept in the queue
+        after it was cancelled. It gets b'' if the body has been released in the meantime.
+        """
+        with self._bodies.lock:
+            self._users += 1
+        try:
+            return work(self.data)
+        finally:
+            with self._bodies.lock:
+                self._users -= 1
+                self._settle()
+
+    def _settle(self) -> None:
+        if self._released and not self._users:
+            self._bodies.held -= self._held
+            self._held = 0
 
     def __enter__(self) -> Body:
         return self
@@ -89,6 +112,7 @@ class Bodies:
 
     def __init__(self, limits: Limits, workers: Executor) -> None:
         self.held = 0  # bytes in memory: what is announced only costs nothing, so nobody hoards
+        self.lock = threading.Lock()  # for `held`, which worker threads change, too
         self._limits = limits
         self._workers = workers
 
@@ -114,16 +138,17 @@ class Bodies:
             if packing != 'identity':
                 body.hold(most)  # as large it may become
                 loop = asyncio.get_running_loop()
-                body.data = await loop.run_in_executor(self._workers, self._unpack, body.data)
+                body.data = await loop.run_in_executor(self._workers, body.use, self._unpack)
         except BaseException:
             body.release()
             raise
         return body
 
     def reserve(self, size: int) -> None:
-        if self.held + size > self._limits.bodies_bytes:
-            raise Refused(503, 'memory', 'too many uploads at once; try again', RETRY_AFTER)
-        self.held += size
+        with self.lock:
+            if self.held + size > self._limits.bodies_bytes:
+                raise Refused(503, 'memory', 'too many uploads at once; try again', RETRY_AFTER)
+            self.held += size
 
     async def _receive(self, request: Request, body: Body) -> bytes:
         try:
