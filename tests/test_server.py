@@ -441,7 +441,7 @@ def test_every_answer_has_the_security_headers(live):
         '/v2/models/../../../../etc/passwd',
         '/v2/models/..%2f..%2f..%2fetc%2fpasswd',
         '/v2/models/%2e%2e',
-        'http://example.org/',
+        'http://example.org/app.py',
         '*',
     ],
 )
@@ -1023,20 +1023,82 @@ def test_it_doesnt_wait_for_ever(fake, caplog):
     assert 'Traceback' not in caplog.text
 
 
-def test_while_it_stops_it_is_not_ready_and_takes_nothing_new(fake):
+def test_while_it_stops_it_is_not_ready_and_answers_what_still_comes(fake):
     with in_thread([fake]) as server:
-        fake.go.clear()
-        asked = in_background(server.classify, PICTURE)
-        assert fake.running.wait(10)
         server.service.stop()
         for path in ('/v2/health/ready', f'/v2/models/{MODEL}/ready'):
             assert server.get(path).status == 503
-        for reply in (server.classify(PICTURE), server.infer(request(tensor(1)))):
-            assert (reply.status, reply.error) == (503, 'the server is stopping')
-            assert reply.headers['Retry-After'] == '1'
+            assert server.get(path).headers['Retry-After'] == '1'
         assert server.get('/v2/health/live').status == 200
+        assert server.classify(PICTURE).status == 200
+        assert server.infer(request(tensor(1))).status == 200
+
+
+def test_clients_that_have_connected_before_the_end_are_answered(fake):
+    """Of sixteen that make a connection for each request; those who come later are refused."""
+    ends = []
+
+    def ask_until_the_end(server: Client) -> None:
+        with contextlib.suppress(ConnectionRefusedError):
+            while True:
+                with server.link() as link:
+                    try:
+                        link.sendall(head(len(PICTURE)) + PICTURE)
+                        ends.append(status_of(read_answer(link)))
+                    except (OSError, AssertionError) as error:
+                        ends.append(error)
+
+    with in_thread([fake]) as server:
+        clients = [in_background(ask_until_the_end, server) for _ in range(16)]
+        waiting = server.link()  # it has connected, and sends in a moment
+        eventually(lambda: len(ends) > 100)
+        server.server.stop()
+        time.sleep(0.2)
+        waiting.sendall(head(len(PICTURE)) + PICTURE)
+        assert status_of(read_all(waiting)) == 200
+        for client in clients:
+            client.result(20)
+    assert set(ends) == {200}
+
+
+# Connections
+
+
+def test_a_client_that_ends_its_side_is_answered(fake):
+    fake.go.clear()
+    with in_thread([fake]) as server, server.link() as link:
+        link.sendall(head(len(PICTURE)) + PICTURE)
+        link.shutdown(socket.SHUT_WR)
+        assert fake.running.wait(10)
         fake.go.set()
-        assert asked.result(10).status == 200
+        answer = read_all(link)
+        while answer.startswith(b'HTTP/1.1 100 '):
+            answer = answer.partition(b'\r\n\r\n')[2]
+        assert status_of(answer) == 200
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        'GET http://x:1/about HTTP/1.1',
+        'GET HTTPS://x/about?a=http://y HTTP/1.1',
+        '\r\nGET /about HTTP/1.1',
+        '\r\n\r\nGET /about HTTP/1.1',
+    ],
+)
+def test_requests_as_proxies_and_old_clients_send_them(live, line):
+    answer = live.raw(f'{line}\r\nHost: x\r\nConnection: close\r\n\r\n'.encode())
+    assert status_of(answer) == 200
+    assert MODEL.encode() in answer
+
+
+def test_a_blank_line_that_comes_by_itself_between_two_requests(live):
+    with live.link() as link:
+        for _ in range(2):
+            link.sendall(b'GET /about HTTP/1.1\r\nHost: x\r\n\r\n')
+            assert status_of(read_answer(link)) == 200
+            link.sendall(b'\r\n')
+            time.sleep(0.05)
 
 
 # The command line

@@ -21,7 +21,18 @@ from predictor import Predictor, machine, softmax
 from predictor.pictures import BadPicture, centre, read_picture
 from server import VERSION
 from server.batching import Answer, Batcher, Busy, Closing, Expired, Failed
-from server.limits import RETRY_AFTER, App, Bodies, Body, Limits, Linger, Message, Receive, Refused, Send
+from server.limits import (
+    RETRY_AFTER,
+    App,
+    Bodies,
+    Body,
+    Limits,
+    Linger,
+    Message,
+    Receive,
+    Refused,
+    Send,
+)
 from server.metrics import CONTENT_TYPE, Metrics
 from server.protocol import (
     EXTENSIONS,
@@ -104,7 +115,7 @@ class Service:
         self.app: App = _Frame(Linger(self._routes(), limits), self.metrics)
 
     def stop(self) -> None:
-        """Be no longer ready: what comes from now on is refused."""
+        """Be no longer ready. What still comes is answered: who has connected sends it now."""
         self._stopping = True
 
     def close(self, *, timeout_s: float) -> bool:
@@ -152,7 +163,6 @@ class Service:
     async def classify(self, request: Request) -> Response:
         """POST /classify?top=5: the classes of the picture in the body."""
         start = time.perf_counter()
-        self._require_open()
         top = min(_top(request), len(self._description.classes))
         with await self._bodies.read(request) as body:
             deadline = self._deadline()
@@ -193,7 +203,6 @@ class Service:
         """POST /v2/models/{model}/infer: the logits of tensors."""
         start = time.perf_counter()
         self._require_model(request)
-        self._require_open()
         length = request.headers.get(HEADER_LENGTH)
         with await self._bodies.read(request) as body:
             deadline = self._deadline()
@@ -295,6 +304,8 @@ class _Frame:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         status: Optional[int] = None
+        if scope['path'].lower().startswith(('http://', 'https://')):  # as to a proxy
+            scope['path'] = '/' + ''.join(scope['path'].split('/', 3)[3:])
 
         async def say(message: Message) -> None:
             nonlocal status

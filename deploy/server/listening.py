@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
-import resource
+import os
 import signal
 import socket
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Iterator, Optional
 
 import h11
 import uvicorn
@@ -23,9 +24,17 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.limits import RETRY_AFTER, App, Limits
 
+try:
+    import resource
+except ImportError:  # Windows, where open files are not limited in this way
+    resource = None  # type: ignore[assignment]
+
 BACKLOG = 256  # connections that the system holds until they are accepted
 SPARE_FILES = 200  # descriptors for all else than connections
 KEEP_ALIVE_S = 5  # uvicorn's own default: between two requests
+LAST_S = 0.5  # after a signal, for a client that has connected to send its request
+PROBE_S = 0.1  # between two looks whether a client that sends no more still reads
+LINE_END, CONTINUE = b'\r\n', b'HTTP/1.1 100 Continue\r\n\r\n'
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -35,7 +44,8 @@ def bind(host: str, port: int) -> socket.socket:
     )
     server = socket.socket(family, kind, protocol)
     try:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if os.name != 'nt':  # where it would let two servers have one port
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind(address)
     except OSError:
         server.close()
@@ -89,6 +99,21 @@ class Server(uvicorn.Server):
         await super().startup(sockets=sockets)
         self._on_ready()
 
+    async def shutdown(self, sockets: Optional[list[socket.socket]] = None) -> None:
+        """Whoever has connected until now is answered; from now on nobody can connect."""
+        waiting = [link for listener in sockets or () for link in _accepted(listener)]
+        for server in self.servers:
+            server.close()
+        make = functools.partial(
+            self.config.http_protocol_class,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        for link in waiting:
+            await asyncio.get_running_loop().connect_accepted_socket(make, link)
+        await super().shutdown(sockets=sockets)
+
     def stop(self) -> None:
         """Take no more connections, finish, and return from `serve`."""
         self._on_stop()
@@ -101,8 +126,18 @@ class Server(uvicorn.Server):
         self.stop()
 
 
+def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
+    """What waits in the system's backlog, which would be reset when the listener is closed."""
+    listener.setblocking(False)
+    with contextlib.suppress(OSError):  # BlockingIOError: no more
+        while True:
+            yield listener.accept()[0]
+
+
 def _fitting(connections: int) -> int:
     """As many of them as there may be open files, for which the limit is raised if need be."""
+    if resource is None:
+        return connections
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return connections
@@ -128,6 +163,8 @@ class Connection(H11Protocol):
     terms: Terms  # of a subclass: it is uvicorn that makes the instances
     _patience: Optional[asyncio.TimerHandle] = None
     _unread: Optional[asyncio.TimerHandle] = None
+    _ended = False  # the client sends no more
+    _last = False  # the server stops: one more answer at most
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -142,12 +179,53 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if not self._in_request() and not self.conn.trailing_data[0]:
+            while data.startswith(LINE_END):  # before a request, as RFC 9112, 2.2, has it
+                data = data[len(LINE_END) :]
+            if not data:
+                return
         try:
             super().data_received(data)
         except (h11.ProtocolError, ValueError):  # a Content-Length of 5,000 digits, in h11 0.14
             self.send_400_response('')
         if self._in_request():
             self._stop_waiting()
+            if self._last:
+                self.cycle.keep_alive = False
+
+    def eof_received(self) -> Any:
+        """Whether to keep the connection: a client may end its side and wait for the answer."""
+        self._ended = self._in_request() and not self.cycle.more_body
+        if self._ended:
+            self.cycle.keep_alive = False
+            self._probe()
+        return self._ended
+
+    def _probe(self) -> None:
+        """End the connection if the client has closed its side for reading, too.
+
+        Both look alike until something is sent: then only the one that has gone resets.
+        """
+        if not self._in_request() or self.transport.is_closing():
+            return
+        if self.transport.get_extra_info('socket').getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.transport.abort()
+            return
+        if not self.cycle.response_started:
+            self.transport.write(CONTINUE)
+        self.loop.call_later(PROBE_S, self._probe)
+
+    def shutdown(self) -> None:
+        """The server stops. What is on its way here is still answered."""
+        self._last = True
+        if self._in_request():
+            self.cycle.keep_alive = False
+        else:
+            self.loop.call_later(LAST_S, self._end_idle)
+
+    def _end_idle(self) -> None:
+        if not self._in_request():
+            self.transport.close()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
