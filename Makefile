@@ -15,9 +15,9 @@ test: $(VENV)/dev                 ## the tests that need no network, no PyTorch 
 
 # No matter with which Paddle.
 ELSEWHERE := batching benchmarks cifar config cores deploy_pictures download int8 packing peers photos pictures \
-	policies protocol report server signals torch_file
+	policies protocol report signals torch_file
 
-test-oldest: $(OLDEST)/ready      ## the same with the oldest Paddle that is supported, 2.6.2
+test-oldest: $(OLDEST)/ready      ## the same with the oldest Paddle and uvicorn that are supported
 	$(OLDEST)/bin/python -m pytest $(TWO) -m 'not slow and not torch and not browser' $(ELSEWHERE:%=--ignore tests/test_%.py)
 
 test-slow: $(BENCH)/ready         ## the slow ones, and parity with PyTorch
@@ -48,7 +48,7 @@ $(VENV)/dev: requirements-dev.txt deploy/requirements.txt $(VENV)/user
 
 $(OLDEST)/ready: requirements-dev.txt requirements.txt deploy/requirements.txt
 	$(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --disable-pip-version-check -q paddlepaddle==2.6.2 'paddle2onnx<2' -r requirements-dev.txt
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check -q paddlepaddle==2.6.2 'paddle2onnx<2' uvicorn==0.22.0 starlette==0.27.0 -r requirements-dev.txt
 	touch $@
 
 $(BENCH)/ready: requirements-bench.txt requirements-dev.txt requirements.txt deploy/requirements.txt
