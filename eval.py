@@ -41,7 +41,7 @@ def evaluate(config: Config, weights: Weights) -> None:
     dataset = data.load_data(config, train=False)
     chosen_weights.require_classes(weights, dataset)
     job.require_same('the data set', dataset.describe)
-    job.require_same('the weights', lambda: chosen_weights.sha256_of(weights.file))
+    job.require_same('the weights', lambda: weights.sha256)
     classes = data.class_count(dataset, config.model.num_classes)
     model = models.build(config.model.name, num_classes=classes)
     account = fit_weights(model, weights.content, str(weights.path)).lines()

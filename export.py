@@ -50,14 +50,12 @@ def main() -> None:
     if args.int8:
         int8.require_quantiser()
     weights = chosen_weights.find_weights(path)
-    checksum = chosen_weights.sha256_of(weights.file)
     os.environ.setdefault('GLOG_minloglevel', '2')  # paddle.jit.save warns of what is no harm
     print(environment.prepare_cpu(), runtime.start_paddle(config.device), sep='\n')
     calibration = load_calibration(config, weights) if args.int8 else None
     export(
         config,
         weights,
-        checksum,
         output,
         onnx=onnx,
         uint8=args.uint8,
@@ -150,7 +148,6 @@ def default_output(config: Config, weights: Path) -> Path:
 def export(
     config: Config,
     weights: Weights,
-    checksum: str,
     output: Path,
     *,
     onnx: bool = False,
@@ -173,7 +170,7 @@ def export(
     shape = ', '.join(map(str, input_shape('batch', view.size, uint8=uint8)))
     print(f'{"uint8" if uint8 else "float32"} [{shape}] -> {len(classes):,} logits')
     accuracy = chosen_weights.recorded_accuracy(weights)
-    about = partial(describe, name, view, classes, weights, sha256=checksum, accuracy=accuracy)
+    about = partial(describe, name, view, classes, weights, accuracy=accuracy)
     pixels, feed = photographs(view), feeding(view, uint8=uint8)
     images = feeding(view, uint8=False)(pixels)
     targets = [output] if repository is None else [output, repository]

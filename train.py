@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from engine import cli, environment, job, runtime
-from engine.checkpoint import Checkpoints, Snapshot
+from engine.checkpoint import Snapshot, serialised
 from engine.config import Config, chosen, differences, to_dict, to_yaml
 from engine.errors import Diverged, Stopped, UserError
-from engine.files import write_atomically
-from engine.run_folder import RunFolder, find_run, read_snapshot
-from engine.weights import write_arrays
+from engine.files import sha256_of, write_atomically
+from engine.run_folder import RunFolder, read_snapshot
 
 if TYPE_CHECKING:  # these import paddle, which waits until the arguments are known to be good
     from paddle import nn
@@ -30,8 +29,10 @@ def main() -> None:
     job.join()
     config = settle_config(args)
     run = RunFolder(Path(config.output.dir))
-    if args.resume is None and job.RANK == 0:
-        run.require_new()
+    if job.RANK == 0:
+        run.require_free()
+        if args.resume is None:
+            run.require_new()
     machine = [environment.prepare_cpu(), runtime.start_paddle(config.device)]
     machine += runtime.check_support(config)
     train(config, run, args.resume, machine)
@@ -51,7 +52,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def settle_config(args: argparse.Namespace) -> Config:
     """The config to train with: of the run that --resume names, unless -c names another."""
-    return cli.load_settled(args, find_run(Path(args.resume)) if args.resume else None)
+    return cli.load_settled(args, Path(args.resume) if args.resume else None)
 
 
 def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[str]) -> None:
@@ -79,6 +80,8 @@ def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[s
         return
     if job.RANK == 0:
         run.open(config, dataset.classes)
+        if trainer.progress.best_epoch is not None:
+            bring_back_best(trainer, run, log)
     log.attach(run, epochs_done=trainer.progress.epoch)
     try:
         log.first_batch(batches, dataset.classes)
@@ -172,39 +175,48 @@ def find_snapshot(run: RunFolder, resume: str, log: Log) -> Optional[Snapshot]:
 def restore(trainer: Trainer, snapshot: Snapshot, run: RunFolder, log: Log) -> None:
     """Put the trainer where the checkpoint left off."""
     assert snapshot.path is not None
+    trainer.restore(snapshot)
     for line in differences(snapshot.state['config'], to_dict(trainer.config)):
         log.line(f'resume: the config has changed: {line}')
-    trainer.restore(snapshot)
     if run.path.resolve() not in snapshot.path.resolve().parents:  # the beginning of another run
         if job.RANK == 0:
             run.require_new()
-        trainer.progress.best, trainer.progress.best_epoch = 0.0, None
+        trainer.progress.forget_best()
     log.line(f'resume: going on from {snapshot.path}, step {trainer.step}')
+
+
+def bring_back_best(trainer: Trainer, run: RunFolder, log: Log) -> None:
+    """Have best.pdparams hold what the checkpoint calls best, not an epoch that runs again."""
+    progress = trainer.progress
+    if run.best_file.is_file() and sha256_of(run.best_file) == progress.best_sha256:
+        return
+    content, sha256 = serialised(trainer.weights())
+    if sha256 == progress.best_sha256:
+        write_atomically(run.best_file, lambda file: file.write(content))
+        return
+    progress.forget_best()
+    log.line(f'resume: {run.best_file} is not of the epochs before this; the best is chosen anew')
 
 
 def fit(trainer: Trainer, tests: Batches, run: RunFolder, log: Log) -> None:
     """The epochs that remain. A signal saves and raises Stopped."""
     from engine.signals import StopSignals
 
-    checkpoints = run.checkpoints(keep=trainer.config.train.keep)
     with StopSignals() as stop:
         try:
             for _ in range(trainer.progress.epoch, trainer.last_epoch + 1):
-                one_epoch(trainer, tests, run, checkpoints, stop, log)
+                one_epoch(trainer, tests, run, stop, log)
         except Stopped as signal:
-            save(trainer, checkpoints)
+            save(trainer, run)
             raise Stopped(
                 f'{signal}: saved in {run.path}; the same command with --resume goes on'
             ) from None
+        except Diverged as error:
+            raise Diverged(f'{error}. {run.checkpoints().describe_last()}') from None
 
 
 def one_epoch(
-    trainer: Trainer,
-    tests: Batches,
-    run: RunFolder,
-    checkpoints: Checkpoints,
-    stop: StopSignals,
-    log: Log,
+    trainer: Trainer, tests: Batches, run: RunFolder, stop: StopSignals, log: Log
 ) -> None:
     """Train, evaluate, record, save: in an order in which a kill loses nothing."""
     from engine.evaluation import evaluate
@@ -215,7 +227,7 @@ def one_epoch(
     def after_step(collected: bool) -> None:
         every = config.train.save_every_steps
         if every and trainer.step % every == 0 and trainer.inside_epoch:
-            save(trainer, checkpoints)
+            save(trainer, run)
         if collected or runtime.agreeing_is_cheap():
             stop.check()
 
@@ -224,26 +236,29 @@ def one_epoch(
     log.training_ends()
     cut_short = trainer.inside_epoch  # by train.max_steps; more steps would go on from here
     if cut_short:
-        save(trainer, checkpoints)
-    evaluation = None
+        save(trainer, run)
+    evaluation, sha256 = None, ''
     if is_due(epoch, every=config.eval.every, start=config.eval.start, last=last):
         with trainer.evaluated_weights() as model:
             evaluation = evaluate(model, tests, mirror=config.eval.mirror, after_batch=stop.check)
         log.line(evaluation.summary)
-    record = trainer.end_epoch(evaluation)
-    if record['best_epoch'] == epoch and job.RANK == 0:
-        weights = trainer.weights()
-        write_atomically(run.best_file, lambda file: write_arrays(file, weights))
+        weights, sha256 = serialised(trainer.weights())
+    record = trainer.end_epoch(evaluation, sha256)
+    if job.RANK == 0:
+        run.require_ours()
+        if record['best_epoch'] == epoch:
+            write_atomically(run.best_file, lambda file: file.write(weights))
     log.epoch_ends(record, last=epoch == last)
     if not cut_short and is_due(epoch, every=config.train.save_every, last=last):
-        save(trainer, checkpoints)
+        save(trainer, run)
 
 
-def save(trainer: Trainer, checkpoints: Checkpoints) -> None:
+def save(trainer: Trainer, run: RunFolder) -> None:
     """All processes take the snapshot, and the first one writes it while the others wait."""
     snapshot = trainer.snapshot()
     if job.RANK == 0:
-        checkpoints.save(trainer.progress.name, snapshot)
+        run.require_ours()
+        run.checkpoints(keep=trainer.config.train.keep).save(trainer.progress.name, snapshot)
     job.wait_for_all()
 
 

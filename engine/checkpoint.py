@@ -11,6 +11,7 @@ seen before anything is loaded. `epoch_0010` has ten whole epochs behind it,
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -43,12 +44,21 @@ class Snapshot:
     ema: Optional[Arrays]
     state: dict[str, Any]
     path: Optional[Path] = field(default=None, compare=False)
+    sha256: dict[str, str] = field(default_factory=dict, compare=False)  # of the files read
 
     def describe(self) -> str:
         """The same for copies, different for everything else."""
         assert self.path is not None
         manifest = hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()
         return f'{self.path.name}, {manifest[:16]}'
+
+    def require_current(self) -> None:
+        """UserError for one that an older version of this project has written."""
+        if 'images' not in self.state:
+            raise UserError(
+                f'{self.path} is of an older version; -w and model.pretrained take its weights, '
+                f'{MODEL}'
+            )
 
 
 class Checkpoints:
@@ -76,23 +86,41 @@ class Checkpoints:
             write_atomically(self.folder / 'latest', lambda file: file.write(f'{name}\n'.encode()))
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            intact = next(self._newest_first(), None)
-            last = f'; the last checkpoint is intact: {intact}' if intact else ''
-            raise UserError(f'cannot save {target}: {error.strerror or error}{last}') from None
+            raise UserError(
+                f'cannot save {target}: {error.strerror or error}. {self.describe_last()}'
+            ) from None
         for old in list(self._newest_first())[self.keep :]:
             hidden = old.with_name(f'.{old.name}.old')  # a half deleted one must not count
             os.replace(old, hidden)
             shutil.rmtree(hidden, ignore_errors=True)
         return target
 
+    def describe_last(self) -> str:
+        """A sentence about what there is to go on from."""
+        last = next(self._newest_first(), None)
+        return f'The last checkpoint is intact: {last}' if last else 'No checkpoint was saved yet'
+
+    @property
+    def exist(self) -> bool:
+        """Whether there is any, sound or not."""
+        return next(self._newest_first(), None) is not None
+
     def newest(self, warn: Callable[[str], None]) -> Optional[Snapshot]:
-        """The newest checkpoint that verifies; `warn` hears of each that was skipped and why."""
-        for path in self._newest_first():
+        """The newest checkpoint that verifies; `warn` hears of each that was skipped and why.
+
+        A run in progress may remove the one that is being read, when it has a newer one.
+        """
+        bad: set[str] = set()
+        while True:
+            path = next((path for path in self._newest_first() if path.name not in bad), None)
+            if path is None:
+                return None
             try:
                 return load(path)
             except UserError as error:
-                warn(f'skipped a checkpoint: {error}')
-        return None
+                if path.is_dir():
+                    warn(f'skipped a checkpoint: {error}')
+                    bad.add(path.name)
 
     def _newest_first(self) -> Iterator[Path]:
         found = [path for path in self.folder.glob('epoch_*') if path.is_dir()]
@@ -136,6 +164,7 @@ def load(path: Path) -> Snapshot:
             ema=arrays.get(EMA),
             state=json.loads(content[STATE]),
             path=path,
+            sha256={name: entry['sha256'] for name, entry in manifest.items()},
         )
     except KeyError as error:
         raise UserError(f'{path / MANIFEST} does not list {error.args[0]}') from None
@@ -173,14 +202,24 @@ def _write(folder: Path, snapshot: Snapshot, *, saved_at: float) -> None:
         writers[EMA] = lambda file: write_arrays(file, ema)
     files = {}
     for name, write in writers.items():
-        buffer = io.BytesIO()
-        write(buffer)
-        content = buffer.getbuffer()
+        content = _content(write)
         files[name] = {'bytes': content.nbytes, 'sha256': hashlib.sha256(content).hexdigest()}
         _write_synced(folder / name, content)
     manifest = {'saved_at': saved_at, 'files': files}
     _write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
     sync_folder(folder)
+
+
+def serialised(arrays: Arrays) -> tuple[memoryview, str]:
+    """What a checkpoint or best.pdparams holds of these arrays, and its SHA-256."""
+    content = _content(lambda file: write_arrays(file, arrays))
+    return content, hashlib.sha256(content).hexdigest()
+
+
+def _content(write: Callable[[BinaryIO], Any]) -> memoryview:
+    buffer = io.BytesIO()
+    write(buffer)
+    return buffer.getbuffer()
 
 
 def _write_synced(path: Path, content: bytes | memoryview) -> None:
@@ -219,7 +258,8 @@ def _verified(path: Path, expected: Any) -> bytes:
 
 def _saved_at(path: Path) -> float:
     """Names alone don't order checkpoints: a run may have been resumed from an earlier one."""
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return float(json.loads((path / MANIFEST).read_bytes())['saved_at'])
-    except (OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError):  # removed by a run in progress
         return path.stat().st_mtime
+    return 0.0

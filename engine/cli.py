@@ -15,7 +15,7 @@ from typing import Callable, NoReturn, Optional
 from engine import config as configs
 from engine import job
 from engine.errors import EXIT_DIVERGED, EXIT_STOPPED, EXIT_USER, Diverged, Stopped, UserError
-from engine.run_folder import load_run_config
+from engine.run_folder import find_run, is_checkpoint, load_run_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = REPOSITORY / 'configs' / 'wrn28_10_cifar10.yaml'
@@ -54,10 +54,17 @@ def parser(description: str) -> argparse.ArgumentParser:
     return result
 
 
-def load_settled(args: argparse.Namespace, run: Optional[Path]) -> configs.Config:
-    """The config of `run`, if there is one and -c names no other; with the overrides on top."""
-    if run is not None and args.config is None:
-        return load_run_config(run, args.override)
+def load_settled(args: argparse.Namespace, path: Optional[Path]) -> configs.Config:
+    """The config of the run that `path` lies in, if -c names no other; with the overrides on top.
+
+    UserError if that config is gone: another one's data and network would be taken for its own.
+    """
+    if path is not None and args.config is None:
+        run = find_run(path)
+        if run is not None:
+            return load_run_config(run, args.override)
+        if is_checkpoint(path):
+            raise UserError(f'{path}: a checkpoint without its run; name its config with -c FILE')
     return configs.load_config(args.config or DEFAULT_CONFIG, args.override)
 
 

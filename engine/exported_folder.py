@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator, Optional
 
 from engine import runtime, settings
-from engine.chosen_weights import Weights, sha256_of
+from engine.chosen_weights import Weights
 from engine.errors import UserError
-from engine.files import locked, sync_folder, sync_tree
+from engine.files import locked, sha256_of, sync_folder, sync_tree
 
 if TYPE_CHECKING:
     from engine.data import Preparation
@@ -41,12 +41,15 @@ def describe(
     weights: Weights,
     *,
     uint8: bool,
-    sha256: str,
     accuracy: Optional[dict[str, Any]],
     folder: Path,
 ) -> str:
     """inference.yml: what the graph wants, what it says, where it is from, and the files."""
-    source: dict[str, Any] = {'path': str(weights.file), 'kind': weights.kind, 'sha256': sha256}
+    source: dict[str, Any] = {
+        'path': str(weights.file),
+        'kind': weights.kind,
+        'sha256': weights.sha256,
+    }
     if accuracy is not None:
         source['accuracy'] = accuracy
     picture = {

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, Callable, Iterator
 
 LONGEST_NAME = 255  # bytes, of nearly all file systems
+CHUNK = 1 << 20
 LOCKED_BYTE = 1 << 30  # of a file, on Windows, where nobody else may read what is locked
 
 
@@ -38,6 +39,21 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             error.filename = str(path)
         raise
     sync_folder(path.parent)
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content, in hexadecimal."""
+    with path.open('rb') as file:
+        return sha256_of_open(file)
+
+
+def sha256_of_open(file: BinaryIO) -> str:
+    """The same of an open file, from its beginning."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while chunk := file.read(CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def beside(path: Path, suffix: str) -> Path:

@@ -54,6 +54,11 @@ class Progress:
     sums: Sums = field(default_factory=Sums)
     best: float = 0.0
     best_epoch: Optional[int] = None
+    best_sha256: Optional[str] = None  # of best.pdparams
+
+    def forget_best(self) -> None:
+        """Have the next evaluation be the best so far."""
+        self.best, self.best_epoch, self.best_sha256 = 0.0, None, None
 
     @property
     def name(self) -> str:
@@ -97,6 +102,7 @@ class Trainer:
             steps_per_epoch=len(batches),
         )
         self.last_loss = 0.0
+        self._synchronised: Optional[int] = None  # the step at which the processes were
         self._pending, self._clock = _Pending(0), time.perf_counter()
         ema = config.train.ema
         self.ema = AveragedWeights(model, self._state, decay=ema) if ema else None
@@ -231,8 +237,8 @@ class Trainer:
             step = first_step + int(bad[0])
             raise Diverged(
                 f'the loss became {losses[bad[0]]} at step {step} (learning rate '
-                f'{self.lr_at(step):.6g}); the checkpoints before it are intact. A lower '
-                'optimizer.lr, schedule.warmup_epochs or optimizer.clip_norm usually helps'
+                f'{self.lr_at(step):.6g}). A lower optimizer.lr, schedule.warmup_epochs or '
+                'optimizer.clip_norm usually helps'
             )
 
     def _require_finite_weights(self) -> None:
@@ -241,7 +247,7 @@ class Trainer:
         if bad is not None:
             raise Diverged(
                 f'{bad} is no longer finite after step {self.step - 1} (learning rate '
-                f'{self.lr_at(self.step - 1):.6g}); the checkpoints before it are intact'
+                f'{self.lr_at(self.step - 1):.6g})'
             )
 
     def _timed(self, batches: Iterable[Batch]) -> Generator[Batch, None, None]:
@@ -255,8 +261,11 @@ class Trainer:
                 return
             yield batch
 
-    def end_epoch(self, evaluation: Optional[Evaluation]) -> dict[str, Any]:
-        """Move on to the next epoch; returns the record of the one that ended."""
+    def end_epoch(self, evaluation: Optional[Evaluation], sha256: str = '') -> dict[str, Any]:
+        """Move on to the next epoch; returns the record of the one that ended.
+
+        The evaluation is of the weights of that SHA-256, as they are saved.
+        """
         progress, sums = self.progress, self.progress.sums
         record: dict[str, Any] = {
             'epoch': progress.epoch,
@@ -273,9 +282,14 @@ class Trainer:
                 eval_loss=evaluation.loss,
                 eval_accuracy=evaluation.top1,
                 eval_top5=evaluation.top5,
+                eval_data=self.config.data.name,
+                eval_holdout=self.config.data.holdout,
+                eval_views=self.config.eval.views,
+                weights_sha256=sha256,
             )
             if progress.best_epoch is None or evaluation.top1 > progress.best:
                 progress.best, progress.best_epoch = evaluation.top1, progress.epoch
+                progress.best_sha256 = sha256
         record.update(best_accuracy=progress.best, best_epoch=progress.best_epoch)
         progress.epoch, progress.batch, progress.images = progress.epoch + 1, 0, 0
         progress.sums = Sums()
@@ -297,11 +311,17 @@ class Trainer:
         return full_precision(self.model, self.optimizer)
 
     def _synchronise(self) -> None:
-        """Average what the batch norms of each process have recorded of their parts of a batch."""
+        """Average what the batch norms of each process have recorded of their parts of a batch.
+
+        Once a step: the mean of what is equal already may differ in the last bit.
+        """
+        if self._synchronised == self.step:
+            return
         own = self.model.state_dict()
         statistics = [name for name, tensor in own.items() if tensor.stop_gradient]
         for state in (own, self.ema.average) if self.ema is not None else (own,):
             runtime.average_over_ranks(state[name] for name in statistics)
+        self._synchronised = self.step
 
     def snapshot(self) -> Snapshot:
         """Everything that the run needs to go on; all processes call it at the same step."""
@@ -329,6 +349,7 @@ class Trainer:
     def restore(self, snapshot: Snapshot) -> None:
         """Go on where the snapshot was taken. UserError if it is of another model or data set."""
         where, state = str(snapshot.path), snapshot.state
+        snapshot.require_current()
         self._require_fitting(where, state)
         fit_weights(self.model, snapshot.model, where)
         progress = Progress(**{**state['progress'], 'sums': Sums(**state['progress']['sums'])})
@@ -353,8 +374,6 @@ class Trainer:
 
     def _require_fitting(self, where: str, state: dict[str, Any]) -> None:
         """UserError unless the data go with the snapshot."""
-        if 'images' not in state:
-            raise UserError(f'{where} is of an older version; model.pretrained takes its weights')
         if state['classes'] != self.classes:
             how = differing(state['classes'], self.classes)
             raise UserError(

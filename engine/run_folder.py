@@ -8,15 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
+import os
+import socket
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
+from engine import files
 from engine.checkpoint import MANIFEST, Checkpoints, Snapshot, load
 from engine.config import Config, Output, load_config, to_yaml
 from engine.errors import UserError
 from engine.files import write_atomically
+
+# What a start writes before there is anything to keep.
+BEGUN = (
+    *('.lock', 'config.yaml', 'classes.txt', 'train.log', 'metrics.jsonl'),
+    *('first_batch.png', 'vdl', 'checkpoints'),
+)
+# Two of these make a run, even if the others are gone.
+MARKS = ('config.yaml', 'classes.txt', 'train.log', 'metrics.jsonl', 'checkpoints')
 
 
 class RunFolder:
@@ -30,35 +40,87 @@ class RunFolder:
         self.curves_file = path / 'curves.png'
         self.best_file = path / 'best.pdparams'
         self.vdl_folder = path / 'vdl'
-        self._lock: Optional[BinaryIO] = None
+        self._lock_file = path / '.lock'
+        self._lock: Optional[int] = None  # open as long as this process lives
 
     def checkpoints(self, *, keep: int = 2) -> Checkpoints:
         return Checkpoints(self.path / 'checkpoints', keep=keep)
 
     def require_new(self) -> None:
-        """UserError if anything is there already: a run is never overwritten."""
+        """UserError if there is anything to lose: a run is never overwritten.
+
+        What a start has left that was killed before it had saved anything is no such thing.
+        """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f'output.dir: {self.path} is a file')
-        if self.path.is_dir() and any(self.path.iterdir()):
+        if self.path.is_dir() and not self._only_begun():
             what = 'holds a run already' if self.config_file.exists() else 'is not empty'
             raise UserError(
                 f'{self.path} {what}: continue it with --resume, or choose another folder with '
                 '-o output.dir=DIR'
             )
 
+    def _only_begun(self) -> bool:
+        names = {path.name for path in self.path.iterdir() if path.suffix != '.writing'}
+        records = self.metrics_file.exists() and self.metrics_file.stat().st_size
+        return names <= set(BEGUN) and not records and not self.checkpoints().exist
+
+    def require_free(self) -> None:
+        """UserError if another process is training there; seen before anything slow."""
+        if self._lock_file.is_file():
+            with contextlib.suppress(OSError):  # `open` will say what is wrong
+                os.close(self._locked())
+
     def open(self, config: Config, classes: Sequence[str]) -> None:
         """Create the folder, lock it for this process, write config.yaml and classes.txt."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / '.lock').open('wb')
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = self._locked()
+            os.truncate(self._lock, 0)
+            os.write(self._lock, _this_process())
             write_atomically(self.config_file, lambda file: file.write(to_yaml(config).encode()))
             names = ''.join(f'{name}\n' for name in classes)
             write_atomically(self.classes_file, lambda file: file.write(names.encode()))
-        except BlockingIOError:
-            raise UserError(f'another process is training in {self.path}') from None
         except OSError as error:
             raise UserError(f'cannot write in output.dir {self.path}: {error.strerror}') from None
+
+    def require_ours(self) -> None:
+        """UserError if the folder was deleted or moved, or begun anew by another process."""
+        try:
+            ours = self._lock_file.read_bytes() == _this_process()
+        except OSError:
+            ours = False
+        if not (ours and self.config_file.is_file()):
+            raise UserError(
+                f'{self.path} was deleted, moved or taken by another process while this one '
+                'trained: it ends, and writes nothing more'
+            )
+
+    def _locked(self) -> int:
+        """The lock file, open and locked if the disk has locks."""
+        descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            files.lock(descriptor)
+        except files.Busy:
+            os.close(descriptor)
+            raise UserError(
+                f'another process is training in {self.path}{self._describe_holder()}'
+            ) from None
+        except OSError as error:
+            files.warn_of_no_lock(self._lock_file, error)
+        return descriptor
+
+    def _describe_holder(self) -> str:
+        with contextlib.suppress(OSError, ValueError):
+            number, host = self._lock_file.read_text(encoding='utf-8').split()
+            if host != socket.gethostname():
+                return f': process {int(number)} on {host}'
+            return f': process {int(number)}; kill {number} has it save and end'
+        return ''
+
+
+def _this_process() -> bytes:
+    return f'{os.getpid()} {socket.gethostname()}\n'.encode()
 
 
 def read_classes(run: Path) -> Optional[list[str]]:
@@ -79,16 +141,31 @@ def read_records(run: Path) -> list[dict[str, Any]]:
 
 def load_run_config(run: Path, overrides: Sequence[str]) -> Config:
     """The resolved config of a run, wherever its folder is now, with overrides on top."""
+    if not (run / 'config.yaml').is_file():
+        raise UserError(
+            f'{run}: config.yaml of this run is gone; name the config that it was trained with: '
+            '-c FILE'
+        )
     config = load_config(run / 'config.yaml', overrides)
     if any(text.startswith('output.dir=') for text in overrides):
         return config
     return dataclasses.replace(config, output=Output(dir=str(run)))
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's, perhaps not a whole one."""
+    return sum((path / name).exists() for name in MARKS) >= 2
+
+
+def is_checkpoint(path: Path) -> bool:
+    return (path / MANIFEST).is_file()
+
+
 def find_run(path: Path) -> Optional[Path]:
     """The run that `path` is, or lies in: its folder, a checkpoint's, or a weight file."""
-    for folder in (path, *list(path.parents)[:3]):
-        if (folder / 'config.yaml').is_file() and (folder / 'train.log').is_file():
+    given, whole = (path, *list(path.parents)[:3]), path.resolve()
+    for folder in (*given, whole, *list(whole.parents)[:3]):
+        if is_run(folder):
             return folder
     return None
 
@@ -98,6 +175,6 @@ def read_snapshot(path: Path, warn: Callable[[str], None]) -> Optional[Snapshot]
 
     `warn` hears of those that were skipped. UserError if the checkpoint itself is damaged.
     """
-    if (path / MANIFEST).is_file():
+    if is_checkpoint(path):
         return load(path)
     return RunFolder(path).checkpoints().newest(warn)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from engine.chosen_weights import sha256_of
 from engine.exported_folder import INPUT, ONNX, OUTPUT, input_shape
+from engine.files import sha256_of
 
 MAX_BATCH = 32
 CONFIG = """\

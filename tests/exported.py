@@ -19,10 +19,11 @@ import paddle
 import yaml
 
 from engine import models, onnx_model, static_model
-from engine.chosen_weights import Weights, sha256_of
+from engine.chosen_weights import Weights
 from engine.config import Config, load_config
 from engine.data import preparation
 from engine.exported_folder import DESCRIPTION, describe
+from engine.files import sha256_of
 from engine.weights import Converted, load_weights, write_arrays
 
 RECIPE = Path(__file__).resolve().parent.parent / 'configs' / 'resnext50_32x4d_imagenet.yaml'
@@ -63,7 +64,9 @@ def folder(name: str = 'wide_resnet10_1', size: int = SIZE, *, uint8: bool = Fal
     root = Path(tempfile.mkdtemp(prefix='exported_'))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     file, output = weight_file(root, name, size), root / 'inference'
-    weights = Weights(Converted(arrays(name, size), ''), file, 'for a test', CLASSES, file)
+    weights = Weights(
+        Converted(arrays(name, size), ''), file, 'for a test', CLASSES, file, sha256_of(file)
+    )
     view = preparation(config(name, size, size + 2))
     model = models.build(name, num_classes=len(CLASSES))
     load_weights(model, file)
@@ -71,7 +74,7 @@ def folder(name: str = 'wide_resnet10_1', size: int = SIZE, *, uint8: bool = Fal
     static_model.save(model, output, view, uint8=uint8)
     if HAS_ONNX:
         onnx_model.write(static_model.graph_file(output), name=name)
-    about = {'uint8': uint8, 'sha256': sha256_of(file), 'accuracy': None, 'folder': output}
+    about = {'uint8': uint8, 'accuracy': None, 'folder': output}
     text = describe(name, view, CLASSES, weights, **about)
     (output / DESCRIPTION).write_text(text, encoding='utf-8')
     return output

@@ -78,7 +78,7 @@ def export_file(path: Path, name: str, size: int, output: Path, **forms) -> None
     settings = ('data.name=synthetic', f'data.image_size={size}', f'model.name={name}')
     config = load_config(QUICKSTART, [*settings, 'data.crop_padding=0'])
     weights = chosen_weights.find_weights(path)
-    export(config, weights, chosen_weights.sha256_of(path), output, **forms)
+    export(config, weights, output, **forms)
 
 
 def view_of(size: int) -> data.Preparation:

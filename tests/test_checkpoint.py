@@ -466,7 +466,7 @@ def test_full_disk_leaves_the_last_checkpoint(tmp_path):
     for line, name in ((first, 'epoch_0002'), (second, 'epoch_0001')):
         assert f'cannot save {tmp_path / name}' in line
         assert 'File too large' in line
-        assert f'the last checkpoint is intact: {tmp_path / "epoch_0001"}' in line
+        assert f'The last checkpoint is intact: {tmp_path / "epoch_0001"}' in line
     assert names(tmp_path) == ['epoch_0001', 'epoch_0003', 'latest']
     assert load(tmp_path / 'epoch_0001').state == {'epoch': 1}
     assert require_sound(tmp_path, 3) == 3

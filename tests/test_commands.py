@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,8 @@ import pytest
 from conftest import REPOSITORY, TINY
 from PIL import Image
 
-from engine import data, models, plots
+from engine import chosen_weights, data, models, plots
+from engine.evaluation import evaluate
 from engine.run_folder import load_run_config
 from engine.weights import load_weights
 
@@ -201,6 +204,59 @@ def test_a_resume_that_has_nothing_to_train_leaves_the_run_as_it_is(finished, co
     assert {path: path.read_bytes() for path in run.rglob('*') if path.is_file()} == before
 
 
+@pytest.mark.parametrize('best_was', ['of the checkpoint', 'of an epoch before it'])
+def test_the_best_weights_are_of_an_epoch_that_counts(finished, tmp_path, command, best_was):
+    """The last epoch, which was the best, runs again, with a rate that ruins everything."""
+    run = tmp_path / 'run'
+    shutil.copytree(finished[0], run)
+    shutil.copy(run / 'checkpoints' / 'epoch_0003' / 'ema.pdparams', run / 'best.pdparams')
+    shutil.rmtree(run / 'checkpoints' / 'epoch_0003')
+    here = run / 'checkpoints' / 'epoch_0002'
+    state = json.loads((here / 'state.json').read_text())
+    ours = hashlib.sha256((here / 'ema.pdparams').read_bytes()).hexdigest()
+    kept = ours if best_was == 'of the checkpoint' else 'that of a file that is gone'
+    state['progress'] |= {'best': 1.0, 'best_epoch': 1, 'best_sha256': kept}
+    rewrite(here, 'state.json', json.dumps(state))
+    result = command('train.py', '--resume', str(run), '-o', 'optimizer.lr=5')
+    assert result.returncode == 0, result.stderr
+    assert ('the best is chosen anew' in result.stdout) == (kept != ours)
+    weights = chosen_weights.find_weights(run / 'best.pdparams')
+    assert (weights.sha256 == ours) == (kept == ours)
+    recorded = chosen_weights.recorded_accuracy(weights)
+    config = load_run_config(run, [])
+    dataset = data.load_data(config, train=False)
+    model = models.build(config.model.name, num_classes=len(dataset.classes))
+    load_weights(model, run / 'best.pdparams')
+    measured = evaluate(model, data.test_batches(dataset, config))
+    assert recorded['top1'] == pytest.approx(measured.top1, abs=0.02)
+    assert recorded['epoch'] == (1 if kept == ours else 2)
+
+
+def rewrite(checkpoint: Path, name: str, text: str) -> None:
+    """Another content for a file of a checkpoint, and its manifest."""
+    (checkpoint / name).write_text(text)
+    manifest = json.loads((checkpoint / 'manifest.json').read_text())
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    manifest['files'][name] = {'bytes': len(text.encode()), 'sha256': digest}
+    (checkpoint / 'manifest.json').write_text(json.dumps(manifest))
+
+
+def test_a_checkpoint_of_an_older_version_is_one_line(finished, tmp_path, command):
+    shutil.copytree(finished[0], tmp_path / 'run')
+    rewrite(tmp_path / 'run' / 'checkpoints' / 'epoch_0003', 'state.json', '{"epoch": 3}')
+    result = command('train.py', '--resume', str(tmp_path / 'run'))
+    assert result.returncode == 2
+    assert 'epoch_0003 is of an older version' in one_line(result.stderr)
+
+
+def test_divergence_before_any_checkpoint_promises_none(tmp_path, command):
+    result = command('train.py', *QUICK, 'optimizer.lr=1e25')
+    assert result.returncode == 3, result.stderr
+    assert one_line(result.stderr).endswith('No checkpoint was saved yet')
+    again = command('train.py', *QUICK, 'train.epochs=1')  # nothing is lost there
+    assert again.returncode == 0, again.stderr
+
+
 def test_max_steps_ends_inside_an_epoch_and_more_steps_go_on_there(finished, tmp_path, command):
     short = command('train.py', *QUICK, 'train.max_steps=7')
     assert short.returncode == 0, short.stderr
@@ -216,7 +272,9 @@ def test_divergence_exits_3_names_step_and_rate_and_keeps_the_last_checkpoint(co
     before = weights(run, 'epoch_0001')
     result = command('train.py', *QUICK, '--resume', '-o', 'optimizer.lr=1e25')
     assert result.returncode == 3, result.stderr
-    assert re.search(r'step \d+ \(learning rate ', one_line(result.stderr))
+    said = one_line(result.stderr)
+    assert re.search(r'step \d+ \(learning rate ', said)
+    assert said.endswith('The last checkpoint is intact: output/quickstart/checkpoints/epoch_0001')
     assert weights(run, 'epoch_0001') == before
     assert (run / 'checkpoints' / 'latest').read_text() == 'epoch_0001\n'
 
@@ -241,7 +299,7 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path, command):
     first.send_signal(signal.SIGTERM)
     first.communicate(timeout=60)
     assert second.returncode == 2
-    assert 'another process is training' in one_line(second.stderr)
+    assert f': process {first.pid}; kill {first.pid} has it save' in one_line(second.stderr)
 
 
 def test_the_estimate_names_shorter_configs_and_goes_on(tmp_path, command):

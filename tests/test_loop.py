@@ -130,7 +130,8 @@ def run_to_end(trainer: Trainer) -> list[dict]:
     return records
 
 
-TIMES = ('seconds', 'images_per_second', 'data_wait')
+# What differs from run to run, and the texts.
+TIMES = ('seconds', 'images_per_second', 'data_wait', 'weights_sha256', 'eval_data', 'eval_views')
 
 
 def timeless(records: list[dict]) -> list[dict]:

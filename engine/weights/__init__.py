@@ -21,6 +21,7 @@ import numpy as np
 
 from engine import safe_pickle
 from engine.errors import UserError
+from engine.files import sha256_of_open
 from engine.weights import safetensors_file, torch_file
 from engine.weights.fold import fold_biases
 from engine.weights.foreign import (
@@ -105,6 +106,7 @@ def read_weights(path: Union[str, Path]) -> Converted:
             content, torch = _read_content(file, path)
             converted = convert(content, path, torch=torch)
             size = file.seek(0, 2)
+            converted.sha256 = sha256_of_open(file)  # of what was read, whatever is there now
     except OSError as error:
         raise UserError(f'cannot read the weights {path}: {error.strerror}') from None
     claimed = sum(array.nbytes for array in converted.arrays.values())

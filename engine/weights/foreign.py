@@ -56,6 +56,7 @@ class Converted:
     source: str
     dropped: list[str] = field(default_factory=list)
     folded: int = 0
+    sha256: str = ''  # of the file
 
     def lines(self) -> list[str]:
         """The account, for people."""
