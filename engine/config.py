@@ -52,6 +52,9 @@ class Data:
         None, 'folder, synthetic: side of what the network sees; null: 224, 32', low=1
     )
     num_images: int = key(1024, 'synthetic: training images, and as many test images', low=1)
+    train_folder: Optional[str] = key(
+        None, 'folder: where the training images are; null: train or the like in data.root'
+    )
     test_folder: Optional[str] = key(
         None, 'folder: where the test images are; null: val, test or the like in data.root'
     )
@@ -268,6 +271,7 @@ Refuse = Callable[[str, str], None]
 # What some keys of data are for. Elsewhere, a value other than the default is refused.
 _FOLDER, _MEMORY = ('folder',), ('cifar10', 'cifar100', 'digits', 'synthetic')
 _APPLIES = {
+    'train_folder': _FOLDER,
     'test_folder': _FOLDER,
     'on_bad_file': _FOLDER,
     'scale': _FOLDER,

@@ -11,7 +11,9 @@ import pytest
 
 from engine.data import folder as folders
 from engine.data.folder import Files, find_folder
+from engine.data.lists import LABEL_LISTS
 from engine.errors import UserError
+from predictor.pictures import SUFFIXES
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -60,7 +62,7 @@ def test_val_comes_before_test_and_test_folder_before_both(tmp_path):
 
 
 def test_pictures_at_any_depth_of_any_suffix_and_nothing_else(tmp_path):
-    wanted = {f'cat/deep/er/{number}{suffix}' for number, suffix in enumerate(folders.SUFFIXES)}
+    wanted = {f'cat/deep/er/{number}{suffix}' for number, suffix in enumerate(SUFFIXES)}
     wanted |= {'cat/LOUD.JPEG', 'cat/two words.Png', 'cat/folder.jpg/inside.jpg'}
     others = ('cat/Thumbs.db', 'cat/notes.txt', 'cat/._a.jpg', 'cat/.hidden/a.jpg', 'cat/jpg')
     touch(tmp_path, *(f'train/{name}' for name in (*wanted, *others)), 'train/.git/a.jpg')
@@ -98,6 +100,99 @@ def test_order_and_labels_do_not_depend_on_the_disk(tmp_path, monkeypatch):
     assert data.classes == ['a', 'b', 'c']
 
 
+# ------------------------------------------------------------------ parts by other names
+
+SPLITS = {
+    'Kaggle': ('Training/{}', 'Testing/{}'),
+    'capitals': ('Train/{}', 'Val/{}'),
+    'Intel': ('seg_train/seg_train/{}', 'seg_test/seg_test/{}'),
+    'twice': ('x/x/train/{}', 'x/x/test/{}'),
+    'sets': ('training_set/{}', 'validation-set/{}'),
+    'Chinese': ('训练集/{}', '测试集/{}'),
+    'joined': ('trainset/{}', 'TestSet/{}'),
+}
+
+
+@pytest.mark.parametrize('name', SPLITS)
+def test_the_usual_names_of_parts_are_found_in_any_case(tmp_path, name):
+    root = tmp_path / 'x'
+    train, test = SPLITS[name]
+    touch(root, f'{train}/a.jpg'.format('cat'), f'{train}/b.jpg'.format('dog'))
+    touch(root, f'{test}/c.jpg'.format('cat'), f'{test}/d.jpg'.format('dog'))
+    data = find_folder(root)
+    assert data.classes == ['cat', 'dog']
+    assert [os.path.basename(path) for path in data.train.paths] == ['a.jpg', 'b.jpg']
+    assert [os.path.basename(path) for path in data.test.paths] == ['c.jpg', 'd.jpg']
+    assert not data.notes
+    assert 'leave one of the two out' in refusal(root, holdout=0.2)
+
+
+def test_an_exact_name_comes_before_others_and_two_others_are_a_choice(tmp_path):
+    touch(tmp_path, *TRAIN, 'val/cat/a.jpg', 'val/dog/a.jpg', 'Train/owl/a.jpg', 'VAL/owl/a.jpg')
+    assert find_folder(tmp_path).classes == ['cat', 'dog']
+    touch(tmp_path / 'two', 'Train/cat/a.jpg', 'seg_train/cat/a.jpg', 'val/cat/a.jpg')
+    said = refusal(tmp_path / 'two')
+    assert 'Train and seg_train: choose with -o data.train_folder=Train' in said
+
+
+def test_the_keys_name_parts_of_any_name(tmp_path):
+    touch(tmp_path, *(f'{part}/{name}/a.jpg' for part in ('one', 'two') for name in ('cat', 'dog')))
+    data = find_folder(tmp_path, train_folder='one', test_folder='two')
+    assert found(data.train, tmp_path) == {'one/cat/a.jpg': 0, 'one/dog/a.jpg': 1}
+    assert found(data.test, tmp_path) == {'two/cat/a.jpg': 0, 'two/dog/a.jpg': 1}
+    said = refusal(tmp_path, train_folder='nowhere', test_folder='two')
+    assert said == f'data.train_folder: {tmp_path / "nowhere"} is not a folder'
+
+
+@pytest.mark.parametrize('options', [{}, {'holdout': 0.5}])
+def test_parts_of_a_set_are_not_taken_for_classes(tmp_path, options):
+    touch(tmp_path, *(f'part{p}/{name}/{i}.jpg' for p in '12' for name in 'ab' for i in '12'))
+    said = refusal(tmp_path, **options)
+    assert f'{tmp_path / "part1"} holds only folders (a, b), no pictures' in said
+    assert 'data.train_folder and data.test_folder' in said
+
+
+@pytest.mark.parametrize('options', [{}, {'holdout': 0.5}])
+def test_lists_beside_folders_are_not_passed_over_in_silence(tmp_path, options):
+    """PaddleClas's Oxford flowers."""
+    touch(tmp_path, 'jpg/image_1.jpg', 'jpg/image_2.jpg', 'train_list.txt', 'val_list.txt')
+    said = refusal(tmp_path, **options)
+    assert 'train_list.txt, val_list.txt beside its folders' in said
+    assert 'train/<class>/' in said
+
+
+def test_the_training_part_alone_leads_to_the_whole(tmp_path):
+    touch(tmp_path, *TRAIN, 'val/cat/a.jpg', 'val/dog/a.jpg')
+    said = refusal(tmp_path / 'train')
+    assert f'{tmp_path / "train"} is a part of a set' in said
+    assert said.endswith(str(tmp_path))
+
+
+def test_one_class_alone_is_said_to_teach_nothing(tmp_path):
+    touch(tmp_path, 'train/cat/a.jpg', 'val/cat/b.jpg')
+    assert any('nothing can be learned' in note for note in find_folder(tmp_path).notes)
+    assert not find_folder(tmp_path, train=False).notes
+
+
+def test_the_same_name_in_two_forms_of_unicode_is_one_class(tmp_path):
+    composed, apart = '\u00e9t\u00e9', 'e\u0301te\u0301'
+    touch(tmp_path, f'train/{apart}/a.jpg', 'train/zoo/a.jpg')
+    touch(tmp_path, f'val/{composed}/b.jpg', 'val/zoo/b.jpg')
+    data = find_folder(tmp_path)
+    assert data.classes == ['zoo', composed]
+    assert found(data.test, tmp_path) == {f'val/{composed}/b.jpg': 1, 'val/zoo/b.jpg': 0}
+    touch(tmp_path, f'train/{composed}/a.jpg')
+    assert f'two folders that read {composed}' in refusal(tmp_path)
+
+
+def test_what_is_no_picture_is_counted(tmp_path):
+    touch(tmp_path, *TRAIN, 'train/cat/a.xyz', 'val/cat/a.jpg', 'val/dog/a.jpg', 'val/dog/b.xml')
+    assert find_folder(tmp_path).notes == [
+        f'left out of {tmp_path / "train"}: 1 .xyz',
+        f'left out of {tmp_path / "val"}: 1 .xml',
+    ]
+
+
 # ------------------------------------------------------------------ evaluation alone
 
 
@@ -111,10 +206,10 @@ def test_only_evaluation_needs_no_training_images(tmp_path):
 
 
 def test_evaluation_takes_the_classes_of_training_where_they_are(tmp_path):
-    touch(tmp_path, *TRAIN, 'val/cat/a.jpg')
-    assert 'missing there: dog' in refusal(tmp_path, train=False)
-    touch(tmp_path, 'val/dog/a.jpg')
-    assert len(find_folder(tmp_path, train=False).train) == 0
+    touch(tmp_path, *TRAIN, 'val/dog/a.jpg')
+    data = find_folder(tmp_path, train=False)
+    assert (len(data.train), data.classes) == (0, ['cat', 'dog'])
+    assert data.test.labels.tolist() == [1]
 
 
 # ------------------------------------------------------------------ what cannot work
@@ -135,14 +230,24 @@ def test_pictures_without_class_folders(tmp_path):
     assert f'{tmp_path / "train"}/<class>/' in refusal(tmp_path)
 
 
-@pytest.mark.parametrize('part', ['train', 'val'])
-def test_an_empty_class_is_named(tmp_path, part):
-    touch(tmp_path, *TRAIN, 'val/cat/a.jpg', 'val/dog/a.jpg', f'{part}/fox/notes.txt')
-    (tmp_path / 'train' / 'fox').mkdir(exist_ok=True)
-    (tmp_path / 'val' / 'fox').mkdir(exist_ok=True)
-    assert f'{tmp_path / "train" / "fox"} holds no images' in refusal(tmp_path)
-    touch(tmp_path, 'train/fox/a.jpg')
-    assert f'{tmp_path / "val" / "fox"} holds no images' in refusal(tmp_path)
+def test_an_empty_class_is_named(tmp_path):
+    touch(tmp_path, *TRAIN, 'val/cat/a.jpg', 'val/dog/a.jpg', 'train/fox/notes.txt')
+    said = refusal(tmp_path)
+    assert f'{tmp_path / "train" / "fox"} holds no images' in said
+    assert 'but 1 .txt' in said
+
+
+@pytest.mark.parametrize('empty', [False, True])
+def test_a_test_set_without_some_classes_is_measured_and_shifts_no_label(tmp_path, empty):
+    touch(tmp_path, *(f'train/{name}/a.jpg' for name in ('ant', 'cat', 'dog', 'eel')))
+    touch(tmp_path, 'val/cat/b.jpg', 'val/eel/b.jpg')
+    if empty:
+        touch(tmp_path, 'val/ant/notes.txt')
+        (tmp_path / 'val' / 'dog').mkdir()
+    data = find_folder(tmp_path)
+    assert found(data.test, tmp_path) == {'val/cat/b.jpg': 1, 'val/eel/b.jpg': 3}
+    (note,) = data.notes
+    assert f'{tmp_path / "val"} has no image of 2 of 4 classes: ant, dog' in note
 
 
 def test_classes_that_differ_are_named_five_at_most(tmp_path):
@@ -187,6 +292,14 @@ def test_classes_that_no_list_could_hold_are_refused(tmp_path, name):
         os.makedirs(os.path.join(os.fsencode(tmp_path), part, os.fsencode(name)))
     text = refusal(tmp_path)
     assert 'rename' in text
+    text.encode()
+
+
+def test_a_class_in_gbk_bytes_is_shown_as_it_reads_there(tmp_path):
+    os.makedirs(os.path.join(os.fsencode(tmp_path), b'train', '熊猫'.encode('gbk')))
+    touch(tmp_path, 'val/cat/a.jpg')
+    text = refusal(tmp_path)
+    assert 'in GBK: 熊猫; unpack anew with unzip -O GBK' in text
     text.encode()
 
 
@@ -323,6 +436,28 @@ def test_a_line_that_is_wrong_is_named_with_file_and_number(tmp_path, text, line
     assert wanted in said
 
 
+@pytest.mark.parametrize('name', ['val.txt', 'val_list.txt', 'val_labels.txt'])
+def test_a_list_that_counts_from_1_shifts_no_label(tmp_path, name):
+    """No picture of the last class is listed: each label is one that there is."""
+    said = refusal(flat(tmp_path, 'a.jpg 1\nb.jpg 2\n', name, classes=('cat', 'dog', 'fox')))
+    assert said.startswith(f'{tmp_path / name}: no picture has label 0')
+    assert 'subtract 1' in said
+    (tmp_path / name).write_text('a.jpg dog\nb.jpg fox\n')
+    assert find_folder(tmp_path).test.labels.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        'val\\a.jpg 1\r\nval\\b.jpg 0\r\n',
+        '\ufeffa.jpg,1\r\nb.jpg,0\r\n',
+        'a.jpg, dog\nb.jpg, cat',
+    ],
+)
+def test_a_list_from_windows_is_read(tmp_path, text):
+    assert find_folder(flat(tmp_path, text)).test.labels.tolist() == [1, 0]
+
+
 def test_a_line_of_kaggles_table_that_is_wrong_is_named(tmp_path):
     text = 'ImageId,PredictionString\na,cat 1 2 3 4\nb\n'
     said = refusal(flat(tmp_path, text, 'LOC_val_solution.csv'))
@@ -349,7 +484,7 @@ def test_a_list_and_a_folder_that_disagree(tmp_path):
 def test_a_flat_folder_without_a_list_says_which_lists_there_are(tmp_path):
     touch(tmp_path, *TRAIN, 'val/a.jpg')
     said = refusal(tmp_path)
-    assert all(name in said for name in folders.LABEL_LISTS)
+    assert all(name in said for name in LABEL_LISTS)
 
 
 @pytest.mark.parametrize('text', ['熊.jpg 0\n'.encode('gbk'), 'a.jpg 0\n'.encode('utf-16')])

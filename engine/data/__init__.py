@@ -229,8 +229,14 @@ def _folder(config: Config, train: bool, tell: Callable[[str], None]) -> DataSet
 
     data = config.data
     found = find_folder(
-        Path(data.root), train=train, test_folder=data.test_folder, holdout=data.holdout
+        Path(data.root),
+        train=train,
+        train_folder=data.train_folder,
+        test_folder=data.test_folder,
+        holdout=data.holdout,
     )
+    for note in found.notes if job.RANK == 0 else ():
+        tell(note)
     size, resize = _photo_sizes(config)
     view = EvalView(size=size, resize=resize, five_crops=config.eval.views == 'ten_crop')
     workers = data.workers or environment.cores_per_process()

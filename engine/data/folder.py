@@ -3,25 +3,38 @@
 train/<class>/** with val/<class>/** or test/<class>/**     ImageNet, RP2K, most others
 train/<class>/** with a flat val/ and a list of its labels  ImageNet as it is downloaded
 <class>/**                                                  your own; data.holdout splits it
+
+Training, seg_test, VAL and the like are train and test folders as well.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import unicodedata
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Optional, Sequence
+from typing import Iterable, Iterator, Mapping, Optional, Sequence
 
 import numpy as np
 
+from engine.data.lists import LABEL_LISTS, is_list, read_labels
 from engine.errors import UserError
 from predictor import listing
 from predictor.pictures import SUFFIXES
 
-TEST_FOLDERS = ('val', 'test', 'valid', 'validation', 'eval')
-# Lists of a flat folder's labels: Caffe's and PaddleClas's `name label`, and Kaggle's table.
-LABEL_LISTS = ('val.txt', 'val_list.txt', 'val_labels.txt', 'LOC_val_solution.csv')
+TRAIN_WORDS = ('train', 'training', '训练集')
+# The first that is there is taken.
+TEST_WORDS = (
+    *('val', 'test', 'valid', 'validation', 'eval', 'testing', 'evaluation'),
+    *('验证集', '测试集'),
+)
+_SPLIT = re.compile(
+    rf'(?:seg[-_ ])?({"|".join((*TRAIN_WORDS, *TEST_WORDS))})(?:[-_ ]?(?:set|data|images|split))?',
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -45,10 +58,16 @@ class Folder:
     train: Files
     test: Files
     classes: list[str]
+    notes: list[str]  # lines that the user should read
 
 
 def find_folder(
-    root: Path, *, train: bool = True, test_folder: Optional[str] = None, holdout: float = 0.0
+    root: Path,
+    *,
+    train: bool = True,
+    train_folder: Optional[str] = None,
+    test_folder: Optional[str] = None,
+    holdout: float = 0.0,
 ) -> Folder:
     """The pictures below `root`. The class list is that of the training folder.
 
@@ -57,53 +76,140 @@ def find_folder(
     root = root.expanduser()
     if not root.is_dir():
         raise UserError(f'data.root: {root} is not a folder')
-    train_root, test_root = _find_parts(root, test_folder)
+    train_root, test_root = _find_parts(root, train_folder, test_folder)
+    notes: list[str] = []
     if holdout:
         if test_root is not None:
             raise UserError(
                 f'data.holdout is {holdout:g}, but {test_root} holds the test images; '
                 'leave one of the two out'
             )
-        classes = _class_names(train_root)
-        files = _list_classes(train_root, classes)
+        classes = _class_folders(train_root)
+        files = _list_classes(classes, notes)
         test_rows = _hold_out(files, holdout, train_root)
         train_rows = np.setdiff1d(np.arange(len(files)), test_rows)
-        return Folder(files.only(train_rows), files.only(test_rows), classes)
-    if test_root is None:
-        raise UserError(
-            f'{root} has no test images: put some into {root / "val"}/<class>/, or let a part of '
-            'every class be held out with -o data.holdout=0.2'
-        )
-    # To measure a network, the training images need not be there.
-    classes = _class_names(train_root if train or train_root.is_dir() else test_root)
-    none = Files([], np.zeros(0, np.int64))
-    files = _list_classes(train_root, classes) if train else none
-    return Folder(files, _list_test(root, test_root, classes), classes)
+        parts = files.only(train_rows), files.only(test_rows)
+    else:
+        if test_root is None:
+            raise _no_test_images(root, train_root)
+        # To measure a network, the training images need not be there.
+        classes = _class_folders(train_root if train or train_root.is_dir() else test_root)
+        none = Files([], np.zeros(0, np.int64))
+        files = _list_classes(classes, notes) if train else none
+        parts = files, _list_test(root, test_root, list(classes), notes)
+    if train and len(classes) == 1:
+        notes.append(f'{train_root} has one class, {next(iter(classes))}: nothing can be learned')
+    return Folder(*parts, list(classes), notes)
 
 
-def _find_parts(root: Path, test_folder: Optional[str]) -> tuple[Path, Optional[Path]]:
+# ------------------------------------------------------------------ the parts of a set
+
+
+def split_word(name: str) -> Optional[str]:
+    """One of TRAIN_WORDS or TEST_WORDS, of names such as VAL, Training_set and seg_train."""
+    found = _SPLIT.fullmatch(name)
+    return found[1].lower() if found else None
+
+
+def _find_parts(
+    root: Path, train_folder: Optional[str], test_folder: Optional[str]
+) -> tuple[Path, Optional[Path]]:
     """Where the training images are, or would be, and where the test images are."""
-    train_root = root / 'train'
-    if test_folder is not None:
-        if not (root / test_folder).is_dir():
-            raise UserError(f'data.test_folder: {root / test_folder} is not a folder')
-        return train_root, root / test_folder
-    found = [root / name for name in TEST_FOLDERS if (root / name).is_dir()]
-    if train_root.is_dir() or found:
-        return train_root, found[0] if found else None
-    return root, None
+    if train_folder is None and test_folder is None:
+        root = _unpacked(root)
+    given: list[Optional[Path]] = []
+    for key, name in (('train_folder', train_folder), ('test_folder', test_folder)):
+        if name is not None and not (root / name).is_dir():
+            raise UserError(f'data.{key}: {root / name} is not a folder')
+        given.append(None if name is None else root / name)
+    train_root = given[0] or _split(root, TRAIN_WORDS, 'data.train_folder')
+    test_root = given[1] or _split(root, TEST_WORDS, 'data.test_folder')
+    if train_root is None:
+        train_root = root / 'train' if test_root is not None else root
+    return _unpacked(train_root), test_root and _unpacked(test_root)
 
 
-def _class_names(folder: Path) -> list[str]:
+def _split(root: Path, words: Sequence[str], key: str) -> Optional[Path]:
+    """The folder of `root` that holds the training or the test images, by its name."""
+    names = _subfolders(root)
+    for word in words:
+        own = [name for name in names if split_word(name) == word]
+        if len(own) > 1 and word not in own:
+            raise UserError(f'{root} has {" and ".join(own)}: choose with -o {key}={own[0]}')
+        if own:
+            return root / (word if word in own else own[0])
+    return None
+
+
+def _unpacked(folder: Path) -> Path:
+    """seg_train/seg_train or x/x/train, which archives leave behind: the inner folder of the two.
+
+    So it is where there is but one, which has folders, and has the same name or kind, or the parts
+    of a set.
+    """
+    names = _subfolders(folder) if folder.is_dir() else []
+    if len(names) != 1:
+        return folder
+    inner, outer_name = folder / names[0], folder.absolute().name
+    below = _subfolders(inner)
+    same = names[0].lower() == outer_name.lower()
+    same = same or split_word(outer_name) == split_word(names[0]) is not None
+    return _unpacked(inner) if below and (same or any(map(split_word, below))) else folder
+
+
+def _no_test_images(root: Path, train_root: Path) -> UserError:
+    if _subfolders(train_root):
+        _list_classes(_class_folders(train_root), [])  # what is wrong there comes first
+    above = root.absolute().parent
+    if split_word(root.absolute().name) and _split(above, TEST_WORDS, 'data.test_folder'):
+        return UserError(f'{root} is a part of a set; its other parts are found with {above}')
+    return UserError(
+        f'{root} has no test images: put some into {root / "val"}/<class>/, name their folder with '
+        '-o data.test_folder, or let a part of every class be held out with -o data.holdout=0.2'
+    )
+
+
+# ------------------------------------------------------------------ classes
+
+
+def _class_folders(folder: Path) -> dict[str, Path]:
+    """Class -> its folder, in the order of the labels."""
     if not folder.is_dir():
         raise UserError(f'there is no {folder}, whose folders would name the classes')
     names = _subfolders(folder)
     if not names:
         raise UserError(f'{folder} has no class folders: put the images into {folder}/<class>/')
-    for name in names:  # they are the lines of a run's classes.txt
-        if name.splitlines() != [name] or '\udc80' <= max(name) <= '\udcff':
-            raise UserError(f'{folder}: rename {name!r}: a class needs a name of one line of UTF-8')
-    return names
+    lists = sorted(filter(is_list, os.listdir(folder)))
+    if lists and split_word(folder.absolute().name) is None:
+        raise UserError(
+            f'{folder} has {", ".join(lists[:3])} beside its folders, and such lists are not read: '
+            'sort the pictures into train/<class>/ and val/<class>/ as they say; or move the lists '
+            'away, if the folders are the classes'
+        )
+    found: dict[str, Path] = {}
+    for name in names:
+        composed = _class_name(folder, name)
+        if composed in found:
+            raise UserError(
+                f'{folder} has two folders that read {composed}, accents being parts of letters in '
+                'one and signs of their own in the other; move the pictures of both into one'
+            )
+        found[composed] = folder / name
+    return dict(sorted(found.items()))
+
+
+def _class_name(folder: Path, name: str) -> str:
+    """A folder's name as a line of a run's classes.txt; macOS writes é as two characters."""
+    if name.splitlines() == [name] and not '\udc80' <= max(name) <= '\udcff':
+        return unicodedata.normalize('NFC', name)
+    advice = ''
+    with contextlib.suppress(UnicodeError):
+        name.encode()  # else its bytes are of another encoding: Chinese, more often than not
+        raise UserError(f'{folder}: rename {name!r}: a class needs a name of one line')
+    with contextlib.suppress(UnicodeError):
+        read = os.fsencode(name).decode('gbk')
+        advice = f' (in GBK: {read}; unpack anew with unzip -O GBK, or convmv -f gbk -t utf8)'
+    raise UserError(f'{folder}: rename {name!r}{advice}: a class needs a name in UTF-8')
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -119,17 +225,29 @@ def legible(path: str) -> str:
     return path if path.isprintable() else repr(path)
 
 
-def _list_classes(folder: Path, classes: Sequence[str]) -> Files:
+def _list_classes(classes: Mapping[str, Path], notes: list[str]) -> Files:
     paths: list[str] = []
-    counts = []
-    for name in classes:
+    counts, left_out = [], []
+    for folder in classes.values():
         others: list[str] = []
-        found = sorted(walk(str(folder / name), others))
+        found = sorted(walk(str(folder), others))
         if not found:
             there = f', but {listing.describe_left_out(others)}' if others else ''
-            raise UserError(f'{folder / name} holds no images ({", ".join(SUFFIXES)}){there}')
+            raise UserError(f'{folder} holds no images ({", ".join(SUFFIXES)}){there}')
+        beyond = len(str(folder)) + 1
+        if all(os.sep in path[beyond:] for path in found):
+            raise UserError(
+                f'{folder} holds only folders ({", ".join(_subfolders(folder)[:3])}), no pictures. '
+                'If those are the classes, set data.root to the folder that holds them, or '
+                'data.train_folder and data.test_folder; if they are parts of one class, move '
+                'their pictures up'
+            )
         paths += found
+        left_out += others
         counts.append(len(found))
+    if left_out:
+        above = next(iter(classes.values())).parent
+        notes.append(f'left out of {above}: {listing.describe_left_out(left_out)}')
     return Files(paths, np.repeat(np.arange(len(classes), dtype=np.int64), counts))
 
 
@@ -141,18 +259,31 @@ def walk(folder: str, left_out: Optional[list[str]] = None) -> Iterator[str]:
         raise UserError(f'cannot read {error.filename or folder}: {error.strerror}') from None
 
 
-def _list_test(root: Path, folder: Path, classes: list[str]) -> Files:
-    own = _subfolders(folder)
-    if not own:
+def _list_test(root: Path, folder: Path, classes: list[str], notes: list[str]) -> Files:
+    """The test images, with the labels of `classes`, of which some may have no image."""
+    if not _subfolders(folder):
         return _list_flat(root, folder, classes)
-    if own != classes:
+    own = _class_folders(folder)
+    if not own.keys() <= set(classes):
         raise UserError(
             f'{folder} has other classes than the training images: {differing(own, classes)}'
         )
-    return _list_classes(folder, classes)
+    filled = {name: path for name, path in own.items() if any(walk(str(path)))}
+    if not filled:
+        raise UserError(f'{folder} holds no images ({", ".join(SUFFIXES)})')
+    missing = [name for name in classes if name not in filled]
+    if missing:
+        some = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')
+        notes.append(
+            f'{folder} has no image of {len(missing)} of {len(classes)} classes: {some}; accuracy '
+            'is that of the others'
+        )
+    files = _list_classes(filled, notes)
+    places = np.array([classes.index(name) for name in filled])
+    return Files(files.paths, places[files.labels])
 
 
-def differing(there: Sequence[str], here: Sequence[str]) -> str:
+def differing(there: Iterable[str], here: Iterable[str]) -> str:
     """How two lists of classes differ: 'only there: cat; missing there: dog, ...'."""
     parts = []
     for what, names in (
@@ -173,7 +304,7 @@ def _list_flat(root: Path, folder: Path, classes: list[str]) -> Files:
             f'{folder} has neither class folders nor a list of labels ({", ".join(LABEL_LISTS)}; '
             'a line an image: its name, and a class name or its number from 0)'
         )
-    listed = _read_labels(found, classes)
+    listed = read_labels(found, classes)
     paths = sorted(walk(str(folder)))
     unlisted = [path for path in paths if os.path.basename(path) not in listed]
     if unlisted or len(paths) < len(listed):
@@ -182,46 +313,6 @@ def _list_flat(root: Path, folder: Path, classes: list[str]) -> Files:
         raise UserError(f'{found} lists {len(listed)} images, {folder} has {len(paths)}: {what}')
     labels = [listed[os.path.basename(path)] for path in paths]
     return Files(paths, np.array(labels, dtype=np.int64))
-
-
-def _read_labels(path: Path, classes: list[str]) -> dict[str, int]:
-    """File name -> label, of lines such as `val/a.jpg 65`, `a.jpg n01440764` or Kaggle's."""
-    numbers = {name: number for number, name in enumerate(classes)}
-    if not any(name.isdecimal() for name in classes):  # else '1' could mean the one or the other
-        numbers.update((str(number), number) for number in range(len(classes)))
-    listed: dict[str, int] = {}
-    for line, ways in _label_lines(path):
-        known = [(name, numbers[label]) for name, label in ways if label in numbers]
-        if not known:
-            what = 'a number from 0 or the name' if '0' in numbers else 'the name'
-            raise UserError(
-                f'{path}:{line}: {ways[-1][1]!r} is not {what} of one of the {len(classes)} classes'
-            )
-        name, value = os.path.basename(known[0][0]), known[0][1]
-        if listed.setdefault(name, value) != value:
-            raise UserError(f'{path}:{line}: {name} is listed before, with another label')
-    return listed
-
-
-def _label_lines(path: Path) -> Iterator[tuple[int, list[tuple[str, str]]]]:
-    """Line numbers and `readings` of the lines that are not empty."""
-    try:
-        text = path.read_text(encoding='utf-8-sig')
-    except (OSError, ValueError) as error:
-        raise UserError(f'{path} cannot be read as a list of labels ({error})') from None
-    for number, line in enumerate(text.split('\n'), 1):
-        if line.strip() and not line.startswith('ImageId,'):
-            yield number, readings(line, kaggle=path.suffix == '.csv')
-
-
-def readings(line: str, *, kaggle: bool) -> list[tuple[str, str]]:
-    """How a line can be read as a name and a label, either of which may hold spaces."""
-    if kaggle:  # ILSVRC2012_val_00000001,n01751748 111 108 356 341
-        name, _, prediction = line.partition(',')
-        parts = [[f'{name}.JPEG', *prediction.split()[:1]]]
-    else:
-        parts = [line.split(None, 1), line.rsplit(None, 1)]
-    return [(part[0], part[1].strip() if part[1:] else '') for part in parts if part]
 
 
 def held_out(count: int, share: float) -> int:

@@ -13,7 +13,8 @@ import simplejpeg
 from PIL import Image
 from tqdm import tqdm
 
-from engine.data.folder import LABEL_LISTS, TEST_FOLDERS, legible, readings, walk
+from engine.data.folder import TEST_WORDS, legible, split_word, walk
+from engine.data.lists import LABEL_LISTS, file_name, readings
 from engine.data.parallel import parallel
 from engine.data.photos import check_fully, read_file
 from engine.data.pictures import Jpeg, open_picture, resized
@@ -110,11 +111,10 @@ def _copy_lists(source: Path, target: Path, packed: dict[str, Optional[str]]) ->
     for folder, listed in sorted((folder, name) for folder in folders for name in LABEL_LISTS):
         if not (source / folder / listed).is_file():
             continue
-        places = {os.path.join(folder, place).rstrip('/') for place in ('', *TEST_FOLDERS)}
         new = {
             os.path.basename(name): os.path.basename(written) if written else None
             for name, written in packed.items()
-            if os.path.dirname(name) in places
+            if _listed_in(folder, os.path.dirname(name))
         }
         text = (source / folder / listed).read_bytes().decode(errors='surrogateescape')
         lines = [_packed_line(line, new, kaggle='.csv' in listed) for line in text.split('\n')]
@@ -124,10 +124,16 @@ def _copy_lists(source: Path, target: Path, packed: dict[str, Optional[str]]) ->
         write_atomically(target / folder / listed, partial(_write, content=data))
 
 
+def _listed_in(folder: str, place: str) -> bool:
+    """Whether a list in `folder` may be of the pictures there."""
+    above, name = os.path.split(place)
+    return place == folder or (above == folder and split_word(name) in TEST_WORDS)
+
+
 def _packed_line(line: str, new: dict[str, Optional[str]], *, kaggle: bool) -> Optional[str]:
     """The line of a list, its picture's name the new one; None where that was left out."""
     for name, _ in readings(line, kaggle=kaggle):
-        old = os.path.basename(name)
+        old = file_name(name)
         written = new.get(old, old)
         if written is None:
             return None
