@@ -28,7 +28,11 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.parser('Measure a network on the test images.')
+    parser = cli.ConfigParser(
+        'Measure a network on the test images.',
+        example='eval.py -w output/quickstart',
+        training=False,
+    )
     chosen_weights.add_option(parser)
     return parser.parse_args()
 

@@ -65,7 +65,11 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.parser('Export a network as a static graph, with all that its users must know.')
+    parser = cli.ConfigParser(
+        'Export a network as a static graph, with all that its users must know.',
+        example='export.py -w output/quickstart --onnx',
+        training=False,
+    )
     chosen_weights.add_option(parser)
     parser.add_argument(
         '--output',

@@ -39,7 +39,9 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.parser('Train a network.')
+    parser = cli.ConfigParser(
+        'Train a network.', example='train.py -c quickstart -o train.epochs=2', training=True
+    )
     parser.add_argument(
         '--resume',
         nargs='?',

@@ -6,14 +6,17 @@ Nothing here imports paddle, so that --help and a wrong key answer at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import difflib
 import errno
+import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import Callable, NoReturn, Optional
+from typing import Any, Callable, NoReturn, Optional, Sequence
 
 from engine import config as configs
-from engine import job
+from engine import job, settings
 from engine.errors import EXIT_DIVERGED, EXIT_STOPPED, EXIT_USER, Diverged, Stopped, UserError
 from engine.run_folder import find_run, is_checkpoint, load_run_config
 
@@ -27,31 +30,146 @@ REFUSALS = (
 )
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """Parser with -c and -o; its --help ends with every config key, default and meaning."""
-    result = argparse.ArgumentParser(
-        description=description,
-        epilog=configs.describe_keys(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    result.add_argument(
-        '-c',
-        '--config',
-        type=Path,
-        metavar='FILE',
-        help='recipe (default: configs/wrn28_10_cifar10.yaml)',
-    )
-    result.add_argument(
-        '-o',
-        '--override',
-        action='extend',
-        nargs='+',
-        default=[],
-        metavar='KEY=VALUE',
-        help='change config keys, e.g. -o optimizer.lr=0.05 -o train.epochs=2',
-    )
-    return result
+class Parser(argparse.ArgumentParser):
+    """Help of 80 columns that begins with an example; a mistake is one line and exit code 2."""
+
+    def __init__(
+        self, description: str, *, example: str = '', epilog: str = '', prog: str = ''
+    ) -> None:
+        super().__init__(
+            prog=prog or None,
+            description=description,
+            epilog=epilog,
+            formatter_class=_Formatter,
+            allow_abbrev=False,
+        )
+        self.example = example
+
+    def format_help(self) -> str:
+        return f'example: {self.example}\n\n{super().format_help()}'
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f'{message}; --help shows how to write it')
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=settings.WIDTH)
+
+
+class ConfigParser(Parser):
+    """With -c and -o; its --help ends with the config keys that the command reads.
+
+    What people of other suites write (--lr 0.1, --gpus 0,1, a config without -c) is answered with
+    what is meant here.
+    """
+
+    def __init__(self, description: str, *, example: str, training: bool) -> None:
+        super().__init__(
+            description,
+            example=f'python3 {example}',
+            epilog=configs.describe_keys(training=training),
+        )
+        self.add_argument(
+            '-c',
+            '--config',
+            type=Path,
+            metavar='FILE',
+            help='recipe, a file or its name in configs/ (default: wrn28_10_cifar10)',
+        )
+        self.add_argument(
+            '-o',
+            '--override',
+            action='extend',
+            nargs='+',
+            default=[],
+            metavar='KEY=VALUE',
+            help='change config keys, e.g. -o optimizer.lr=0.05 -o train.epochs=2',
+        )
+
+    def parse_args(  # type: ignore[override]
+        self, args: Optional[Sequence[str]] = None, namespace: Any = None
+    ) -> argparse.Namespace:
+        """UserError for what is not known, with what to write instead."""
+        known: argparse.Namespace
+        known, rest = self.parse_known_args(args, namespace)
+        resume = getattr(known, 'resume', None) or ''
+        if '=' in resume and not Path(resume).exists():
+            raise UserError(f'--resume takes a path: write --resume -o {shlex.quote(resume)}')
+        if rest:
+            raise UserError(self._meant(rest[0], rest[1] if len(rest) > 1 else '...'))
+        return known
+
+    def _meant(self, word: str, following: str) -> str:
+        """What to write for a word that is not known, with the one behind it."""
+        if not word.startswith('-'):
+            return f'{word}: {self._meant_by_value(word)}'
+        option, equals, value = word.partition('=')
+        value = value if equals else '...' if following.startswith('-') else following
+        if option in ('--gpus', '--npus', '--devices', '--nproc_per_node', '--nnodes', '--master'):
+            command = (
+                f'python3 -m paddle.distributed.launch {option} {value} {Path(sys.argv[0]).name}'
+            )
+            return f'{option} is for the launcher: {command} ...'
+        options = [name for name in self._option_string_actions if name.startswith('--')]
+        near = difflib.get_close_matches(option, options, n=1, cutoff=0.8)
+        if near:
+            return f'unknown option {option}; did you mean {near[0]}?'
+        name = option.lstrip('-').replace('-', '_')
+        keys = list(settings.leaves(configs.Config))
+        if name in keys:
+            return f'{word}: config keys follow -o: write -o {name}={value}'
+        hint = settings.hint(name, keys)
+        meant = hint.rpartition('did you mean ')[2].rstrip('?')
+        if meant in keys:
+            return f'unknown option {option}: write -o {meant}={_if_fitting(meant, value)}'
+        return f'unknown option {option}{hint}'
+
+    def _meant_by_value(self, word: str) -> str:
+        _, equals, _ = word.partition('=')
+        if equals:
+            return f'config keys follow -o: write -o {shlex.quote(word)}'
+        with contextlib.suppress(UserError):
+            if find_config(Path(word)).is_file():
+                return f'a config follows -c: write -c {shlex.quote(word)}'
+        if '--weights' in self._option_string_actions and Path(word).exists():
+            return f'weights and runs follow -w: write -w {shlex.quote(word)}'
+        return 'it is neither an option nor a config; --help lists the options'
+
+
+def _if_fitting(name: str, value: str) -> str:
+    """The value as one of that key, or ... where it cannot be one (--use_gpu True)."""
+    try:
+        key, setting = settings.read_override(f'{name}={value}', configs.Config)
+        settings.build(configs.Config, {key: setting})
+    except UserError:
+        return '...'
+    return shlex.quote(value)
+
+
+def find_config(path: Path) -> Path:
+    """The config that -c names: a file, or a name in configs/ of this repository.
+
+    UserError with the nearest name where there is none.
+    """
+    if path.is_file():
+        return path
+    folder = REPOSITORY / 'configs'
+    names = [path.name, f'{path.name}.yaml']
+    places = [path.parent / names[1]]
+    if str(path.parent) in ('.', 'config', 'configs'):
+        places += [folder / name for name in names]
+    found = [place for place in places if place.is_file()]
+    if found:
+        return found[0]
+    if (path / 'config.yaml').is_file():
+        raise UserError(f'-c {path} is a folder; did you mean {path / "config.yaml"}?')
+    there = {file.stem: file.stem for file in folder.glob('*.yaml')}
+    if path.parent.is_dir():
+        there.update({file.stem: str(file) for file in path.parent.glob('*.yaml')})
+    near = difflib.get_close_matches(path.stem, there, n=1)
+    hint = f'did you mean {there[near[0]]}?' if near else f'configs/ has {", ".join(sorted(there))}'
+    raise UserError(f'-c {path}: there is no such file; {hint}')
 
 
 def load_settled(args: argparse.Namespace, path: Optional[Path]) -> configs.Config:
@@ -65,7 +183,7 @@ def load_settled(args: argparse.Namespace, path: Optional[Path]) -> configs.Conf
             return load_run_config(run, args.override)
         if is_checkpoint(path):
             raise UserError(f'{path}: a checkpoint without its run; name its config with -c FILE')
-    return configs.load_config(args.config or DEFAULT_CONFIG, args.override)
+    return configs.load_config(find_config(args.config or DEFAULT_CONFIG), args.override)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -101,5 +219,6 @@ def _end(text: str, code: int) -> NoReturn:
 def _program() -> str:
     """train.py, or engine.data where it was run by python3 -m engine.data."""
     path = Path(sys.argv[0])
-    inside = path.parent.relative_to(REPOSITORY) if REPOSITORY in path.parents else path.parent
-    return '.'.join(inside.parts) if path.name == '__main__.py' else path.name
+    if REPOSITORY not in path.parents or path.parent == REPOSITORY:
+        return path.name
+    return '.'.join(path.relative_to(REPOSITORY).with_suffix('').parts).replace('.__main__', '')

@@ -261,9 +261,32 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [f'{key}: {before} -> {value}' for key, (before, value) in changes(old, new).items()]
 
 
-def describe_keys() -> str:
-    """The table of keys that closes --help."""
-    return 'config keys (default): meaning\n' + '\n'.join(settings.describe(Config))
+# What the commands that do not train leave alone: sections, and keys of the others.
+_OF_TRAINING = (
+    *(
+        'optimizer.',
+        'schedule.',
+        'train.',
+        'model.dropout',
+        'model.init',
+        'model.zero_init_last_bn',
+    ),
+    *('model.data_format', 'model.pretrained', 'data.batch_size', 'data.scale', 'data.ratio'),
+    *('data.crop_padding', 'data.padding_mode', 'data.flip', 'data.auto_augment'),
+    *('data.randaugment_', 'data.color_jitter', 'data.cutout', 'data.random_erasing', 'data.mixup'),
+    *('data.cutmix', 'data.progressive', 'eval.every', 'eval.start'),
+)
+
+
+def is_read(name: str, *, training: bool) -> bool:
+    """Whether a command that trains, or one that does not, reads this key."""
+    return training or not name.startswith(_OF_TRAINING)
+
+
+def describe_keys(*, training: bool) -> str:
+    """The table of keys that closes --help: those that a command reads."""
+    lines = settings.describe(Config, lambda name: is_read(name, training=training))
+    return 'config keys (default): meaning\n' + '\n'.join(lines)
 
 
 Refuse = Callable[[str, str], None]

@@ -1,10 +1,11 @@
 """Names of networks, and the networks: build('wide_resnet28_10', num_classes=10, dropout=0.3).
 
-python3 -m engine.models        lists the networks of the papers, their sizes and costs
+python3 -m engine.models [NAME ...]    their sizes and costs (default: the papers' networks)
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -63,7 +64,7 @@ def parse(name: str) -> Spec:
     if match is None:
         raise ValueError(
             'must be like wide_resnet28_10 (depth 28, widen factor 10) or resnext50_32x4d '
-            f'(depth 50, 32 groups of width 4), not {name!r}'
+            f'(depth 50, 32 groups of width 4), not {name!r}{_nearest(name)}'
         )
     family = name[: match.start(1)]
     depth, *sizes = map(int, match.groups())
@@ -81,6 +82,16 @@ def parse(name: str) -> Spec:
         raise ValueError(f'has {what} 0, which must be 1 or more')
     cardinality, width = (1, *sizes) if family == 'wide_resnet' else sizes
     return Spec(family, depth, cardinality, width, for_photos)
+
+
+def _nearest(name: str) -> str:
+    """A hint at what other suites' spellings (ResNeXt50_32x4d, WRN-28-10, resnext50) mean."""
+    plain = re.sub('[-_ ]+', '_', name.lower())
+    plain = re.sub('^(wrn|wide_?res_?net)_?(?=[0-9])', 'wide_resnet', plain)
+    match = _WIDE_RESNET.match(plain) or _RESNEXT.match(plain)
+    starting = [known for known in MODELS if known.startswith(f'{plain}_')]
+    near = [match.group()] if match else starting or difflib.get_close_matches(plain, MODELS)
+    return f'; did you mean {near[0]}?' if near else ''
 
 
 def build(
@@ -188,20 +199,35 @@ def multiply_adds(model: nn.Layer, image_size: int) -> int:
 
 
 def main() -> None:
+    from engine import cli
+    from engine.errors import UserError
+
+    parser = cli.Parser(
+        'Sizes and costs of networks.',
+        prog='python3 -m engine.models',
+        example='python3 -m engine.models wide_resnet28_10',
+    )
+    parser.add_argument('names', nargs='*', metavar='NAME', help='(default: those of the papers)')
+    names = parser.parse_args().names or list(MODELS)
+    try:
+        specs = [parse(name) for name in names]
+    except ValueError as error:
+        raise UserError(f'NAME {error}') from None
     from engine import environment, runtime
 
     environment.prepare_cpu()
     runtime.start_paddle('cpu')
     print('model              parameters  multiply-adds  input    classes  reported in')
-    for name, source in MODELS.items():
-        spec = parse(name)
+    for name, spec in zip(names, specs):
         classes = 1000 if spec.for_photos else 10
         model = build(name, num_classes=classes)
         cost = multiply_adds(model, spec.image_size) / 1e9
         side = f'{spec.image_size}x{spec.image_size}'
-        count = parameter_count(model)
-        print(f'{name:17} {count:11,}  {cost:11.2f} G  {side:8} {classes:6}  {source}', flush=True)
+        row = f'{name:17} {parameter_count(model):11,}  {cost:11.2f} G  {side:8} {classes:6}'
+        print(f'{row}  {MODELS.get(name, "")}'.rstrip(), flush=True)
 
 
 if __name__ == '__main__':
-    main()
+    from engine import cli
+
+    cli.run(main)

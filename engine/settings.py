@@ -5,17 +5,24 @@ written (file and line, or the -o that set them), so that every complaint can sa
 would let pass is refused (a key given twice) or read as meant (5e-4 is a number).
 """
 
+import codecs
+import contextlib
 import dataclasses
 import difflib
 import re
+import textwrap
 import typing
+import unicodedata
 from dataclasses import Field, dataclass
 from pathlib import Path
-from typing import Any, Literal, Mapping, Optional, Union
+from typing import Any, Callable, Literal, Mapping, Optional, Union
 
 import yaml
 
+from engine import foreign_keys
 from engine.errors import UserError
+
+WIDTH = 80  # columns of --help
 
 
 def key(
@@ -71,22 +78,41 @@ _Dumper.add_implicit_resolver(*_FLOAT)
 
 def read_yaml(path: Path, schema: type) -> dict[str, Setting]:
     """Flat map of a YAML file for the dataclass `schema`, refusing unknown and duplicate keys."""
+    text = _read_text(path)
     try:
-        text = path.read_text(encoding='utf-8')
         node = yaml.compose(text, Loader=_Loader)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f'cannot read the config {path}: {_reason(error)}{_siblings(path)}'
-        ) from None
     except yaml.YAMLError as error:
         mark = getattr(error, 'problem_mark', None)
         line = f':{mark.line + 1}' if mark else ''
         problem = getattr(error, 'problem', None) or getattr(error, 'reason', None) or 'unreadable'
-        raise UserError(f'{path}{line}: not valid YAML: {problem}') from None
+        before = text.splitlines()[: mark.line + 1] if mark else []
+        sign = _full_width(' '.join(one.partition('#')[0] for one in before))
+        raise UserError(f'{path}{line}: not valid YAML: {problem}{sign}') from None
     settings: dict[str, Setting] = {}
     if node is not None and not _is_empty(node):
         _Reader(path, _Loader(text), leaves(schema), settings).flatten(node, '')
     return settings
+
+
+def _read_text(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f'cannot read the config {path}: {error.strerror}{_siblings(path)}'
+        ) from None
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or (
+        3 * content.count(0) > len(content)
+    ):
+        raise UserError(f'cannot read the config {path}: it is UTF-16; save it as UTF-8')
+    try:
+        return content.decode('utf-8')
+    except UnicodeDecodeError:
+        problem = 'not a text file'
+    with contextlib.suppress(UnicodeDecodeError):
+        if all(c.isprintable() or c.isspace() for c in content.decode('gb18030')):
+            problem = 'it is not UTF-8 (but GBK?); save it as UTF-8'
+    raise UserError(f'cannot read the config {path}: {problem}')
 
 
 @dataclass
@@ -101,7 +127,8 @@ class _Reader:
     def flatten(self, node: yaml.Node, prefix: str) -> None:
         if not isinstance(node, yaml.MappingNode):
             what = prefix.rstrip('.') or 'the file'
-            raise UserError(f'{self._where(node)}: {what} must be a mapping of keys')
+            sign = _full_width(str(node.value))
+            raise UserError(f'{self._where(node)}: {what} must be a mapping of keys{sign}')
         seen = set()
         for key_node, value_node in node.value:
             name, where = f'{prefix}{key_node.value}', self._where(key_node)
@@ -112,6 +139,9 @@ class _Reader:
                 if not _is_empty(value_node):
                     self.flatten(value_node, f'{name}.')
                 continue
+            foreign = name.lower() in foreign_keys.SECTIONS or (prefix and name not in self.known)
+            if foreign and isinstance(value_node, yaml.MappingNode) and value_node.value:
+                self.flatten(value_node, f'{name}.')  # which refuses the first of its keys
             _require_known(name, self.known, where)
             try:
                 value = self.loader.construct_object(value_node, deep=True)
@@ -130,21 +160,28 @@ def _is_empty(node: yaml.Node) -> bool:
 
 
 def read_override(text: str, schema: type) -> tuple[str, Setting]:
-    """The dotted key and the value of KEY=VALUE, the value parsed as YAML."""
+    """The dotted key and the value of KEY=VALUE.
+
+    A text is what stands after the =, and null alone means none; other values are read as YAML.
+    """
     name, equals, value = text.partition('=')
-    origin = f'-o {text}'
+    origin, keys = f'-o {text}', leaves(schema)
     if not equals:
-        raise UserError(f'{origin}: write KEY=VALUE, for example -o optimizer.lr=0.05')
-    _require_known(name, leaves(schema), origin)
+        hint = _full_width(text)
+        raise UserError(f'{origin}: write KEY=VALUE, for example -o optimizer.lr=0.05{hint}')
+    _require_known(name, keys, origin)
+    kind = _without_none(keys[name].type)
+    if kind is str or _is_literal(kind):
+        return name, Setting(None if value == 'null' else value, origin)
     try:
         return name, Setting(yaml.load(value, Loader=_Loader), origin)
     except (yaml.YAMLError, ValueError):
-        raise UserError(f'{origin}: the value is not valid YAML') from None
+        raise UserError(f'{origin}: the value is not valid YAML{_full_width(value)}') from None
 
 
 def dump(values: Mapping[str, Any]) -> str:
     """YAML that read_yaml reads back as it was."""
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _require_known(name: str, keys: 'Mapping[str, Field[Any]]', origin: str) -> None:
@@ -154,12 +191,42 @@ def _require_known(name: str, keys: 'Mapping[str, Field[Any]]', origin: str) -> 
     if name in sections:
         inside = ', '.join(known for known in keys if known.startswith(f'{name}.'))
         raise UserError(f'{origin}: {name} is a section; its keys are {inside}')
+    raise UserError(f'{origin}: unknown key {name}{hint(name, list(keys))}')
+
+
+def hint(name: str, keys: list[str]) -> str:
+    """What may be meant by an unknown key: `; did you mean optimizer.lr?`"""
+    if sign := _full_width(name):
+        return sign
+    sections = {known.split('.')[0] for known in keys if '.' in known}
+    meant = foreign_keys.meaning(name)
     near = [] if '.' in name else difflib.get_close_matches(name, sections, n=1, cutoff=0.7)
-    # The right word in the wrong section (train.lr) is nearer than letters can tell.
-    alike = [known for known in keys if known.split('.')[-1] == name.split('.')[-1]]
-    near = near or difflib.get_close_matches(name, alike or keys, n=1, cutoff=0 if alike else 0.5)
-    hint = f'; did you mean {near[0]}?' if near else '; --help lists the keys'
-    raise UserError(f'{origin}: unknown key {name}{hint}')
+    if not near and (meant is None or name.split('.')[0] in sections):
+        # The right word in the wrong section (train.lr) is nearer than letters can tell.
+        alike = [known for known in keys if known.split('.')[-1] == name.split('.')[-1]]
+        cutoff = 0 if alike else 0.8 if meant else 0.5
+        near = difflib.get_close_matches(name, alike or keys, n=1, cutoff=cutoff)
+    if near and foreign_keys.WHOLE.get(name.lower()) is None:
+        return f'; did you mean {near[0]}?'
+    if meant is not None:
+        return f'; did you mean {meant}?' if meant.split()[0] in keys else f'; {meant}'
+    return '; --help lists the keys'
+
+
+_SIGNS = {'\u3002': '.', '\u3001': ',', '\u2018': "'", '\u2019': "'", '\u201c': '"', '\u201d': '"'}
+_SIGNS.update({'\u3010': '[', '\u3011': ']', '\u2212': '-', '\u2014': '-', '\u00a0': ' '})
+
+
+def _full_width(text: str) -> str:
+    """A hint at the first sign or blank of a Chinese keyboard, which YAML takes for a letter."""
+    for sign in text:
+        wide = '\uff01' <= sign <= '\uff5e' or sign == '\u3000'
+        plain = unicodedata.normalize('NFKC', sign) if wide else _SIGNS.get(sign)
+        if plain == ' ':
+            return f'; there is a blank U+{ord(sign):04X} in it, write a plain one'
+        if plain is not None:
+            return f'; it has the full-width sign {sign}, write {plain}'
+    return ''
 
 
 def leaves(cls: type, prefix: str = '') -> 'dict[str, Field[Any]]':
@@ -176,15 +243,18 @@ def leaves(cls: type, prefix: str = '') -> 'dict[str, Field[Any]]':
 _AS_YAML = {'None': 'null', 'True': 'true', 'False': 'false'}
 
 
-def describe(schema: type) -> list[str]:
-    """A line of help for each key."""
-    lines = []
+def describe(schema: type, wanted: Callable[[str], bool]) -> list[str]:
+    """Some lines of help for each key that is wanted."""
+    lines: list[str] = []
     for name, field in leaves(schema).items():
+        if not wanted(name):
+            continue
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         default = _AS_YAML.get(str(default), default)
         choices = ' | '.join(typing.get_args(field.type)) if _is_literal(field.type) else ''
         meaning = '; '.join(filter(None, [field.metadata['doc'], choices]))
-        lines.append(f'  {name} ({default}): {meaning}'.rstrip(': '))
+        text = f'{name} ({default}): {meaning}'.rstrip(': ')
+        lines += textwrap.wrap(text, WIDTH, initial_indent='  ', subsequent_indent=6 * ' ')
     return lines
 
 
@@ -204,17 +274,22 @@ def _is_literal(hint: Any) -> bool:
     return typing.get_origin(hint) is Literal
 
 
+def _without_none(hint: Any) -> Any:
+    """X of Optional[X]."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Union else hint
+
+
 def _convert(name: str, field: 'Field[Any]', setting: Setting) -> Any:
     hint: Any = field.type
     value = setting.value
 
     def refuse(wanted: str) -> UserError:
-        return UserError(f'{setting.origin}: {name} must be {wanted}, not {setting.value!r}')
+        sign = _full_width(str(setting.value))
+        return UserError(f'{setting.origin}: {name} must be {wanted}, not {setting.value!r}{sign}')
 
-    if typing.get_origin(hint) is Union:  # Optional[...]
-        if value is None:
-            return None
-        hint = typing.get_args(hint)[0]
+    if typing.get_origin(hint) is Union and value is None:
+        return None
+    hint = _without_none(hint)
     if _is_literal(hint):
         choices = typing.get_args(hint)
         if value not in choices:
@@ -248,10 +323,6 @@ def _convert(name: str, field: 'Field[Any]', setting: Setting) -> Any:
 def _is_number(value: Any, kind: type = float) -> bool:
     kinds: Any = (int, float) if kind is float else kind
     return isinstance(value, kinds) and not isinstance(value, bool) and abs(value) < 1e30
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, 'strerror', None) or 'not a text file'
 
 
 def _siblings(path: Path) -> str:

@@ -14,7 +14,8 @@ from numpy_wide_resnet import images
 from paddle import nn
 from paddle_networks import randomise, run
 
-from engine import models
+from engine import environment, models, runtime
+from engine.errors import UserError
 from resnext import CifarResNeXt, ResNeXt
 from wide_resnet import WideResNet
 
@@ -439,6 +440,49 @@ def test_counting_leaves_the_model_as_it_was(name, training):
     assert not any(layer._forward_post_hooks for layer in model.sublayers())
     for entry, tensor in model.state_dict().items():
         np.testing.assert_array_equal(tensor.numpy(), before[entry], err_msg=entry)
+
+
+@pytest.mark.parametrize(
+    ('name', 'meant'),
+    [
+        ('ResNeXt50_32x4d', 'resnext50_32x4d'),
+        ('resnext50', 'resnext50_32x4d'),
+        ('ResNeXt101_32x8d_wsl', 'resnext101_32x8d'),
+        ('WRN-28-10', 'wide_resnet28_10'),
+        ('wrn_40_4', 'wide_resnet40_4'),
+        ('WideResNet50_2', 'wide_resnet50_2'),
+        ('wide_resnet101', 'wide_resnet101_2'),
+    ],
+)
+def test_other_suites_names_are_answered_with_ours(name, meant):
+    with pytest.raises(ValueError, match=f'; did you mean {meant}\\?$'):
+        models.parse(name)
+
+
+def run_command(monkeypatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, 'argv', ['models.py', *arguments])
+    monkeypatch.setattr(environment, 'prepare_cpu', lambda: '')  # paddle is imported already
+    monkeypatch.setattr(runtime, 'start_paddle', lambda device: '')
+    models.main()
+
+
+def test_the_command_prints_the_networks_that_it_is_given(monkeypatch, capsys):
+    run_command(monkeypatch, 'wide_resnet10_1', 'wide_resnet16_8')
+    _, *rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows] == ['wide_resnet10_1', 'wide_resnet16_8']
+    assert ' 10,961,370 ' in rows[1]
+    assert rows[1].endswith('  WRN paper, Table 4')
+
+
+def test_the_commands_help_and_mistakes_are_answered_without_a_network(monkeypatch, capsys):
+    monkeypatch.setattr(models, 'build', None)
+    with pytest.raises(SystemExit, match=r'^0$'):
+        run_command(monkeypatch, '--help')
+    out = capsys.readouterr().out
+    assert out.startswith('example: python3 -m engine.models wide_resnet28_10\n')
+    assert max(map(len, out.splitlines())) <= 80
+    with pytest.raises(UserError, match='did you mean resnext50_32x4d'):
+        run_command(monkeypatch, 'wide_resnet16_8', 'resnext50')
 
 
 @pytest.mark.slow

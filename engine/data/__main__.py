@@ -11,8 +11,10 @@ from engine.data import packing
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog='python3 -m engine.data', description='Check or re-encode a folder of pictures.'
+    parser = cli.Parser(
+        'Check or re-encode a folder of pictures.',
+        prog='python3 -m engine.data',
+        example='python3 -m engine.data --check my_pictures',
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(

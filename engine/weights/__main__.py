@@ -16,9 +16,12 @@ from engine.weights.foreign import looks_like
 
 _DESCRIPTION = """Work on weight files, without Paddle and without running anything in them.
 
-convert reads a weight file of paddle.vision, PaddleClas, Paddle Contrib, torchvision, timm or
-xternalz/WideResNet-pytorch and writes it under the names of this repository, for train.py's
-model.pretrained and eval.py's -w (which read the same files directly, too)."""
+convert reads a weight file of paddle.vision, PaddleClas, Paddle Contrib,
+torchvision, timm or xternalz/WideResNet-pytorch and writes it under the names of
+this repository, for train.py's model.pretrained and eval.py's -w (which read the
+same files directly, too)."""
+
+_EXAMPLE = 'python3 -m engine.weights convert resnext50.pth resnext50.pdparams'
 
 
 def main() -> None:
@@ -27,19 +30,14 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog='python3 -m engine.weights',
-        description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.Parser(_DESCRIPTION, prog='python3 -m engine.weights', example=_EXAMPLE)
     command = parser.add_subparsers(required=True, metavar='convert').add_parser(
         'convert',
         help='write a weight file under the names of this repository',
-        description='Write a weight file under the names of this repository, and say what became '
+        description='Write a weight file under the names of this repository, and say what became\n'
         'of every array.',
-        allow_abbrev=False,
     )
+    command.example = _EXAMPLE
     command.add_argument(
         'input',
         metavar='IN',
