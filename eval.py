@@ -69,7 +69,7 @@ def write_report(
     config: Config, weights: Weights, dataset: DataSet, result: Evaluation, classes: int
 ) -> None:
     """The table of classes on the console, everything else in a folder."""
-    from engine import report
+    from engine import fonts, report
 
     matrix = report.confusion_matrix(result, classes)
     names = dataset.classes + [str(i) for i in range(len(dataset.classes), classes)]
@@ -81,8 +81,13 @@ def write_report(
         'views': config.eval.views,
     }
     folder = report_folder(config, weights.path)
+    run = find_run(weights.path)
+    of = f'{run.resolve().name}, {weights.path.stem}' if run else weights.path.name
+    boxes = fonts.choose([of, *names])
+    if boxes:
+        print(boxes)
     written = report.write_report(
-        folder, result, matrix, images=dataset.test, classes=names, about=about
+        folder, result, matrix, images=dataset.test, classes=names, of=of, about=about
     )
     print(f'wrote {folder}/: {", ".join(written)}')
 

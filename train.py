@@ -235,7 +235,7 @@ def one_epoch(
 
     log.epoch_starts(trainer)
     trainer.train_one_epoch(after_step=after_step)
-    log.training_ends()
+    log.training_ends(trainer)
     cut_short = trainer.inside_epoch  # by train.max_steps; more steps would go on from here
     if cut_short:
         save(trainer, run)
@@ -268,11 +268,12 @@ def say_what_next(trainer: Trainer, run: RunFolder, log: Log) -> None:
     """The result, and where it lies."""
     record, progress = log.last_record, trainer.progress
     if record is None or 'eval_accuracy' not in record:
-        log.line(f'nothing is left to train after epoch {progress.epoch - 1}')
+        log.line(f'nothing is left to train after epoch {progress.epoch}')
         return
     log.line(
-        f'finished after epoch {record["epoch"]}: accuracy {100 * record["eval_accuracy"]:.2f} % '
-        f'(best: {100 * progress.best:.2f} % after epoch {progress.best_epoch})'
+        f'finished after epoch {record["epoch"] + 1}: '
+        f'accuracy {100 * record["eval_accuracy"]:.2f} % '
+        f'(best: {100 * progress.best:.2f} % after epoch {record["best_epoch"] + 1})'
     )
     log.line(f'  curves:            {run.curves_file}')
     log.line(f'  what it mistakes:  python3 eval.py -w {run.path}')

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Sequence
 
 from tqdm import tqdm
+
+from engine.console import can_redraw
 
 CHUNK = 1 << 20
 
@@ -63,8 +66,14 @@ def _fetch(url: str, part: Path, timeout_s: float) -> None:
             done = 0
         length = response.headers.get('Content-Length')
         total = done + int(length) if length else None
+        seconds = 1.0 if can_redraw(sys.stderr) else 30.0  # else every state of it stays
         bar = tqdm(
-            total=total, initial=done, unit='B', unit_scale=True, desc=part.stem, mininterval=1.0
+            total=total,
+            initial=done,
+            unit='B',
+            unit_scale=True,
+            desc=part.stem,
+            mininterval=seconds,
         )
         with bar, part.open('ab' if done else 'wb') as file:
             while chunk := response.read(CHUNK):

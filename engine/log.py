@@ -1,8 +1,9 @@
 """What a run tells: console and train.log, metrics.jsonl, VisualDL, curves.png.
 
-A terminal gets a progress bar; a pipe and train.log get plain lines. The beginnings of the lines
-(`Epoch 0: ... set learning rate to`, `iter:0  loss:`, `acc:... total:... ratio:...`) are grepped by
-other people's scripts and stay as they are.
+A terminal gets a progress bar and a line an epoch; a pipe, a notebook and train.log get a line
+every few steps, too. The beginnings of the lines (`Epoch 0: ... set learning rate to`,
+`iter:0  loss:`, `acc:... total:... ratio:...`) are grepped by other people's scripts and stay as
+they are. Those and metrics.jsonl count epochs and steps from 0; all else counts epochs from 1.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from engine import plots
+from engine import fonts, plots
+from engine.console import can_redraw
 from engine.files import write_atomically
 from engine.run_folder import RunFolder, read_records
 
@@ -72,13 +74,14 @@ class Log:
         schedule, lr = trainer.schedule_name, trainer.lr_at(trainer.step)
         self.line(f'Epoch {progress.epoch}: {schedule} set learning rate to {lr:.6g}.')
         self._shown = (progress.sums.images, progress.sums.seconds)
-        if sys.stdout.isatty():
+        if can_redraw(sys.stdout):
             self._bar = tqdm(
                 total=len(trainer.batches),
                 initial=progress.batch,
-                desc=f'epoch {progress.epoch + 1}/{trainer.config.train.epochs}',
-                bar_format='{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt}{postfix}',
+                desc=_place(trainer),
+                bar_format='{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}',
                 file=sys.stdout,
+                dynamic_ncols=True,
                 leave=False,
             )
 
@@ -95,15 +98,13 @@ class Log:
         speed = images / seconds
         left = trainer.work_left * trainer.batches.together / speed
         lr = trainer.lr_at(trainer.step - 1)
-        rest = (
-            f'images/s:{speed:.1f}  wait:{100 * sums.waited / sums.seconds:.1f}%  '
-            f'left:{duration(left)}'
-        )
-        text = f'iter:{iteration}  loss:{trainer.last_loss:.4f}  lr:{lr:.6g}  {rest}'
+        loss, time_left = f'loss:{trainer.last_loss:.4f}', f'left:{duration(left)}'
+        pace = f'images/s:{speed:.1f}  wait:{100 * sums.waited / sums.seconds:.1f}%'
+        text = f'iter:{iteration}  {loss}  lr:{lr:.6g}  {pace}  {time_left}'
         if self._bar is None:
             print(text, flush=True)
-        else:
-            self._bar.set_postfix_str(f'loss:{trainer.last_loss:.4f}  {rest}')
+        else:  # a narrow terminal cuts the end
+            self._bar.set_postfix_str(f'{time_left}  {loss}  {pace}')
         self.note(text)
         for tag, value in (
             ('train/loss', trainer.last_loss),
@@ -128,8 +129,17 @@ class Log:
                 'Going on; Ctrl-C stops and saves.'
             )
 
-    def training_ends(self) -> None:
-        """No bar from here on (evaluation, or the end)."""
+    def training_ends(self, trainer: Trainer) -> None:
+        """What the epoch's steps gave; its evaluation follows."""
+        self._close_bar()
+        sums = trainer.progress.sums
+        self.line(
+            f'{_place(trainer)}: training loss {sums.loss / sums.images:.4f}, '
+            f'accuracy {100 * sums.correct / sums.images:.2f} %, '
+            f'{sums.images / sums.seconds:.1f} images/s, {duration(sums.seconds)}'
+        )
+
+    def _close_bar(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -142,11 +152,14 @@ class Log:
             if name in record:
                 self._vdl.add_scalar(f'epoch/{name}', record[name], record['epoch'])
         if last or time.monotonic() - self._drawn > CURVES_EVERY_S:
-            plots.curves(self._records, self._folder.curves_file)
+            plots.curves(self._records, self._folder.curves_file, run=self._folder.path)
             self._drawn = time.monotonic()
 
     def first_batch(self, batches: Batches, classes: Sequence[str]) -> None:
         """What the network sees: a picture of the first batch, augmented and labelled."""
+        boxes = fonts.choose([self._folder.path.resolve().name, *classes])
+        if boxes:
+            self.line(boxes)
         batch = next(iter(batches), None)
         if batch is None:  # of an epoch that was stopped when all but its evaluation was done
             return
@@ -160,7 +173,7 @@ class Log:
         return self._records[-1] if self._records else None
 
     def close(self) -> None:
-        self.training_ends()
+        self._close_bar()
         if self._file is not None:
             self._file.close()
             self._vdl.close()
@@ -189,6 +202,10 @@ class Silence(Log):
 
     def first_batch(self, batches: Batches, classes: Sequence[str]) -> None:
         pass
+
+
+def _place(trainer: Trainer) -> str:
+    return f'epoch {trainer.progress.epoch + 1}/{trainer.config.train.epochs}'
 
 
 def duration(seconds: float) -> str:

@@ -7,10 +7,9 @@ import warnings
 from pathlib import Path
 from typing import Any, Sequence
 
-import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import fontManager
 
 from engine.data.batches import Batch
 from engine.files import write_atomically
@@ -18,43 +17,88 @@ from engine.files import write_atomically
 DPI = 110
 FIRST = 32  # images of the first batch that are shown
 MANY_CLASSES = 120  # more names than that would not be legible
-CAPTION, TICK = 16, 28  # columns of a class's name above a picture, and beside a matrix
-# Names of classes may be Chinese; the first of these that is installed draws them.
-CHINESE = ('Noto Sans CJK SC', 'Source Han Sans SC', 'WenQuanYi Zen Hei', 'SimHei', 'PingFang SC')
-
-_installed = {font.name for font in fontManager.ttflist}
-matplotlib.rcParams['font.family'] = ['DejaVu Sans', *[f for f in CHINESE if f in _installed][:1]]
+CAPTION, TICK, TITLE = 16, 28, 100  # columns of a name above a picture, beside a matrix, above all
+SIDE, LETTER = 1.5, 0.06  # inches of a picture in a grid, and of a column of its caption
+LINE = int(SIDE / LETTER)
+BAD_EPOCHS = 0.05  # share of the epochs that the scale of the curves may leave out
 
 
-def curves(records: Sequence[dict[str, Any]], path: Path) -> None:
-    """Loss, accuracy and learning rate over the epochs of metrics.jsonl."""
-    figure = Figure(figsize=(11, 3.4), layout='constrained')
+def curves(records: Sequence[dict[str, Any]], path: Path, *, run: Path) -> None:
+    """Loss, accuracy and learning rate over the epochs of metrics.jsonl, here counted from 1."""
+    figure = Figure(figsize=(11, 3.6), layout='constrained')
+    figure.suptitle(_plain(shortened(run.resolve().name, TITLE)), fontsize=11)
     loss, accuracy, rate = figure.subplots(1, 3)
-    epochs = [record['epoch'] for record in records]
-    evaluated = [record for record in records if 'eval_loss' in record]
-    at = [record['epoch'] for record in evaluated]
-    style = {'marker': 'o', 'markersize': 3} if len(records) < 40 else {}
+    measured = [record for record in records if 'eval_loss' in record]
 
-    loss.plot(epochs, [r['train_loss'] for r in records], label='training', **style)
-    loss.plot(at, [r['eval_loss'] for r in evaluated], label='test', **style)
-    loss.set(title='loss', xlabel='epoch')
-    accuracy.plot(epochs, [100 * r['train_accuracy'] for r in records], label='training', **style)
-    percent = [100 * r['eval_accuracy'] for r in evaluated]
-    label = f'test, at last {percent[-1]:.2f} %' if percent else 'test'
-    accuracy.plot(at, percent, label=label, **style)
-    accuracy.set(title='accuracy (%)', xlabel='epoch')
-    rate.plot(epochs, [r['lr'] for r in records], color='tab:gray', **style)
-    rate.set(title="learning rate at the epoch's end", xlabel='epoch')
+    for axes in (loss, accuracy, rate):
+        axes.set(xlabel='epoch')
+    _lines(loss, records, measured, 'loss')
+    loss.set(title='loss')
+    _lines(accuracy, records, measured, 'accuracy', scale=100)
+    accuracy.set(title='accuracy (%)')
+    _line(rate, records, 'lr', color='tab:gray')
+    rate.set(title="learning rate at the epoch's end")
     for axes in (loss, accuracy, rate):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    loss.legend()
-    accuracy.legend()
     _save(figure, path)
 
 
-def confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
-    """Rows are true classes, columns predictions; numbers are written where they can be read."""
+def _lines(
+    axes: Axes,
+    records: Sequence[dict[str, Any]],
+    measured: Sequence[dict[str, Any]],
+    what: str,
+    *,
+    scale: float = 1,
+) -> None:
+    """Of training and test, apart without colours, too."""
+    training = _line(axes, records, f'train_{what}', scale=scale, label='training', linestyle='--')
+    final = scale * measured[-1][f'eval_{what}'] if measured else 0.0
+    text = f'{final:.2f} %' if what == 'accuracy' else f'{final:.4f}'
+    label = f'test, final {text}' if measured else 'test'
+    test = _line(axes, measured, f'eval_{what}', scale=scale, label=label)
+    _leave_out_bad_epochs(axes, training, test)
+    axes.legend()
+
+
+def _line(
+    axes: Axes, records: Sequence[dict[str, Any]], key: str, *, scale: float = 1, **style: Any
+) -> list[float]:
+    """Draw a figure of the records over their epochs; returns what is drawn."""
+    values = [scale * record[key] for record in records]
+    if len(records) < 40:
+        style.update(marker='o', markersize=3)
+    axes.plot([record['epoch'] + 1 for record in records], values, **style)
+    return values
+
+
+def _leave_out_bad_epochs(axes: Axes, training: list[float], test: list[float]) -> None:
+    """Limit the scale where a few values would flatten all others, and say how far they go.
+
+    The first epoch of a training is no bad one, however far it is from the rest.
+    """
+    if len(training) < 4:
+        return
+    parts = [np.sort(part) for part in (training[1:], test) if len(part) > 2]
+    most = [part[: -max(1, int(BAD_EPOCHS * len(part)))] for part in parts]
+    least = [part[max(1, int(BAD_EPOCHS * len(part))) :] for part in parts]
+    low = min([training[0], *(part[0] for part in least)])
+    high = max([training[0], *(part[-1] for part in most)])
+    lowest, highest = min(training + test), max(training + test)
+    if not 2 * (high - low) > 0 or max(highest - high, low - lowest) < 2 * (high - low):
+        return
+    room = 0.1 * (high - low)
+    axes.set_ylim(low - room, high + room)
+    far = f'up to {highest:.4g}' if highest - high > low - lowest else f'down to {lowest:.4g}'
+    axes.set_xlabel(f'epoch (beyond the scale: {far})')
+
+
+def confusion(matrix: np.ndarray, classes: Sequence[str], path: Path, *, of: str) -> None:
+    """Rows are true classes, columns predictions; numbers are written where they can be read.
+
+    `of` is what was measured, for the title.
+    """
     count = len(classes)
     side = min(14.0, 2.5 + 0.5 * count)
     figure = Figure(figsize=(side, side), layout='constrained')
@@ -66,7 +110,10 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], path: Path) -> None:
         names = [_plain(shortened(name, TICK)) for name in classes]
         axes.set_xticks(range(count), names, rotation=90, fontsize=size)
         axes.set_yticks(range(count), names, fontsize=size)
-    axes.set(xlabel='predicted', ylabel='true', title='colour: share of the true class')
+    accuracy = 100 * np.trace(matrix) / max(1, matrix.sum())
+    title = f'{_plain(shortened(of, int(8 * side)))}\naccuracy {accuracy:.2f} %'
+    axes.set(xlabel='predicted', ylabel='true')
+    figure.suptitle(f'{title}\ncolour: share of the true class', fontsize=10)
     if count <= 20:
         for row, column in zip(*np.nonzero(matrix)):
             color = 'white' if shares[row, column] > 0.5 else 'black'
@@ -86,9 +133,11 @@ def picture_grid(
     pixels: np.ndarray, titles: Sequence[str], path: Path, *, columns: int = 8
 ) -> None:
     """uint8 [N, 3, H, W] with a caption each."""
-    columns = min(columns, len(pixels))
+    longest = max(text_width(line) for title in titles for line in title.splitlines())
+    # Inches: large enough to show every pixel, and the caption.
+    side = max(SIDE, pixels.shape[-1] / DPI, LETTER * longest)
+    columns = min(columns, len(pixels), max(1, int(columns * SIDE / side)))
     rows = -(-len(pixels) // columns)
-    side = max(1.5, pixels.shape[-1] / DPI)  # inches: large enough to show every pixel
     figure = Figure(figsize=(side * columns, (side + 0.4) * rows), layout='constrained')
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.axis('off')

@@ -70,24 +70,30 @@ def write_report(
     *,
     images: ImageSet,
     classes: Sequence[str],
+    of: str,
     about: dict[str, Any],
 ) -> list[str]:
-    """Write eval.json, confusion.csv, confusion.png and mistakes.png; returns their names."""
+    """Write eval.json, confusion.csv, confusion.png and mistakes.png; returns their names.
+
+    `of` is what was measured, for the title of a picture.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     accuracy = dict(zip(classes, (np.diag(matrix) / np.maximum(matrix.sum(1), 1)).tolist()))
     content = {**summary(evaluation), **about, 'class_accuracy': accuracy}
-    _write_text(folder / 'eval.json', json.dumps(content, indent=1))
-    _write_text(folder / 'confusion.csv', _as_csv(matrix, classes))
-    plots.confusion(matrix, classes, folder / 'confusion.png')
+    _write_text(folder / 'eval.json', json.dumps(content, indent=1, ensure_ascii=False))
+    # Excel takes a file without this mark for one in the system's encoding, such as GBK.
+    _write_text(folder / 'confusion.csv', '\ufeff' + _as_csv(matrix, classes))
+    plots.confusion(matrix, classes, folder / 'confusion.png', of=of)
     written = ['eval.json', 'confusion.csv', 'confusion.png']
     worst = worst_mistakes(evaluation)
     if len(worst):
         names = [plots.shortened(name, plots.CAPTION) for name in classes]
-        captions = [
-            f'{names[evaluation.labels[i]]}\nnot {names[evaluation.predictions[i]]} '
-            f'({100 * evaluation.probabilities[i]:.0f} %)'
-            for i in worst
-        ]
+        captions = []
+        for i in worst:
+            true, predicted = names[evaluation.labels[i]], names[evaluation.predictions[i]]
+            found = f'predicted {predicted} ({100 * evaluation.probabilities[i]:.0f} %)'
+            gap = ' ' if plots.text_width(true + found) < plots.LINE else '\n'
+            captions.append(f'{true},{gap}{found}')
         pictures = images.pictures(evaluation.rows[worst])
         plots.picture_grid(pictures, captions, folder / 'mistakes.png')
         written.append('mistakes.png')

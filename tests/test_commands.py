@@ -145,7 +145,7 @@ def test_resuming_a_finished_run_says_so_and_changes_no_weight(finished, command
     before = weights(run)
     result = command('train.py', '--resume', str(run))
     assert result.returncode == 0, result.stderr
-    assert 'finished after epoch 2' in result.stdout
+    assert 'finished after epoch 3' in result.stdout
     assert 'iter:' not in result.stdout
     assert weights(run) == before
 

@@ -338,7 +338,7 @@ def test_a_process_that_is_killed_ends_the_job_which_goes_on(launch, tmp_path, k
     resumed = run_alone(tmp_path, TRAIN, *arguments, '--resume')
     assert re.search(r'^resume: going on from \S+epoch_0000_batch_\d+', resumed, re.M)
     assert 'resume: 8 images a step now, not 16' in resumed
-    assert 'finished after epoch 1' in resumed
+    assert 'finished after epoch 2' in resumed
 
 
 def test_sigterm_saves_everything_and_the_run_goes_on_as_if_undisturbed(
@@ -519,4 +519,4 @@ def test_a_process_that_is_held_up_longer_than_gloo_waits_ends_nothing(late_jobs
     assert job.wait() == 0, job.everything()
     job.wait_until_nobody_is_left()
     assert 'held up: ' in job.log(0) + job.log(1)
-    assert re.search('total:320' if hook == 'eval' else 'finished after epoch 1', job.log(0))
+    assert re.search('total:320' if hook == 'eval' else 'finished after epoch 2', job.log(0))

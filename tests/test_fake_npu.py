@@ -167,7 +167,7 @@ def test_each_of_two_processes_trains_on_an_npu_of_its_own(npu, tmp_path):
     assert devices_used(first) == ['0']
     assert devices_used(second) == ['1']  # all that it says: only the first process logs
     assert len(steps(first)) == 2
-    assert '\nfinished after epoch 0: ' in first
+    assert '\nfinished after epoch 1: ' in first
     assert (tmp_path / 'run' / 'best.pdparams').exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,7 +123,13 @@ def write(folder, result, classes=('cat', 'dog', 'fox'), images=None):
     matrix = report.confusion_matrix(result, len(classes))
     images = images or Recorder(random_images(100))
     names = report.write_report(
-        folder, result, matrix, images=images, classes=classes, about={'views': 'flip'}
+        folder,
+        result,
+        matrix,
+        images=images,
+        classes=classes,
+        of='run, epoch_0001',
+        about={'views': 'flip'},
     )
     return names, images
 
@@ -164,13 +171,104 @@ def test_figures_and_the_matrix_are_those_of_the_evaluation(tmp_path):
     assert content['views'] == 'flip'
     assert content['images_per_second'] == 2.0
     assert content['class_accuracy'] == pytest.approx({'cat': 1 / 3, 'dog': 1.0, 'fox': 0.0})
-    with (tmp_path / 'confusion.csv').open() as file:
+    with (tmp_path / 'confusion.csv').open(encoding='utf-8-sig') as file:
         head, *rows = csv.reader(file)
     assert head[1:] == ['cat', 'dog', 'fox']
     assert rows == [['cat', '1', '2', '0'], ['dog', '0', '1', '0'], ['fox', '0', '0', '0']]
 
 
+def test_names_are_written_as_they_are_and_for_a_chinese_excel(tmp_path):
+    write(tmp_path, evaluation([0, 1, 2], [0, 1, 2]), classes=('\u732b', '\u72d7', 'fox'))
+    assert '"\u732b": 1.0' in (tmp_path / 'eval.json').read_text(encoding='utf-8')
+    table = (tmp_path / 'confusion.csv').read_bytes()
+    assert table.startswith(b'\xef\xbb\xbftrue')  # without this mark Excel takes it for GBK
+    assert '\u732b'.encode() in table
+
+
 # ------------------------------------------------------------------ pictures
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved."""
+    figures = []
+    monkeypatch.setattr(plots, '_save', lambda figure, path: figures.append(figure))
+    return figures
+
+
+def test_titles_of_mistakes_say_which_is_which(tmp_path, drawn):
+    result = evaluation([0, 1], [1, 2], losses=[2, 1])
+    write(tmp_path, result, classes=('3', '9', 'a name that is much longer than a picture is wide'))
+    titles = [axes.get_title() for axes in drawn[-1].axes[:2]]
+    assert titles == ['3, predicted 9 (50 %)', '9,\npredicted a name \u2026is wide (50 %)']
+
+
+def test_the_confusion_names_what_was_measured_and_its_accuracy(drawn):
+    plots.confusion(np.array([[3, 1], [0, 4]]), ['$a', 'b'], Path('x.png'), of='run, epoch_0008')
+    assert drawn[0].get_suptitle().splitlines()[:2] == ['run, epoch_0008', 'accuracy 87.50 %']
+
+
+def records(**changed):
+    """Of 20 epochs; changed: {key: {epoch: value}}."""
+    shrinking = [0.7**epoch for epoch in range(20)]
+    result = [
+        {
+            'epoch': epoch,
+            'lr': 0.1,
+            'train_loss': 2.2 * rest + 0.1,
+            'train_accuracy': 0.97 - 0.8 * rest,
+            'eval_loss': 2.0 * rest + 0.3,
+            'eval_accuracy': 0.95 - 0.6 * rest,
+        }
+        for epoch, rest in enumerate(shrinking)
+    ]
+    for key, values in changed.items():
+        for epoch, value in values.items():
+            result[epoch][key] = value
+    return result
+
+
+def test_curves_say_whose_they_are_and_count_from_1(drawn):
+    plots.curves(records(), Path('curves.png'), run=Path('output/quick_$start'))
+    (figure,) = drawn
+    assert figure.get_suptitle() == r'quick_\$start'
+    loss, accuracy, _ = figure.axes
+    for axes in (loss, accuracy):
+        training, test = axes.lines
+        assert training.get_linestyle() != test.get_linestyle()
+        assert training.get_xdata()[0] == 1
+        assert test.get_xdata()[-1] == 20
+        top, bottom = max(axes.get_ylim()), min(axes.get_ylim())
+        shown = [value for line in axes.lines for value in line.get_ydata()]
+        assert bottom < min(shown)
+        assert max(shown) < top
+    assert accuracy.get_legend_handles_labels()[1] == ['training', 'test, final 94.93 %']
+    assert loss.get_legend_handles_labels()[1] == ['training', 'test, final 0.3023']
+
+
+@pytest.mark.parametrize('bad', [30.0, 2e7])
+@pytest.mark.parametrize('key', ['eval_loss', 'train_loss'])
+@pytest.mark.parametrize('epoch', [6, 19])
+def test_one_bad_epoch_does_not_flatten_the_rest(drawn, bad, key, epoch):
+    plots.curves(records(**{key: {epoch: bad}}), Path('x.png'), run=Path('x'))
+    loss = drawn[0].axes[0]
+    assert 2.3 < loss.get_ylim()[1] < 3.0
+    assert f'up to {bad:.4g}' in loss.get_xlabel()
+
+
+def test_one_bad_accuracy_among_good_ones(drawn):
+    good = {key: {i: 0.95 + 0.001 * i for i in range(20)} for key in ('train_accuracy',)}
+    good['eval_accuracy'] = {**good['train_accuracy'], 7: 0.1}
+    plots.curves(records(**good), Path('x.png'), run=Path('x'))
+    assert 90 < drawn[0].axes[1].get_ylim()[0] < 95
+    assert 'down to 10' in drawn[0].axes[1].get_xlabel()
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 4])
+def test_curves_of_few_epochs_show_all(drawn, count):
+    plots.curves(records()[:count], Path('x.png'), run=Path('x'))
+    assert drawn[0].axes[0].get_ylim()[1] > 2.3
+    assert drawn[0].axes[0].get_xlabel() == 'epoch'
 
 
 @pytest.mark.parametrize('count', [300, 2388])
@@ -180,7 +278,7 @@ def test_the_confusion_of_many_classes_is_drawn_in_a_moment_and_is_not_huge(tmp_
     matrix = np.diag(rng.integers(1, 50, count))
     names = [f'a rather long name of class {i}' for i in range(count)]
     before = time.process_time()
-    plots.confusion(matrix, names, tmp_path / 'confusion.png')
+    plots.confusion(matrix, names, tmp_path / 'confusion.png', of='run')
     assert time.process_time() - before < 5
     with Image.open(tmp_path / 'confusion.png') as picture:
         assert max(picture.size) <= 1600
@@ -192,7 +290,9 @@ def test_the_confusion_of_many_classes_is_drawn_in_a_moment_and_is_not_huge(tmp_
 
 @pytest.mark.parametrize('count', [1, 2, 20, 21, 120])
 def test_the_confusion_of_few_classes(tmp_path, count):
-    plots.confusion(np.eye(count, dtype=int), [f'c{i}' for i in range(count)], tmp_path / 'x.png')
+    plots.confusion(
+        np.eye(count, dtype=int), [f'c{i}' for i in range(count)], tmp_path / 'x.png', of='run'
+    )
     with Image.open(tmp_path / 'x.png') as picture:
         assert min(picture.size) > 200
 

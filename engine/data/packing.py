@@ -13,6 +13,7 @@ import simplejpeg
 from PIL import Image
 from tqdm import tqdm
 
+from engine.console import can_redraw
 from engine.data.folder import TEST_WORDS, legible, split_word, walk
 from engine.data.lists import LABEL_LISTS, file_name, readings
 from engine.data.parallel import parallel
@@ -81,7 +82,7 @@ def _run(
     """Do the job with every path; returns those with which something is wrong, and names them."""
     bad = []
     with parallel(job, paths, workers=workers) as results:
-        for path, problem in tqdm(results, total=len(paths), disable=not sys.stderr.isatty()):
+        for path, problem in tqdm(results, total=len(paths), disable=not can_redraw(sys.stderr)):
             if problem:
                 bad.append(path)
                 tqdm.write(f'{complaint}{legible(path)} {problem}', file=sys.stdout)

@@ -1,0 +1,118 @@
+"""What a command prints, whatever the terminal: encodings, closed streams, bars, epochs' lines."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import struct
+import subprocess
+import sys
+import termios
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from conftest import REPOSITORY, TINY
+
+import train
+from engine import cli
+
+
+def trained(folder, monkeypatch, *overrides, columns=80):
+    """What train.py prints in this process, to a terminal of its own."""
+    settings = [*TINY, f'output.dir={folder}', *overrides]
+    config = cli.configs.load_config(cli.DEFAULT_CONFIG, settings)
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 24, columns, 0, 0))
+    with ThreadPoolExecutor() as pool, monkeypatch.context() as patch:
+        reading = pool.submit(read_all, ours)
+        with os.fdopen(theirs, 'w', encoding='utf-8') as terminal:
+            patch.setattr(sys, 'stdout', terminal)
+            train.train(config, train.RunFolder(folder), None, [])
+        return reading.result().decode().replace('\r\n', '\n')
+
+
+def read_all(descriptor):
+    """Until the other side of the terminal is closed."""
+    content = b''
+    with contextlib.suppress(OSError):
+        while part := os.read(descriptor, 1 << 16):
+            content += part
+    os.close(descriptor)
+    return content
+
+
+@pytest.mark.parametrize('columns', [80, 50])
+def test_the_bar_has_the_time_left_and_a_line_an_epoch_stays(tmp_path, monkeypatch, columns):
+    """The bar is written after \\r, and cleared in the end."""
+    monkeypatch.delenv('JPY_PARENT_PID', raising=False)
+    text = trained(tmp_path / 'run', monkeypatch, 'train.epochs=2', columns=columns)
+    parts = re.split(r'[\r\n]', text)
+    bars = [part for part in parts if part.startswith('epoch ') and '|' in part]
+    assert len(bars) > 5
+    assert all(len(bar) <= columns for bar in bars)
+    assert all(re.search(r'\| \d/5, left:\d+s  loss:\d', bar) for bar in bars if ', ' in bar)
+    assert not any(part.startswith('iter:') for part in parts)
+    log = (tmp_path / 'run' / 'train.log').read_text()
+    line = r'(epoch \d/2): training loss \d+\.\d{4}, accuracy \d+\.\d\d %, \d+\.\d images/s, \d+s'
+    for lines in (parts, log.splitlines()):
+        found = [match[1] for match in (re.fullmatch(line, text) for text in lines) if match]
+        assert found == ['epoch 1/2', 'epoch 2/2']
+    assert re.search('finished after epoch 2: .* after epoch [12]\\)$', log, re.M)
+    assert log.count('\nEpoch 0: CosineAnnealingDecay set') == 1
+
+
+def test_in_a_notebook_a_terminal_gets_plain_lines(tmp_path, monkeypatch):
+    """The terminal is IPython's, which keeps what a bar overwrites."""
+    monkeypatch.setenv('JPY_PARENT_PID', '1')
+    text = trained(tmp_path / 'run', monkeypatch, 'train.epochs=1')
+    assert '\r' not in text
+    assert text == (tmp_path / 'run' / 'train.log').read_text()
+    assert len(re.findall(r'^iter:\d  loss:\d\.\d{4}  lr:.*  left:\d+s$', text, re.M)) == 5
+
+
+# ------------------------------------------------------------------ encodings
+
+
+NAMES = ['cat', 'caf\u00e9', '\u732b', '\U0001f431']  # ASCII, Latin-1, GBK, and none of these
+COMMAND = """
+import sys
+from engine import cli
+def main():
+    print('names:', *sys.argv[1:])
+    print('more:', *sys.argv[1:], file=sys.stderr)
+    with open('written', 'w') as file:
+        file.write(str(file.fileno()))
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ('encoding', 'shown'),
+    [
+        ('ascii', r'cat caf\xe9 \u732b \U0001f431'),
+        ('latin-1', 'cat caf\u00e9 \\u732b \\U0001f431'),
+        ('gbk', 'cat caf\u00e9 \u732b \\U0001f431'),
+        ('utf-8', 'cat caf\u00e9 \u732b \U0001f431'),
+    ],
+)
+def test_what_a_terminal_cannot_show_is_replaced(tmp_path, encoding, shown):
+    environment = {**os.environ, 'PYTHONIOENCODING': encoding, 'PYTHONPATH': str(REPOSITORY)}
+    result = subprocess.run(
+        [sys.executable, '-c', COMMAND, *NAMES],
+        cwd=tmp_path,
+        capture_output=True,
+        env=environment,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.decode(encoding) == f'names: {shown}\n'
+    assert result.stderr.decode(encoding) == f'more: {shown}\n'
+
+
+@pytest.mark.parametrize('closed', ['>&-', '2>&-', '>&- 2>&-', '<&- >&- 2>&-'])
+def test_closed_streams_end_nothing_and_no_file_takes_their_place(tmp_path, closed):
+    arguments = ['sh', '-c', f'exec "$@" {closed}', 'sh', sys.executable, '-c', COMMAND, *NAMES]
+    environment = {**os.environ, 'PYTHONPATH': str(REPOSITORY)}
+    assert subprocess.run(arguments, cwd=tmp_path, env=environment).returncode == 0
+    assert int((tmp_path / 'written').read_text()) > 2
