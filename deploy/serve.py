@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import socket
 import sys
 from typing import TYPE_CHECKING, Any, Iterator
@@ -36,6 +37,15 @@ def parse_arguments() -> argparse.Namespace:
     parser = console.parser('Serve an exported network over HTTP.')
     parser.add_argument('--host', default='127.0.0.1', help='(default: this machine alone)')
     parser.add_argument('--port', type=port, default=8000, help='(default: 8000; 0: any)')
+    parser.add_argument(
+        '--cors',
+        type=origin,
+        action='append',
+        default=[],
+        metavar='ORIGIN',
+        help="let web pages of this origin ask, like https://example.org, or '*' for any; may be "
+        'given again (default: none)',
+    )
     group = parser.add_argument_group('batches')
     add_count(group, '--instances', 1, 'networks side by side')
     add_count(group, '--max-batch', 16, 'images a batch, and the most that a request may have')
@@ -66,6 +76,14 @@ def port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f'{text} is not a port: 0 to 65535')
     return int(text)
+
+
+def origin(text: str) -> str:
+    if text != '*' and not re.fullmatch(r'https?://[^/\s]+', text):
+        raise argparse.ArgumentTypeError(
+            f"{text} is not an origin like https://example.org, or '*'"
+        )
+    return text
 
 
 def require_packages() -> None:
@@ -117,6 +135,7 @@ def serve(predictors: list[Predictor], listener: socket.socket, args: argparse.N
         max_batch=args.max_batch,
         max_delay_s=args.max_delay_ms / 1e3,
         capacity=args.queue,
+        origins=args.cors,
     )
 
     def on_stop() -> None:

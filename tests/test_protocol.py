@@ -17,7 +17,7 @@ FLOATS = Signature(
     type='float32',
     shape=(3, 2, 2),
     output='logits',
-    classes=5,
+    labels=('a', 'b', 'größe', 'd', 'e'),
     max_batch=4,
 )
 BYTES = Signature(**{**FLOATS.__dict__, 'type': 'uint8', 'shape': (2, 2, 3)})
@@ -118,6 +118,26 @@ def test_an_answer_in_bytes():
         'parameters': {'binary_data_size': 40},
     }
     np.testing.assert_array_equal(np.frombuffer(content[length:], '<f4').reshape(2, 5), logits)
+
+
+def test_the_likeliest_classes_instead_of_logits():
+    logits = np.array([[1, 3, 2, 0, -1], [0, 0, 0, 0, 9]], np.float32)
+    outputs = [{'name': 'logits', 'parameters': {'classification': 2}}]
+    content, _ = write_answer(FLOATS, call({**request(), 'outputs': outputs}), logits)
+    assert json.loads(content)['outputs'] == [
+        {
+            'name': 'logits',
+            'datatype': 'BYTES',
+            'shape': [2, 2],
+            'data': ['3.000000:1:b', '2.000000:2:größe', '9.000000:4:e', '0.000000:0:a'],
+        }
+    ]
+    outputs[0]['parameters'] = {'classification': 9, 'binary_data': True}
+    content, length = write_answer(FLOATS, call({**request(), 'outputs': outputs}), logits)
+    (output,) = json.loads(content[:length])['outputs']
+    assert output['shape'] == [2, 5]
+    assert output['parameters'] == {'binary_data_size': len(content) - length}
+    assert content[length:].startswith(b'\x0c\0\0\x003.000000:1:b')
 
 
 def test_logits_that_json_cannot_say_are_refused_and_as_bytes_they_are_not():
@@ -250,8 +270,8 @@ def test_a_header_length_that_cuts_the_json():
         ({**request(), 'outputs': 'logits'}, 'outputs: must be a list'),
         ({**request(), 'outputs': [{'name': 'logits', 'data': 1}]}, "unknown key 'data'"),
         (
-            {**request(), 'outputs': [{'name': 'logits', 'parameters': {'classification': 3}}]},
-            "parameter 'classification' is not supported",
+            {**request(), 'outputs': [{'name': 'logits', 'parameters': {'classification': -3}}]},
+            'classification: must be a whole number',
         ),
         (
             {**request(), 'outputs': [{'name': 'logits', 'parameters': {'binary_data': 'yes'}}]},
@@ -318,6 +338,7 @@ def test_the_file_of_a_form_is_found_to_the_byte():
     with_field = form((FIELD, b'a cat'), (file_head('ä ö.jpg'), content))
     assert file_in_form(KIND, b'preamble\r\n' + with_field + b'epilogue') == content
     assert file_in_form(KIND, form((file_head(), b''))) == b''
+    assert file_in_form(KIND, form((FIELD, content))) == content  # of a client that names no file
 
 
 def test_a_content_type_made_to_hurt_is_refused_before_it_does():
@@ -338,7 +359,7 @@ def test_a_content_type_made_to_hurt_is_refused_before_it_does():
         (KIND, b'', 'cut short'),
         (KIND, form((file_head(), b'x'))[:-10], 'cut short'),
         (KIND, form(), '0 files'),
-        (KIND, form((FIELD, b'x')), '0 files'),
+        (KIND, form((FIELD, b'x'), (FIELD, b'y')), '0 files'),
         (KIND, form((file_head(), b'x'), (file_head(), b'y')), '2 files'),
         (KIND, form(*[(file_head(), b'x')] * 2000), 'cut short'),
         (KIND, b'--XX\r\nno head\r\n--XX--', '0 files'),

@@ -18,6 +18,7 @@ import threading
 import time
 import tracemalloc
 import zlib
+from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -169,8 +170,13 @@ def test_a_form_with_a_file(live):
     plain = live.classify(PICTURE).json['classes']
     assert live.classify(form(PICTURE), Content_Type=kind).json['classes'] == plain
     reply = live.classify(form(PICTURE, PICTURE), Content_Type=kind)
-    assert (reply.status, reply.error) == (400, 'the form has 2 files; send one')
+    assert (reply.status, reply.error) == (
+        400,
+        'the form has 2 files; send one: curl -F file=@picture.jpg',
+    )
     assert live.classify(form(PICTURE)[:-9], Content_Type=kind).status == 400
+    nameless = form(PICTURE).replace(b'; filename="a.png"', b'')
+    assert live.classify(nameless, Content_Type=kind).json['classes'] == plain
 
 
 def test_an_upload_in_chunks(live):
@@ -239,12 +245,28 @@ def png_of(width: int, height: int) -> bytes:
         (b'', 'the body is empty'),
         (b'hello', 'the body is not a picture'),
         (b'\0' * 1000, 'the body is not a picture'),
+        (b'data:image/png;base64,iVBORw0KGgo=', 'is a data URL: send the picture'),
+        (b64encode(PICTURE), 'is base64: send the picture'),
+        (b'{"image": "..."}', 'is JSON: send a picture'),
+        (b'\0\0\0\x18ftypheic' + bytes(100), 'the body is HEIC, which is not read here'),
         (picture(64, 64, format='JPEG')[:-400], 'the body is damaged'),
         (PICTURE[:-40], 'the body is damaged'),
         (png_of(50_000, 50_000), 'the body has 50000 x 50000 pixels, more than 1 million'),
         (png_of(1001, 1000), 'the body has 1001 x 1000 pixels, more than 1 million'),
     ],
-    ids=['empty', 'text', 'zeros', 'cut jpeg', 'cut png', 'bomb', 'too large'],
+    ids=[
+        'empty',
+        'text',
+        'zeros',
+        'data URL',
+        'base64',
+        'JSON',
+        'HEIC',
+        'cut jpeg',
+        'cut png',
+        'bomb',
+        'too large',
+    ],
 )
 def test_what_is_no_picture_is_refused(live, data, says):
     reply = live.classify(data)
@@ -280,7 +302,8 @@ def test_pictures_of_many_clients_share_batches_and_each_gets_his_own_answer(fak
 
 
 def test_metadata(live):
-    assert live.get('/v2').json['extensions'] == ['binary_tensor_data']
+    extensions = ['binary_tensor_data', 'classification', 'model_configuration', 'statistics']
+    assert live.get('/v2').json['extensions'] == extensions
     assert set(live.get('/v2').json) == {'name', 'version', 'extensions'}
     assert live.get('/v2').json['version'] in (REPOSITORY / 'pyproject.toml').read_text()
     assert live.get('/v2/health/live').json == {'live': True}
@@ -360,7 +383,7 @@ def test_tritonclient(live, predictor, binary, packing):
         assert triton.is_server_ready()
         assert triton.is_model_ready(MODEL)
         assert not triton.is_model_ready('other')
-        assert triton.get_server_metadata()['extensions'] == ['binary_tensor_data']
+        assert 'binary_tensor_data' in triton.get_server_metadata()['extensions']
         assert triton.get_model_metadata(MODEL, '1')['name'] == MODEL
         given = client.InferInput('image', list(images.shape), 'FP32')
         given.set_data_from_numpy(images, binary_data=binary)
@@ -384,7 +407,67 @@ def test_tritonclient(live, predictor, binary, packing):
         triton.infer(MODEL, [given], priority=1, timeout=10**6)  # which change no answer
 
 
+def test_what_else_tritonclient_asks(live, predictor):
+    client = pytest.importorskip('tritonclient.http')
+    images = tensor(2)
+    with client.InferenceServerClient(f'127.0.0.1:{live.port}') as triton:
+        before = triton.get_inference_statistics(MODEL)['model_stats'][0]
+        given = client.InferInput('image', list(images.shape), 'FP32')
+        given.set_data_from_numpy(images)
+        for binary in (True, False):
+            wanted = client.InferRequestedOutput('logits', binary_data=binary, class_count=3)
+            found = triton.infer(MODEL, [given], outputs=[wanted]).as_numpy('logits')
+            names = predictor.description.classes
+            for row, logits in zip(found, predictor.logits(images)):
+                texts = [t.decode() if isinstance(t, bytes) else t for t in row]
+                order = np.argsort(-logits)[:3]
+                assert [text.split(':')[1:] for text in texts] == [
+                    [str(i), names[i]] for i in order
+                ]
+                values = [float(text.split(':')[0]) for text in texts]
+                np.testing.assert_allclose(values, logits[order], atol=1e-5)
+        assert triton.get_model_config(MODEL) == {
+            'name': MODEL,
+            'platform': 'paddle',
+            'max_batch_size': 4,
+            'input': [{'name': 'image', 'data_type': 'TYPE_FP32', 'dims': [3, SIZE, SIZE]}],
+            'output': [{'name': 'logits', 'data_type': 'TYPE_FP32', 'dims': [CLASSES]}],
+            'dynamic_batching': {},
+        }
+        after = triton.get_inference_statistics(MODEL, '1')['model_stats'][0]
+        assert after['inference_count'] == before['inference_count'] + 4
+        assert after['inference_stats']['success']['count'] >= 2
+        assert after['inference_stats']['compute_infer']['ns'] > 0
+        assert triton.get_inference_statistics()['model_stats'][0]['name'] == MODEL
+        (entry,) = triton.get_model_repository_index()
+        assert (entry['name'], entry['state']) == (MODEL, 'READY')
+        for ask in (triton.get_trace_settings, triton.get_log_settings):
+            with pytest.raises(Exception, match='is not offered here'):
+                ask()
+        with pytest.raises(Exception, match='is not offered here'):
+            triton.unload_model(MODEL)
+        with pytest.raises(Exception, match='no such model'):
+            triton.get_model_config('other')
+
+
 # The other routes
+
+
+def test_pages_of_other_origins_may_ask_where_that_is_allowed(fake, live):
+    asks = {'Origin': 'https://a.org', 'Access-Control-Request-Method': 'POST'}
+    asks['Access-Control-Request-Headers'] = 'content-type'
+    allowed = 'Access-Control-Allow-Origin'
+    assert live.ask('OPTIONS', '/classify', headers=asks).headers[allowed] is None
+    assert live.classify(PICTURE, Origin='https://a.org').headers[allowed] is None
+    with in_thread([fake], origins=['https://a.org']) as server:
+        reply = server.ask('OPTIONS', '/classify', headers=asks)
+        assert (reply.status, reply.headers[allowed]) == (200, 'https://a.org')
+        for body, status in ((PICTURE, 200), (b'hello', 400)):
+            reply = server.classify(body, Origin='https://a.org')
+            assert (reply.status, reply.headers[allowed]) == (status, 'https://a.org')
+        assert server.classify(PICTURE, Origin='https://b.org').headers[allowed] is None
+        asks['Origin'] = 'https://b.org'
+        assert server.ask('OPTIONS', '/classify', headers=asks).status == 400
 
 
 def test_about(live):
@@ -609,7 +692,7 @@ def test_clients_that_leave_take_their_uploads_with_them(fake, monkeypatch):
     with in_thread([fake], Limits(body_bytes=size), capacity=100) as server:
         tracemalloc.start()
         try:
-            for _ in range(40):
+            for _ in range(20):
                 with server.link() as link:
                     link.sendall(head(size) + bytes(size))
                     eventually(lambda: server.metric('classifier_queue_images') > 0)
@@ -1131,6 +1214,7 @@ def test_wrong_arguments(folder, tmp_path):
     assert 'above 0' in refused(good, '--max-batch', '0')
     assert 'above 0' in refused(good, '--timeout-s', 'nan')
     assert 'above 0' in refused(good, '--max-delay-ms', '-1')
+    assert 'is not an origin' in refused(good, '--cors', 'http://a.org/page')
     assert 'not a port' in refused(good, '--port', '65536')
     assert 'cannot listen on 192.0.2.1, port 8000' in refused(good, '--host', '192.0.2.1')
     assert 'cannot listen on no.such.invalid' in refused(good, '--host', 'no.such.invalid')

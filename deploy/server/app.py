@@ -8,11 +8,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Awaitable, Callable, Optional, Sequence, TypeVar
+from typing import Any, Awaitable, Callable, Sequence, TypeVar
 
 import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -20,19 +21,9 @@ from starlette.routing import Route
 from predictor import Predictor, machine, softmax
 from predictor.pictures import BadPicture, centre, read_picture
 from server import VERSION
-from server.batching import Answer, Batcher, Busy, Closing, Expired, Failed
-from server.limits import (
-    RETRY_AFTER,
-    App,
-    Bodies,
-    Body,
-    Limits,
-    Linger,
-    Message,
-    Receive,
-    Refused,
-    Send,
-)
+from server.batching import Answer, Batcher, Closing, Expired
+from server.frame import EXPECTED, Frame, error_response, refusal
+from server.limits import App, Bodies, Body, Limits, Linger, Refused
 from server.metrics import CONTENT_TYPE, Metrics
 from server.protocol import (
     EXTENSIONS,
@@ -41,6 +32,7 @@ from server.protocol import (
     BadRequest,
     Signature,
     file_in_form,
+    misunderstood,
     read_call,
     write_answer,
 )
@@ -53,18 +45,8 @@ PAGE_FILES = {  # all there is to be read, and it is read when the server starts
     '/page.css': ('page.css', 'text/css'),
     '/page.js': ('page.js', 'text/javascript'),
 }
-HEADERS = {
-    'Content-Security-Policy': "default-src 'self'; img-src 'self' blob: data:; "
-    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
-    'X-Content-Type-Options': 'nosniff',
-    'X-Frame-Options': 'DENY',
-    'Referrer-Policy': 'no-referrer',
-    'Cross-Origin-Resource-Policy': 'same-origin',
-    'Cache-Control': 'no-store',
-}
 TOP = 5
 DECODERS = 4  # at most: a large picture takes a gigabyte while it is decoded
-EXPECTED = (Refused, BadRequest, BadPicture, Busy, Closing, Expired, Failed, ClientDisconnect)
 
 
 @dataclass(frozen=True)
@@ -82,6 +64,7 @@ class Service:
 
     predictors: one for each thread that runs the network
     capacity: images that may wait
+    origins: of web pages elsewhere that may ask; '*': any
     """
 
     def __init__(
@@ -92,6 +75,7 @@ class Service:
         max_batch: int,
         max_delay_s: float,
         capacity: int,
+        origins: Sequence[str] = (),
     ) -> None:
         self._first = predictors[0]
         self._description = self._first.description
@@ -112,7 +96,16 @@ class Service:
         follow = self.metrics.follow
         follow('classifier_queue_images', 'Images waiting', lambda: self._batcher.depth)
         follow('classifier_bodies_bytes', 'Bodies in memory', lambda: self._bodies.held)
-        self.app: App = _Frame(Linger(self._routes(), limits), self.metrics)
+        inner: Any = Linger(self._routes(), limits)
+        if origins:
+            inner = CORSMiddleware(
+                inner,
+                allow_origins=origins,
+                allow_methods=('GET', 'POST'),
+                allow_headers=('*',),
+                expose_headers=(HEADER_LENGTH, 'Retry-After'),
+            )
+        self.app: App = Frame(inner, self.metrics)
 
     def stop(self) -> None:
         """Be no longer ready. What still comes is answered: who has connected sends it now."""
@@ -132,13 +125,18 @@ class Service:
             Route('/v2', self.server_metadata),
             Route('/v2/health/live', self.live),
             Route('/v2/health/ready', self.ready),
+            Route('/v2/models/stats', self.model_statistics),
+            Route('/v2/repository/index', self.repository_index, methods=['POST']),
         ]
         for base in (model, model + '/versions/{version}'):
             routes += [
                 Route(base, self.model_metadata),
                 Route(f'{base}/ready', self.model_ready),
+                Route(f'{base}/config', self.model_configuration),
+                Route(f'{base}/stats', self.model_statistics),
                 Route(f'{base}/infer', self.infer, methods=['POST']),
             ]
+        routes.append(Route('/v2/{rest:path}', self.not_offered, methods=['GET', 'POST']))
         routes += [Route(path, _page(*file)) for path, file in PAGE_FILES.items()]
         app = Starlette(routes=routes, exception_handlers=self._handlers())
         app.router.redirect_slashes = False
@@ -148,15 +146,15 @@ class Service:
         """An answer for every way to fail."""
 
         async def refuse(request: Request, error: Exception) -> JSONResponse:
-            refusal = _refusal(error, self._limits)
-            self.metrics.refuse(refusal.reason)
-            return _error(refusal.status, str(refusal), refusal.headers)
+            refused = refusal(error, self._limits)
+            self.metrics.refuse(refused.reason)
+            return error_response(refused.status, str(refused), refused.headers)
 
         async def http(request: Request, error: HTTPException) -> JSONResponse:
-            return _error(error.status_code, error.detail.lower(), error.headers)
+            return error_response(error.status_code, error.detail.lower(), error.headers)
 
         async def bug(request: Request, error: Exception) -> JSONResponse:
-            return _error(500, 'a bug of the server; its log says which', None)
+            return error_response(500, 'a bug of the server; its log says which', None)
 
         return {**dict.fromkeys(EXPECTED, refuse), HTTPException: http, Exception: bug}
 
@@ -256,6 +254,27 @@ class Service:
         self._require_open()
         return JSONResponse({'name': self._description.model, 'ready': True})
 
+    async def model_configuration(self, request: Request) -> Response:
+        self._require_model(request)
+        return JSONResponse(self._signature.configuration())
+
+    async def model_statistics(self, request: Request) -> Response:
+        """Of the time since the start."""
+        if 'model' in request.path_params:
+            self._require_model(request)
+        name = {'name': self._description.model, 'version': VERSIONS[-1]}
+        return JSONResponse({'model_stats': [{**name, **self.metrics.statistics()}]})
+
+    async def repository_index(self, request: Request) -> Response:
+        state = 'UNAVAILABLE' if self._stopping else 'READY'
+        entry = {'name': self._description.model, 'version': VERSIONS[-1], 'state': state}
+        return JSONResponse([{**entry, 'reason': 'stopping' if self._stopping else ''}])
+
+    async def not_offered(self, request: Request) -> Response:
+        """What Triton has besides: loading of models, shared memory, traces, logs."""
+        path = request.path_params['rest'][:100]
+        raise Refused(404, 'unknown', f'/v2/{path} is not offered here; GET /v2 says what is')
+
     def _require_open(self) -> None:
         if self._stopping:
             raise Closing
@@ -287,42 +306,14 @@ class Service:
         start = time.perf_counter()
         if content_type.lower().startswith('multipart/form-data'):
             body = file_in_form(content_type, body)
-        picture = read_picture(body, max_pixels=self._limits.pixels)
+        try:
+            picture = read_picture(body, max_pixels=self._limits.pixels)
+        except BadPicture as error:
+            raise BadPicture(misunderstood(body) or str(error)) from None
         image = self._description.input
         pixels = centre(picture, size=image.size, resize=image.resize)
         images = self._first.prepare(pixels[np.newaxis])
         return Decoded(images, picture.width, picture.height, time.perf_counter() - start)
-
-
-class _Frame:
-    """ASGI: headers for every answer, and a count of it."""
-
-    def __init__(self, app: App, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-        self._headers = [(name.lower().encode(), text.encode()) for name, text in HEADERS.items()]
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        status: Optional[int] = None
-        if scope['path'].lower().startswith(('http://', 'https://')):  # as to a proxy
-            scope['path'] = '/' + ''.join(scope['path'].split('/', 3)[3:])
-
-        async def say(message: Message) -> None:
-            nonlocal status
-            if message['type'] == 'http.response.start':
-                status = message['status']
-                message['headers'] = [*message['headers'], *self._headers]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, say)
-        except asyncio.CancelledError:  # the server ends, and this took too long
-            if status is None:
-                await _error(503, 'the server has stopped', RETRY_AFTER)(scope, receive, say)
-        finally:
-            endpoint = scope.get('endpoint')
-            route = 'none' if endpoint is None else endpoint.__name__
-            self._metrics.requests.labels(route, str(status)).inc()
 
 
 def _signature(predictor: Predictor, max_batch: int) -> Signature:
@@ -334,28 +325,9 @@ def _signature(predictor: Predictor, max_batch: int) -> Signature:
         type=description.input.type,
         shape=description.input.shape,
         output=description.output,
-        classes=len(description.classes),
+        labels=tuple(description.classes),
         max_batch=max_batch,
     )
-
-
-def _refusal(error: Exception, limits: Limits) -> Refused:
-    """Of one of EXPECTED: the status, a reason for the metrics, and the text."""
-    if isinstance(error, Refused):
-        return error
-    if isinstance(error, BadRequest):
-        return Refused(400, 'bad_request', str(error))
-    if isinstance(error, BadPicture):
-        return Refused(400, 'bad_picture', f'the body {error}')
-    if isinstance(error, Busy):
-        return Refused(503, 'queue', 'too many images are waiting; try again', RETRY_AFTER)
-    if isinstance(error, Closing):
-        return Refused(503, 'stopping', 'the server is stopping', RETRY_AFTER)
-    if isinstance(error, Expired):
-        return Refused(504, 'expired', f'no answer within {limits.answer_s:g} s')
-    if isinstance(error, Failed):
-        return Refused(500, 'failed', 'the network has failed; the log of the server says why')
-    return Refused(499, 'gone', 'the client has gone')  # which only the metrics hear
 
 
 def _page(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
@@ -365,10 +337,6 @@ def _page(name: str, kind: str) -> Callable[[Request], Awaitable[Response]]:
         return Response(content, media_type=kind)
 
     return page
-
-
-def _error(status: int, text: str, headers: Any) -> JSONResponse:
-    return JSONResponse({'error': ' '.join(text.split())}, status_code=status, headers=headers)
 
 
 def _top(request: Request) -> int:

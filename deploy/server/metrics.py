@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable
+from typing import Any, Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -47,6 +47,24 @@ class Metrics:
 
     def refuse(self, reason: str) -> None:
         self.refused.labels(reason).inc()
+
+    def statistics(self) -> dict[str, Any]:
+        """What Triton's statistics have and is counted here, in nanoseconds."""
+
+        def total(stage: str) -> dict[str, int]:
+            count, seconds = (
+                self._registry.get_sample_value(f'classifier_seconds_{what}', {'stage': stage}) or 0
+                for what in ('count', 'sum')
+            )
+            return {'count': int(count), 'ns': int(1e9 * seconds)}
+
+        images = self._registry.get_sample_value('classifier_images_total') or 0
+        stages = {'success': 'whole', 'queue': 'queue', 'compute_infer': 'network'}
+        return {
+            'inference_count': int(images),
+            'execution_count': total('network')['count'],
+            'inference_stats': {name: total(stage) for name, stage in stages.items()},
+        }
 
     def text(self) -> bytes:
         return generate_latest(self._registry)

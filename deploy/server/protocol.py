@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from dataclasses import dataclass
 from email.message import Message
 from typing import Any, Optional
@@ -19,7 +20,7 @@ import numpy as np
 
 HEADER_LENGTH = 'Inference-Header-Content-Length'
 VERSIONS = ('1',)
-EXTENSIONS = ('binary_tensor_data',)
+EXTENSIONS = ('binary_tensor_data', 'classification', 'model_configuration', 'statistics')
 TYPES = {'float32': ('FP32', '<f4'), 'uint8': ('UINT8', '|u1')}
 ODD_ENDS = 1000  # commas, brackets and quotes that a request may have besides its numbers'
 LONGEST_TYPE = 1000  # letters of a Content-Type: Python's parser takes the square of that
@@ -27,7 +28,7 @@ LONGEST_TYPE = 1000  # letters of a Content-Type: Python's parser takes the squa
 REQUEST_KEYS = ('inputs', 'outputs', 'parameters', 'id', 'model_name', 'model_version')
 INPUT_KEYS = ('name', 'shape', 'datatype', 'parameters', 'data')
 OUTPUT_KEYS = ('name', 'parameters')
-UNSUPPORTED = ('classification', 'shared_memory_', 'sequence_')  # beginnings of parameters
+UNSUPPORTED = ('shared_memory_', 'sequence_')  # beginnings of parameters
 
 
 class BadRequest(Exception):
@@ -44,8 +45,12 @@ class Signature:
     type: str  # float32 or uint8
     shape: tuple[int, ...]  # without the batch
     output: str
-    classes: int
+    labels: tuple[str, ...]
     max_batch: int
+
+    @property
+    def classes(self) -> int:
+        return len(self.labels)
 
     @property
     def elements(self) -> int:
@@ -65,6 +70,19 @@ class Signature:
             'outputs': [logits],
         }
 
+    def configuration(self) -> dict[str, Any]:
+        """As GET /v2/models/{model}/config answers: what Triton's has and is known here."""
+        datatype, _ = TYPES[self.type]
+        image = {'name': self.input, 'data_type': f'TYPE_{datatype}', 'dims': list(self.shape)}
+        return {
+            'name': self.model,
+            'platform': self.platform,
+            'max_batch_size': self.max_batch,
+            'input': [image],
+            'output': [{'name': self.output, 'data_type': 'TYPE_FP32', 'dims': [self.classes]}],
+            'dynamic_batching': {},
+        }
+
 
 @dataclass(frozen=True)
 class Call:
@@ -72,7 +90,8 @@ class Call:
 
     images: np.ndarray  # as the graph takes them
     id: Optional[str]
-    binary: bool  # whether the logits are wanted as bytes
+    binary: bool  # whether the answer is wanted as bytes
+    likeliest: int = 0  # so many classes, as texts, are wanted instead of the logits; 0: none
 
 
 def read_call(signature: Signature, body: bytes, header_length: Optional[str]) -> Call:
@@ -86,36 +105,65 @@ def read_call(signature: Signature, body: bytes, header_length: Optional[str]) -
     binary = _flag(_parameters(request, ''), 'binary_data_output')
     image = _the_one(request.get('inputs'), 'inputs', signature.input)
     images = _read_images(signature, image, memoryview(body)[length:])
+    likeliest = 0
     outputs = request.get('outputs')
     if outputs:  # none named: all of them
         output = _the_one(outputs, 'outputs', signature.output)
         _only(output, OUTPUT_KEYS, f'outputs: {signature.output}')
         asked = _parameters(output, f'outputs: {signature.output}: ')
         binary = _flag(asked, 'binary_data', default=binary)
-    return Call(images, name, binary)
+        likeliest = asked.get('classification', 0)
+        if type(likeliest) is not int or likeliest < 0:
+            raise BadRequest('classification: must be a whole number, of classes')
+    return Call(images, name, binary, likeliest)
 
 
 def write_answer(signature: Signature, call: Call, logits: np.ndarray) -> tuple[bytes, int]:
     """The response's body, and how long the JSON at its head is."""
-    output: dict[str, Any] = {
-        'name': signature.output,
-        'datatype': 'FP32',
-        'shape': list(logits.shape),
-    }
     answer: dict[str, Any] = {'model_name': signature.model, 'model_version': VERSIONS[-1]}
     if call.id is not None:
         answer['id'] = call.id
-    answer['outputs'] = [output]
-    data = b''
-    if call.binary:
+    if call.likeliest:
+        datatype, texts = 'BYTES', _likeliest(signature, logits, call.likeliest)
+        shape, values = [len(texts), len(texts[0])], [text for row in texts for text in row]
+        data = b''.join(struct.pack('<I', len(t.encode())) + t.encode() for t in values)
+    else:
+        datatype, shape, values = 'FP32', list(logits.shape), logits.ravel().tolist()
         data = logits.astype('<f4').tobytes()
+    output: dict[str, Any] = {'name': signature.output, 'datatype': datatype, 'shape': shape}
+    answer['outputs'] = [output]
+    if call.binary:
         output['parameters'] = {'binary_data_size': len(data)}
     elif np.isfinite(logits).all():
-        output['data'] = logits.ravel().tolist()
+        output['data'] = values
     else:
         raise BadRequest('the logits of these images are not finite, which JSON cannot say')
     head = json.dumps(answer).encode()
-    return head + data, len(head)
+    return head + data * call.binary, len(head)
+
+
+def _likeliest(signature: Signature, logits: np.ndarray, count: int) -> list[list[str]]:
+    """Triton's `logit:index:label`, the likeliest first, for each image."""
+    order = np.argsort(-logits, axis=1, kind='stable')[:, :count].tolist()
+    return [
+        [f'{row[index]:.6f}:{index}:{signature.labels[index]}' for index in places]
+        for row, places in zip(logits, order)
+    ]
+
+
+def misunderstood(body: bytes) -> str:
+    """What to do about a body that is no picture, but text that holds or names one; '' if none."""
+    start = body[:64].lstrip()
+    if start.startswith(b'data:'):
+        return "is a data URL: send the picture's own bytes, what base64 decodes to"
+    if start.startswith((b'/9j/', b'iVBORw0KGgo', b'R0lGOD', b'UklGR')):
+        return "is base64: send the picture's own bytes"
+    if start.startswith((b'{', b'[')):
+        return (
+            "is JSON: send a picture's bytes (curl --data-binary @picture.jpg); tensors go to "
+            '/v2/models/MODEL/infer'
+        )
+    return ''
 
 
 def file_in_form(content_type: str, body: bytes) -> bytes:
@@ -134,13 +182,13 @@ def file_in_form(content_type: str, body: bytes) -> bytes:
     parts = (b'\r\n' + body).split(mark, ODD_ENDS)[1:]
     if not parts or not parts[-1].startswith(b'--'):
         raise BadRequest('the form is cut short')
-    files = []
-    for part in parts[:-1]:
-        head, blank, content = part.partition(b'\r\n\r\n')
-        if blank and b'filename=' in head.lower():
-            files.append(content)
+    split = [part.partition(b'\r\n\r\n') for part in parts[:-1]]
+    fields = [(head.lower(), content) for head, blank, content in split if blank]
+    files = [content for head, content in fields if b'filename=' in head or b'filename*=' in head]
+    if not files and len(fields) == 1:  # of a client that names no file
+        files = [fields[0][1]]
     if len(files) != 1:
-        raise BadRequest(f'the form has {len(files)} files; send one')
+        raise BadRequest(f'the form has {len(files)} files; send one: curl -F file=@picture.jpg')
     return files[0]
 
 
