@@ -39,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def evaluate(config: Config, weights: Weights) -> None:
     """Measure, print, and write the report."""
-    from engine import data, evaluation, models
+    from engine import cpu_inference, data, evaluation, models
     from engine.weights import fit_weights
 
     dataset = data.load_data(config, train=False)
@@ -50,9 +50,14 @@ def evaluate(config: Config, weights: Weights) -> None:
     model = models.build(config.model.name, num_classes=classes)
     account = fit_weights(model, weights.content, str(weights.path)).lines()
     batches = data.test_batches(dataset, config)
+    computed_by = ''
+    if not runtime.is_accelerator() and config.train.cpu_conv != 'paddle':
+        model, computed_by = cpu_inference.compiled(model, data.preparation(config))
     result = evaluation.evaluate(model, batches, mirror=config.eval.mirror)
     if job.RANK:
         return
+    if computed_by:
+        print(f'network: {computed_by}')
     print(f'{config.model.name} on {config.data.name}, weights {weights.kind}: {weights.path}')
     if weights.content.source:  # it was not one of our own checkpoints
         print(*account, sep='\n')

@@ -18,7 +18,7 @@ from benchmarks.report import HERE, keep
 PARTS = (
     *('train_step', 'convolutions', 'scaling', 'pipeline', 'photos'),
     *('startup', 'memory', 'growth', 'cost', 'profile_step'),
-    *('serving', 'serving_load', 'device'),
+    *('evaluation', 'serving', 'serving_load', 'device'),
 )
 OPTIONS = {  # of those parts that have one
     'photos': 'photos',

@@ -76,7 +76,7 @@ def verify(model: nn.Layer, folder: Path, *, images: np.ndarray, fed: np.ndarray
         if not all(np.isfinite(logits).all() for logits in expected):
             raise UserError("the network's logits are not finite; nothing was exported")
         lines = []
-        for how, load in {'paddle.jit.load': _by_jit, 'paddle.inference': _by_inference}.items():
+        for how, load in {'paddle.jit.load': _by_jit, 'paddle.inference': by_inference}.items():
             logits = _of_batches(_loaded(load, folder), fed)
             lines.append(_require_close(f'{graph} through {how}', logits, expected))
         lines.append(
@@ -128,13 +128,13 @@ def _require_close(form: str, found: list[np.ndarray], expected: list[np.ndarray
 def _try_onednn(form: str, folder: Path, fed: np.ndarray, expected: list[np.ndarray]) -> str:
     """A warning, not an error, where it fails or differs: the files are sound all the same."""
     off = 'config.disable_mkldnn() turns it off'
-    if not _has_onednn():
+    if not has_onednn():
         return f'{form}: this Paddle has none'
     try:
-        with _silence():  # it tells what it supports
-            found = _of_batches(_by_inference(folder, onednn=True), fed)
+        with silence():  # it tells what it supports
+            found = _of_batches(by_inference(folder, onednn=True), fed)
     except Exception as error:  # anything at all, from C++
-        return f'warning: {form} fails ({_first_line(error)}); {off}'
+        return f'warning: {form} fails ({first_line(error)}); {off}'
     comparison = Comparison(found, expected)
     if comparison.is_close():
         return f'{form}: {comparison}'
@@ -145,7 +145,7 @@ def _verify_onnx(folder: Path, fed: np.ndarray, expected: list[np.ndarray]) -> s
     try:
         import onnxruntime
     except ImportError as error:
-        return f'warning: {ONNX} was not run, for want of onnxruntime ({_first_line(error)})'
+        return f'warning: {ONNX} was not run, for want of onnxruntime ({first_line(error)})'
     form = f'{ONNX} through onnxruntime {onnxruntime.__version__}'
     return _require_close(form, _of_batches(_loaded(onnx_model.load, folder / ONNX), fed), expected)
 
@@ -160,7 +160,7 @@ def _loaded(load: Callable[[Path], Logits], folder: Path) -> Logits:
         return load(folder)
     except Exception as error:  # each reader has errors of its own
         raise UserError(
-            f'the exported model cannot be read back ({_first_line(error)}); nothing was exported. '
+            f'the exported model cannot be read back ({first_line(error)}); nothing was exported. '
             'Is the disk full?'
         ) from None
 
@@ -179,7 +179,7 @@ def _by_jit(folder: Path) -> Logits:
     return _in_memory(paddle.jit.load(str(folder / GRAPH)))
 
 
-def _by_inference(folder: Path, *, onednn: bool = False) -> Logits:
+def by_inference(folder: Path, *, onednn: bool = False) -> Logits:
     from paddle import inference
 
     config = inference.Config(str(graph_file(folder)), str(folder / f'{GRAPH}.pdiparams'))
@@ -202,7 +202,7 @@ def _by_inference(folder: Path, *, onednn: bool = False) -> Logits:
     return run
 
 
-def _has_onednn() -> bool:
+def has_onednn() -> bool:
     """Whether this Paddle was built with it; on Arm, for instance, it is not."""
     from paddle import inference
 
@@ -224,7 +224,7 @@ def _on_cpu(model: nn.Layer) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Nothing is printed within, not even by C++, whose own buffer must be emptied in time."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -241,7 +241,7 @@ def _silence() -> Iterator[None]:
             os.close(descriptor)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """Of what was said at all: Paddle's messages begin with empty lines and rules."""
     lines = [line for line in str(error).splitlines() if any(map(str.isalpha, line))]
     return lines[0].strip() if lines else type(error).__name__

@@ -1,0 +1,61 @@
+"""A network that is only to be measured, on a CPU: through Paddle Inference with oneDNN.
+
+It takes about half the time of the kernels that Paddle has for dygraph.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from engine import static_model
+from engine.data.augment import normalise
+from engine.photographs import photographs
+
+if TYPE_CHECKING:
+    from engine.data import Preparation
+
+CHECKED = 2  # photographs; each costs a pass through Paddle's own kernels
+
+
+def compiled(model: nn.Layer, view: Preparation) -> tuple[nn.Layer, str]:
+    """The network as a layer for evaluation, and what computes it.
+
+    It is the model itself, with the reason, where oneDNN is missing, fails, or gives other logits
+    for two photographs than Paddle's own kernels.
+    """
+    own = "Paddle's own kernels"
+    if not static_model.has_onednn():
+        return model, f'{own} (this Paddle has no oneDNN)'
+    images = normalise(photographs(view)[:CHECKED], view.mean, view.std)
+    model.eval()
+    with paddle.no_grad():
+        expected = np.asarray(model(paddle.to_tensor(images)).numpy())
+    try:
+        with static_model.silence():
+            fast = _Compiled(model, view)
+            found = fast.logits(images)
+    except Exception as error:  # of any kind, from C++
+        return model, f'{own} (oneDNN fails: {static_model.first_line(error)})'
+    comparison = static_model.Comparison([found], [expected])
+    if np.isfinite(expected).all() and not comparison.is_close():
+        return model, f'{own} (through oneDNN, {comparison})'
+    return fast, 'Paddle Inference with oneDNN'
+
+
+class _Compiled(nn.Layer):  # type: ignore[misc]
+    """float32 [N, 3, size, size] -> logits [N, C]"""
+
+    def __init__(self, model: nn.Layer, view: Preparation) -> None:
+        super().__init__()
+        with tempfile.TemporaryDirectory() as folder:
+            static_model.save(model, Path(folder), view, uint8=False)
+            self.logits = static_model.by_inference(Path(folder), onednn=True)
+
+    def forward(self, images: paddle.Tensor) -> paddle.Tensor:
+        return paddle.to_tensor(self.logits(images.numpy()))
