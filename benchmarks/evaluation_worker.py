@@ -12,13 +12,13 @@ import numpy as np
 
 from benchmarks.evaluation import OURS, OWN, RIVAL
 from benchmarks.processes import Answer, seconds, serve
-from engine import runtime
+from engine import environment, runtime
 from engine.config import load_config
 
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
-    runtime.prepare_cpu()
+    environment.prepare_cpu()
     runtime.start_paddle('cpu')
     serve({'measure': measuring(**settings)})
 
