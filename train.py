@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
-from engine import cli, environment, job, runtime
+from engine import cli, environment, job, runtime, support
 from engine.checkpoint import Snapshot, serialised
 from engine.config import Config, chosen, differences, to_dict, to_yaml
 from engine.errors import Diverged, Stopped, UserError
@@ -34,7 +34,7 @@ def main() -> None:
         if args.resume is None:
             run.require_new()
     machine = [environment.prepare_cpu(), runtime.start_paddle(config.device)]
-    machine += runtime.check_support(config)
+    machine += support.check(config)
     train(config, run, args.resume, machine)
 
 
@@ -128,7 +128,7 @@ def build_model(config: Config, dataset: DataSet, log: Log, *, pretrained: bool)
         dropout=settings.dropout,
         zero_init_last_bn=settings.zero_init_last_bn,
         init=settings.init,
-        data_format='NHWC' if onednn_dtype else settings.data_format,
+        data_format='NHWC' if onednn_dtype else support.data_format(config),
     )
     if onednn_dtype:
         cpu_conv.accelerate(model, onednn_dtype)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional, Sequence
 
 from engine import config as configs
-from engine import console, job, settings
+from engine import console, failures, job, settings
 from engine.errors import EXIT_DIVERGED, EXIT_STOPPED, EXIT_USER, Diverged, Stopped, UserError
 from engine.run_folder import find_run, is_checkpoint, load_run_config
 
@@ -190,7 +190,8 @@ def run(main: Callable[[], None]) -> None:
     """Run a command and leave with its exit code; only our own bugs show a traceback."""
     console.prepare()
     try:
-        main()
+        with failures.translated():
+            main()
         job.leave(0)
     except (UserError, Diverged) as error:
         _end(f'{_program()}: {error}', EXIT_USER if isinstance(error, UserError) else EXIT_DIVERGED)

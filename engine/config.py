@@ -23,8 +23,8 @@ class Model:
     dropout: float = key(0.0, 'inside the blocks of wide_resnet{6n + 4}_{k}', low=0, below=1)
     init: Literal['he', 'xavier'] = key('he', 'of convolutions: He normal or Xavier uniform')
     zero_init_last_bn: bool = key(False, 'start the blocks of a bottleneck network as shortcuts')
-    data_format: Literal['NCHW', 'NHWC'] = key(
-        'NCHW', "memory layout inside; NHWC suits a GPU's float16"
+    data_format: Literal['auto', 'NCHW', 'NHWC'] = key(
+        'auto', 'memory layout inside; auto: NHWC for float16 on a gpu, else NCHW'
     )
     pretrained: Optional[str] = key(
         None, 'weights to start from: a file, or a name such as resnext50_32x4d'
@@ -131,12 +131,16 @@ class Train:
     max_steps: Optional[int] = key(None, 'stop after so many optimizer steps; for trials', low=1)
     accumulate: int = key(1, 'batches whose gradients make one step', low=1)
     amp: Literal['none', 'O1', 'O2'] = key('none', 'mixed precision; O2: 16-bit weights, too')
-    amp_dtype: Literal['float16', 'bfloat16'] = key('float16', 'what amp computes in')
+    amp_dtype: Literal['auto', 'float16', 'bfloat16'] = key(
+        'float16', 'what amp computes in; auto: bfloat16 where the device has it, else float16'
+    )
     loss_scale: Optional[float] = key(
         None, 'float16: factor of the loss; null: as large as does not overflow', low=1
     )
     sync_bn: bool = key(False, 'batch statistics over all processes; gpu only')
-    to_static: bool = key(False, 'compile the network (paddle.jit.to_static)')
+    to_static: Literal[False, True, 'cinn'] = key(
+        False, "compile the network (paddle.jit.to_static); cinn: with Paddle's compiler for gpus"
+    )
     cpu_conv: Literal['auto', 'onednn', 'paddle'] = key(
         'auto',
         'who computes convolutions and batch norms on a cpu; auto: onednn (in NHWC), else paddle',

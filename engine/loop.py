@@ -7,7 +7,7 @@ import math
 import time
 from contextlib import nullcontext as nothing
 from dataclasses import asdict, dataclass, field
-from typing import Any, Callable, Generator, Iterable, Iterator, Optional
+from typing import Any, Callable, Generator, Iterable, Iterator, Optional, Union
 
 import numpy as np
 import paddle
@@ -91,9 +91,7 @@ class Trainer:
         self.optimizer = make_optimizer(model, config.optimizer)
         self.precision = Precision(config.train)
         self.precision.prepare(model, self.optimizer)
-        self._forward = runtime.distribute(
-            paddle.jit.to_static(model) if config.train.to_static else model
-        )
+        self._forward = runtime.distribute(_compiled(model, config.train.to_static))
         self.schedule_name = PADDLE_NAMES[config.schedule.name]
         self.lr_at = make_schedule(
             config.schedule,
@@ -394,6 +392,13 @@ class Trainer:
                 f'{trained_on[1]}; now they are {given[0]:,} and {given[1]}: keep them, or resume '
                 'from the end of an epoch'
             )
+
+
+def _compiled(model: nn.Layer, how: Union[bool, str]) -> nn.Layer:
+    if not how:
+        return model
+    # Paddle 3 has another default: a compiler for GPUs that gives up by the clock, without a word.
+    return paddle.jit.to_static(model, backend='CINN' if how == 'cinn' else None)
 
 
 def is_due(epoch: int, *, every: int, start: int = 0, last: int) -> bool:

@@ -15,8 +15,9 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from engine import runtime
+from engine import runtime, support
 from engine.config import Train
+from engine.errors import UserError
 from engine.weights import Arrays, state_arrays
 
 MASTER = '_fp32_master_0'  # how Paddle names the master weight of a parameter
@@ -27,36 +28,41 @@ class Precision:
     engine.cpu_conv rounds what oneDNN multiplies)."""
 
     def __init__(self, config: Train) -> None:
-        self.enabled = config.amp != 'none' and runtime.is_accelerator()
-        self._level, self._dtype = 'O2' if config.amp == 'O2' else 'O1', config.amp_dtype
+        half = support.mixed_precision(config)
+        self.enabled = half is not None
+        self._half = half or support.Mixed('O1', 'float16')
         # Paddle makes gradients float32 after a backward pass, and then cannot add to them another
         # one's everywhere: those that are accumulated stay in 16 bits.
         self._master_grad = config.accumulate == 1
+        self._unproven: list[paddle.Tensor] = []
         self._scaler = paddle.amp.GradScaler(
-            enable=self.enabled and config.amp_dtype == 'float16',
+            enable=self.enabled and self._half.dtype == 'float16',
             init_loss_scaling=config.loss_scale or 2.0**16,
             use_dynamic_loss_scaling=config.loss_scale is None,
         )
 
     def prepare(self, model: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> None:
         """Before the first step: with O2, 16-bit weights and their exact masters."""
-        if not self.enabled or self._level != 'O2':
+        if not self.enabled or self._half.level != 'O2':
             return
+        runtime.broadcast(model.state_dict().values())  # all masters are the first process's
         exact = state_arrays(model)
         paddle.amp.decorate(
             models=model,
             optimizers=optimizer,
             level='O2',
-            dtype=self._dtype,
+            dtype=self._half.dtype,
             master_weight=True,
             master_grad=self._master_grad,
         )
         optimizer.set_state_dict({'master_weights': master_weights(model, exact)})
+        in_16_bits = [p for p in model.parameters() if p.dtype != paddle.float32]
+        self._unproven = in_16_bits[:1] + in_16_bits[-1:]
 
     def autocast(self) -> ContextManager[None]:
         """Within, the network computes in 16 bits."""
         context: ContextManager[None] = paddle.amp.auto_cast(
-            enable=self.enabled, level=self._level, dtype=self._dtype
+            enable=self.enabled, level=self._half.level, dtype=self._half.dtype
         )
         return context
 
@@ -64,9 +70,30 @@ class Precision:
         return self._scaler.scale(loss)
 
     def step(self, optimizer: paddle.optimizer.Optimizer) -> None:
-        """The optimizer's step, left out where the scaled gradients have overflowed."""
+        """The optimizer's step, left out where the scaled gradients have overflowed.
+
+        UserError where it moves 16-bit weights and not their masters, which are what is saved.
+        """
+        before = self._watched(optimizer)
         self._scaler.step(optimizer)
         self._scaler.update()
+        for (weight, master), (new_weight, new_master) in zip(before, self._watched(optimizer)):
+            if np.array_equal(weight, new_weight):  # an overflow, or a rate of 0: ask again
+                return
+            if np.array_equal(master, new_master):
+                raise UserError(
+                    'train.amp: O2 fails on this device: a step has moved the 16-bit weights, and '
+                    'not the float32 master weights, which are what is saved; -o train.amp=O1'
+                )
+        self._unproven = []
+
+    def _watched(self, optimizer: paddle.optimizer.Optimizer) -> list[tuple[Any, Any]]:
+        """Copies of the first and the last 16-bit weights and their masters, until both have moved
+        together."""
+        if not self._unproven:
+            return []
+        masters = optimizer.state_dict()['master_weights']
+        return [(p.numpy().copy(), masters[p.name].numpy().copy()) for p in self._unproven]
 
     def state(self) -> dict[str, Any]:
         """The loss scale and its counters, as JSON can hold them; empty where there is none."""

@@ -20,81 +20,92 @@ from typing import TYPE_CHECKING, Any, ContextManager, Iterable, Iterator, Optio
 
 import numpy as np
 
-from engine import job
+from engine import failures, job
 from engine.errors import EXIT_STOPPED, Stopped, UserError
 
 if TYPE_CHECKING:
     from paddle import Tensor, nn
 
-    from engine.config import Config
-
 
 def start_paddle(device: str) -> str:
     """Import paddle and choose the device ('auto', 'cpu', 'gpu' or 'npu'); returns why that one.
 
-    Raises UserError when the device is not there.
+    Raises UserError when the device is not there, or cannot be used.
     """
     paddle = _import_quietly()
-    present = {'cpu': 'always there'}
-    if paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0:
-        present['gpu'] = paddle.device.cuda.get_device_name()
-    if 'npu' in paddle.device.get_all_custom_device_type():
-        present['npu'] = 'paddle-custom-npu'
+    count = {'cpu': 1, 'gpu': 0}
+    if paddle.device.is_compiled_with_cuda():
+        count['gpu'] = paddle.device.cuda.device_count()
+    cards = paddle.device.get_available_custom_device()
+    count['npu'] = sum(card.partition(':')[0] == 'npu' for card in cards)
     chosen = device
     if device == 'auto':
-        chosen = next(kind for kind in ('gpu', 'npu', 'cpu') if kind in present)
-        missing = [kind for kind in ('gpu', 'npu') if kind not in present]
-        why = present[chosen] if chosen != 'cpu' else f'auto: no {" and no ".join(missing)} here'
-    elif device in present:
+        chosen = next(kind for kind in ('gpu', 'npu', 'cpu') if count[kind])
+        missing = [kind for kind in ('gpu', 'npu') if not count[kind]]
+        why = f'auto: no {" and no ".join(missing)} here' if chosen == 'cpu' else _name(chosen)
+    elif count[device]:
         why = 'as asked'
     else:
-        have = ' and '.join(present)
+        have = ' and '.join(kind for kind in count if count[kind])
         wheel = 'paddlepaddle-gpu and a driver' if device == 'gpu' else 'paddle-custom-npu'
         raise UserError(f'device: {device} is not here ({have} is); it needs {wheel}')
+    if job.WORLD > 1 and chosen != 'cpu':
+        _take_a_card(chosen, count[chosen])
     paddle.set_device(chosen)
-    if paddle.device.is_compiled_with_cuda() and 'gpu' not in present:
+    if chosen == 'gpu':
+        _require_working_gpu()
+    elif paddle.device.is_compiled_with_cuda() and not count['gpu']:
         why += ', though this paddle was built for gpus'
-        _load_cudnn_quietly()
+        _cudnn_version()
     if job.WORLD > 1:
         job.wait_for_all()  # in there, nobody hears that another process has ended
-        _start_collectives()
+        _start_collectives(chosen)
         why += f', {job.WORLD} processes'
     return f'device: {chosen} ({why}), paddle {paddle.__version__}'
 
 
-def check_support(config: Config) -> list[str]:
-    """Lines about what has no effect on the device. UserError for what it cannot do."""
+def _name(kind: str) -> str:
+    """Of this process's card."""
     import paddle
 
-    device = _device_kind()
-    if config.train.sync_bn and device != 'gpu':
+    if kind == 'npu':
+        return 'paddle-custom-npu'
+    number = int(os.environ.get(f'FLAGS_selected_{kind}s', '0').split(',')[0])
+    return str(paddle.device.cuda.get_device_name(number))
+
+
+def _take_a_card(kind: str, count: int) -> None:
+    """The launcher names each process's card, unless it takes the machine for one without cards
+    (before Paddle 3.3, where PADDLE_XCCL_BACKEND is not set)."""
+    name, number = f'FLAGS_selected_{kind}s', os.environ.get('PADDLE_LOCAL_RANK', '0')
+    if name not in os.environ and int(number) >= count:
+        raise UserError(f'device: {kind}: more processes than cards; there is one for {count}')
+    os.environ.setdefault(name, number)
+
+
+def _require_working_gpu() -> None:
+    """UserError where convolutions or kernels of this paddle do not run on the card."""
+    import paddle
+
+    if _cudnn_version() is None:
         raise UserError(
-            f'train.sync_bn: Paddle has no SyncBatchNorm kernel for {device}; '
-            '-o train.sync_bn=false gives each process batch norms of its own'
+            'device: gpu: cuDNN cannot be loaded; docs/gpu.md says what paddlepaddle-gpu needs; '
+            '-o device=cpu does without it'
         )
-    if config.model.data_format == 'NHWC' and device == 'npu':
-        raise UserError(
-            "model.data_format: NHWC fails in npu's batch norm; -o model.data_format=NCHW"
-        )
-    if config.train.amp == 'none' or device == 'cpu':  # where engine.cpu_conv sees to it
-        return []
-    mode = f'{config.train.amp} {config.train.amp_dtype}'
-    if device == 'gpu':
-        if config.train.amp_dtype == 'bfloat16' and not paddle.amp.is_bfloat16_supported():
-            raise UserError('train.amp_dtype: this gpu has no bfloat16; -o train.amp_dtype=float16')
-        # Otherwise cuDNN's batch norm turns a 16-bit NHWC tensor about, and back.
-        paddle.set_flags({'FLAGS_cudnn_batchnorm_spatial_persistent': 1})
-    elif mode != 'O1 float16':  # by the sources of paddle-custom-npu; none of it was run here
-        return [
-            f'mixed precision: {mode}; on npu, O1 with float16 is the safe choice: bfloat16 lacks '
-            'kernels, and Momentum may not use the master weights of O2'
-        ]
-    return [f'mixed precision: {mode}']
+    with failures.translated():
+        (paddle.ones([2]) + 1).numpy()
+
+
+def device_kind() -> str:
+    """cpu, gpu or npu."""
+    import paddle
+
+    return str(paddle.get_device()).partition(':')[0]
 
 
 def is_accelerator() -> bool:
-    """Whether the device computes by itself, with memory of its own, while the host goes on."""
-    return _device_kind() != 'cpu'
+    """Whether the device has memory of its own, and computes while the host goes on."""
+    return device_kind() != 'cpu'
 
 
 def pixel_dtype() -> str:
@@ -103,7 +114,7 @@ def pixel_dtype() -> str:
     paddle-custom-npu has no such kernel, so that Paddle would fetch the whole set to the CPU for
     each batch (by its sources: floats and, of late, whole numbers of 32 and 64 bits).
     """
-    return 'float32' if _device_kind() == 'npu' else 'uint8'
+    return 'float32' if device_kind() == 'npu' else 'uint8'
 
 
 def to_device(array: np.ndarray | Tensor) -> Tensor:
@@ -116,7 +127,7 @@ def to_device(array: np.ndarray | Tensor) -> Tensor:
 
     if isinstance(array, paddle.Tensor):
         return array
-    if _device_kind() == 'gpu':
+    if device_kind() == 'gpu':
         return paddle.to_tensor(array, place=paddle.CUDAPinnedPlace()).cuda(blocking=False)
     return paddle.to_tensor(array)
 
@@ -147,11 +158,22 @@ def sum_over_ranks(array: np.ndarray) -> np.ndarray:
     wide = array.astype(np.float64)
     # hccl has no float64: there, the float32 next to each number, and what it lacks.
     near = wide.astype(np.float32)
-    parts = [near, (wide - near).astype(np.float32)] if _device_kind() == 'npu' else [wide]
+    parts = [near, (wide - near).astype(np.float32)] if device_kind() == 'npu' else [wide]
     totals = [paddle.to_tensor(part) for part in parts]
     for total in totals:
         paddle.distributed.all_reduce(total)
     return np.asarray(sum(total.numpy().astype(np.float64) for total in totals))
+
+
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Give each tensor the value that it has in process 0."""
+    if job.WORLD == 1:
+        return
+    import paddle
+
+    before_collective()
+    for tensor in tensors:
+        paddle.distributed.broadcast(tensor, src=0)
 
 
 def average_over_ranks(tensors: Iterable[Tensor]) -> None:
@@ -167,16 +189,23 @@ def average_over_ranks(tensors: Iterable[Tensor]) -> None:
             tensor.scale_(1.0 / job.WORLD)
 
 
+_met = False  # whether all have come to a collective before
+
+
 def before_collective() -> None:
     """On a CPU, wait for all: gloo gives up after 30 seconds, which a slow disk or a busy machine
-    can cost one process. The other collectives are more patient."""
-    if job.WORLD > 1 and _device_kind() == 'cpu':
+    can cost one process. hccl is as impatient (120 s) with the first one, which connects all; nccl
+    is not."""
+    global _met
+    kind = device_kind()
+    if job.WORLD > 1 and (kind == 'cpu' or (kind == 'npu' and not _met)):
         job.wait_for_all()
+        _met = True
 
 
 def agreeing_is_cheap() -> bool:
     """Whether processes can talk after each step without holding up a device's queue."""
-    return job.WORLD == 1 or _device_kind() == 'cpu'
+    return job.WORLD == 1 or device_kind() == 'cpu'
 
 
 def seed_everything(seed: int) -> None:
@@ -208,17 +237,17 @@ def versions() -> dict[str, str]:
     }
 
 
-def _device_kind() -> str:
-    """cpu, gpu or npu."""
+# What fleet takes, which sets the device once more by it.
+BACKENDS = {'cpu': 'gloo', 'gpu': 'nccl', 'npu': 'xccl'}
+
+
+def _start_collectives(kind: str) -> None:
     import paddle
 
-    return str(paddle.get_device()).partition(':')[0]
-
-
-def _start_collectives() -> None:
-    import paddle
-
-    connecting_once = contextlib.nullcontext() if is_accelerator() else _one_gloo_group()
+    os.environ['PADDLE_DISTRI_BACKEND'] = BACKENDS[kind]
+    if kind == 'npu':
+        os.environ['PADDLE_XCCL_BACKEND'] = kind
+    connecting_once = _one_gloo_group() if kind == 'cpu' else contextlib.nullcontext()
     try:
         quiet = contextlib.redirect_stderr(io.StringIO())  # it says much
         with warnings.catch_warnings(), quiet, connecting_once:
@@ -232,6 +261,11 @@ def _start_collectives() -> None:
         )
         job.leave(EXIT_STOPPED, text)
         raise Stopped(f'{text} ({" ".join(str(error).split())})') from None
+    if device_kind() != kind:
+        raise UserError(
+            f'device: {kind} was chosen, and paddle.distributed has taken {device_kind()}; leave '
+            'PADDLE_DISTRI_BACKEND unset, and start with paddle.distributed.launch'
+        )
 
 
 @contextlib.contextmanager
@@ -258,9 +292,8 @@ def _one_gloo_group() -> Iterator[None]:
         distributed.new_group = new_group
 
 
-def _load_cudnn_quietly() -> None:
-    """paddlepaddle-gpu looks for cuDNN at the first convolution, and without a GPU complains at
-    length, from C++."""
+def _cudnn_version() -> Optional[int]:
+    """None where it cannot be loaded, of which paddlepaddle-gpu complains at length, from C++."""
     import paddle
 
     sys.stderr.flush()
@@ -268,10 +301,11 @@ def _load_cudnn_quietly() -> None:
     try:
         with open(os.devnull, 'wb') as nowhere:
             os.dup2(nowhere.fileno(), 2)
-        paddle.get_cudnn_version()
+        version: Optional[int] = paddle.get_cudnn_version()
     finally:
         os.dup2(standard_error, 2)
         os.close(standard_error)
+    return version
 
 
 def _import_quietly() -> Any:

@@ -251,7 +251,7 @@ def describe(schema: type, wanted: Callable[[str], bool]) -> list[str]:
             continue
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         default = _AS_YAML.get(str(default), default)
-        choices = ' | '.join(typing.get_args(field.type)) if _is_literal(field.type) else ''
+        choices = ' | '.join(_choices(field.type)) if _is_literal(field.type) else ''
         meaning = '; '.join(filter(None, [field.metadata['doc'], choices]))
         text = f'{name} ({default}): {meaning}'.rstrip(': ')
         lines += textwrap.wrap(text, WIDTH, initial_indent='  ', subsequent_indent=6 * ' ')
@@ -279,6 +279,10 @@ def _without_none(hint: Any) -> Any:
     return typing.get_args(hint)[0] if typing.get_origin(hint) is Union else hint
 
 
+def _choices(hint: Any) -> list[str]:
+    return [_AS_YAML.get(str(choice), str(choice)) for choice in typing.get_args(hint)]
+
+
 def _convert(name: str, field: 'Field[Any]', setting: Setting) -> Any:
     hint: Any = field.type
     value = setting.value
@@ -291,8 +295,8 @@ def _convert(name: str, field: 'Field[Any]', setting: Setting) -> Any:
         return None
     hint = _without_none(hint)
     if _is_literal(hint):
-        choices = typing.get_args(hint)
-        if value not in choices:
+        if value not in typing.get_args(hint):
+            choices = _choices(hint)
             near = difflib.get_close_matches(str(value), choices, n=1)
             raise refuse(f'one of {", ".join(choices)}' + (f' ({near[0]}?)' if near else ''))
         return value

@@ -21,7 +21,7 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from engine import cli, environment, job, runtime  # noqa: E402
+from engine import cli, environment, job, runtime, support  # noqa: E402
 
 HELD_UP_S = 40.0  # gloo gives up after 30
 
@@ -254,7 +254,7 @@ def other_root_seen_late() -> None:
         before(data, 'load_data', lambda: time.sleep(6.0 * job.RANK))
 
     other_root()
-    before(runtime, 'check_support', search)
+    before(support, 'check', search)
 
 
 def bug() -> None:

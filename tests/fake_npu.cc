@@ -1,6 +1,9 @@
 // An Ascend without an Ascend: two devices called npu, whose memory is the host's and which have no
 // kernels, so that Paddle runs each operator's CPU kernel between a copy from and a copy to them.
 // Built by fake_npu.py. Everything else is Paddle's header's, with collectives that do nothing.
+// It stands for PaddleCustomDevice's backends/npu/runtime/runtime.cc (commit 0403c68), as far as
+// Paddle's device manager sees that. Where CANN or HCCL refuses a call, that one ends the process
+// with exit(-1), out of memory included; this one never does.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>

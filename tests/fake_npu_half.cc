@@ -4,6 +4,7 @@
 // goes out in another type (running statistics, master weights) is passed on as it is.
 // Compiled with fake_npu.cc into one plugin, with -DPADDLE_WITH_CUSTOM_DEVICE, against Paddle's
 // libraries.
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <string>
@@ -127,18 +128,21 @@ class Call {
   std::vector<std::pair<DenseTensor *, DenseTensor *>> results_;
 };
 
-// The CPU's kernel knows no master weights: they come in place of the weights, and go out as both.
+// As backends/npu/kernels/momentum_kernel.cc of PaddleCustomDevice has it (from November 2022 to
+// commit 0b39487 at least): it takes the master weights, and updates the 16-bit ones alone. With
+// FAKE_NPU_MASTERS, as a GPU's: the masters come in place of the weights, and go out as both.
 void Momentum(const phi::CPUContext &cpu, const DenseTensor &param, const DenseTensor &grad,
               const DenseTensor &velocity, const DenseTensor &learning_rate,
               const paddle::optional<DenseTensor> &master_param, float mu, bool use_nesterov,
               const std::string &regularization_method, float regularization_coeff, bool,
               float rescale_grad, DenseTensor *param_out, DenseTensor *velocity_out,
               DenseTensor *master_param_out) {
-  phi::MomentumDenseKernel<float>(cpu, master_param ? *master_param : param, grad, velocity,
+  const bool masters = master_param && std::getenv("FAKE_NPU_MASTERS");
+  phi::MomentumDenseKernel<float>(cpu, masters ? *master_param : param, grad, velocity,
                                   learning_rate, paddle::none, mu, use_nesterov,
                                   regularization_method, regularization_coeff, false, rescale_grad,
                                   param_out, velocity_out, nullptr);
-  if (master_param) *master_param_out = *param_out;
+  if (masters) *master_param_out = *param_out;
 }
 
 template <auto cpu_kernel>

@@ -2,6 +2,8 @@
 
 They compute in float32 and round what comes out to float16, which shows where Paddle casts, what
 the loss scale and the master weights do, and what is saved; not how fast or exact a device is.
+paddle-custom-npu's momentum ignores the master weights of O2, and so does this one, unless it is
+asked for a GPU's: O2 is tested with that.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from fake_npu import NO_PLUGIN, build, run
 from engine.weights import read_weights
 
 TRAIN, EVAL = str(REPOSITORY / 'train.py'), str(REPOSITORY / 'eval.py')
+TRAIN_O2 = str(REPOSITORY / 'tests' / 'train_o2.py')
 QUICKSTART = ('-c', str(REPOSITORY / 'configs' / 'quickstart.yaml'), '-o', 'train.log_every=1')
 SHORT = (*QUICKSTART, 'train.max_steps=8', 'train.save_every_steps=5', 'train.ema=0.9')
 MODES = {
@@ -46,12 +49,19 @@ def npu(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def trained(npu, tmp_path_factory):
+def with_masters(npu):
+    """The same, whose momentum updates master weights: with train_o2.py, O2 is computed."""
+    return {**npu, 'FAKE_NPU_MASTERS': '1'}
+
+
+@pytest.fixture(scope='module')
+def trained(with_masters, tmp_path_factory):
     """The beginning of the quick start in each mode: {mode: (run folder, what it printed)}."""
     folder = tmp_path_factory.mktemp('trained')
     result = {}
     for mode, settings in MODES.items():
-        process = run(folder, npu, TRAIN, *SHORT, *settings, 'device=npu', f'output.dir={mode}')
+        settings = (*SHORT, *settings, 'device=npu', f'output.dir={mode}')
+        process = run(folder, with_masters, TRAIN_O2, *settings)
         assert process.returncode == 0, process.stderr
         result[mode] = folder / mode, process.stdout
     return result
@@ -122,6 +132,29 @@ def test_all_that_mixed_precision_saves_is_float32_and_not_rounded_to_float16(tr
                 assert (rounded != array).mean() > 0.5, f'{file}: {name}'
 
 
+def test_on_an_npu_o2_becomes_o1_and_best_pdparams_holds_what_was_trained(npu, tmp_path):
+    """In O2, paddle-custom-npu's momentum would leave what is saved at its first values."""
+    settings = ('train.amp=O2', 'train.max_steps=8', 'device=npu', 'output.dir=run')
+    process = run(tmp_path, npu, TRAIN, *QUICKSTART, *settings)
+    assert process.returncode == 0, process.stderr
+    lacks = 'momentum there ignores its float32 master weights'
+    assert f'\nmixed precision: O1 float16 (not O2: {lacks})\n' in process.stdout
+    weights = str(tmp_path / 'run' / 'best.pdparams')
+    process = run(tmp_path, NO_PLUGIN, EVAL, *QUICKSTART, 'device=cpu', '-w', weights)
+    (loss,) = re.findall(r', loss (\S+),', process.stdout)
+    assert float(loss) == pytest.approx(record(tmp_path / 'run')['eval_loss'], rel=0, abs=2e-3)
+
+
+def test_a_step_that_leaves_the_master_weights_stops_the_run(npu, tmp_path):
+    settings = ('train.amp=O2', 'train.max_steps=8', 'device=npu', 'output.dir=run')
+    process = run(tmp_path, npu, TRAIN_O2, *QUICKSTART, *settings)
+    assert process.returncode == 2, process.stderr
+    assert 'train.py: train.amp: O2 fails on this device: ' in process.stderr
+    assert process.stderr.endswith('; -o train.amp=O1\n')
+    assert not (tmp_path / 'run' / 'best.pdparams').exists()
+    assert not list((tmp_path / 'run').glob('checkpoints/*'))
+
+
 def test_eval_on_a_cpu_measures_what_the_run_in_mixed_precision_has(trained, tmp_path):
     folder, _ = trained['O2']
     weights = shutil.copy(folder / 'best.pdparams', tmp_path)
@@ -132,11 +165,11 @@ def test_eval_on_a_cpu_measures_what_the_run_in_mixed_precision_has(trained, tmp
 
 
 def test_a_run_with_o2_goes_on_exactly_with_its_loss_scale_and_master_weights(
-    npu, trained, tmp_path
+    with_masters, trained, tmp_path
 ):
     whole, undisturbed = trained['O2']
     resume = ('--resume', str(whole / INSIDE), '-o', 'output.dir=run')
-    process = run(tmp_path, npu, TRAIN, *resume)
+    process = run(tmp_path, with_masters, TRAIN_O2, *resume)
     assert process.returncode == 0, process.stderr
     assert losses(process.stdout).tolist() == losses(undisturbed)[5:].tolist()
     assert files(tmp_path / 'run' / END) == files(whole / END) != files(whole / INSIDE)
@@ -148,11 +181,11 @@ def test_a_run_with_o2_goes_on_exactly_with_its_loss_scale_and_master_weights(
 
 
 def test_a_step_whose_gradients_overflow_changes_no_weight_and_halves_the_loss_scale(
-    npu, trained, tmp_path
+    with_masters, trained, tmp_path
 ):
     before = with_scale(trained['O2'][0] / INSIDE, tmp_path / 'before', 2.0**40)
     settings = ('train.amp=O2', 'device=npu', 'output.dir=run')
-    process = run(tmp_path, npu, TRAIN, *SHORT, *settings, '--resume', str(before))
+    process = run(tmp_path, with_masters, TRAIN_O2, *SHORT, *settings, '--resume', str(before))
     assert process.returncode == 0, process.stderr
     after = tmp_path / 'run' / END
     assert np.isfinite(losses(process.stdout)).all()
@@ -164,12 +197,16 @@ def test_a_step_whose_gradients_overflow_changes_no_weight_and_halves_the_loss_s
     assert changed == {name for name in wanted if statistics(name)}
 
 
-def test_gradients_that_add_up_over_two_batches_with_o2_are_those_of_float32(npu, tmp_path):
+def test_gradients_that_add_up_over_two_batches_with_o2_are_those_of_float32(
+    with_masters, tmp_path
+):
     settings = ('train.accumulate=2', 'model.dropout=0.3')
     short = (*QUICKSTART, 'train.max_steps=4', 'device=npu', *settings)
     found = {}
     for mode in ('none', 'O2'):
-        process = run(tmp_path, npu, TRAIN, *short, f'train.amp={mode}', f'output.dir={mode}')
+        process = run(
+            tmp_path, with_masters, TRAIN_O2, *short, f'train.amp={mode}', f'output.dir={mode}'
+        )
         assert process.returncode == 0, process.stderr
         found[mode] = read_weights(tmp_path / mode / 'best.pdparams').arrays
     for name, array in found['none'].items():
@@ -177,10 +214,10 @@ def test_gradients_that_add_up_over_two_batches_with_o2_are_those_of_float32(npu
 
 
 def test_with_a_fixed_loss_scale_that_overflows_nothing_is_learned_and_nothing_breaks(
-    npu, trained, tmp_path
+    with_masters, trained, tmp_path
 ):
     settings = ('train.amp=O2', 'train.loss_scale=1e29', 'device=npu', 'output.dir=run')
-    process = run(tmp_path, npu, TRAIN, *QUICKSTART, 'train.max_steps=3', *settings)
+    process = run(tmp_path, with_masters, TRAIN_O2, *QUICKSTART, 'train.max_steps=3', *settings)
     assert process.returncode == 0, process.stderr
     assert len(losses(process.stdout)) == 3
     assert losses(process.stdout)[0] == losses(trained['float32'][1])[0]

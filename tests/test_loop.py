@@ -684,7 +684,9 @@ def test_to_static_compiles_the_network_and_its_absence_does_not(to_static, monk
     """Or the test above compares it with itself."""
     compiled = []
     compile_it = paddle.jit.to_static
-    monkeypatch.setattr(paddle.jit, 'to_static', lambda x: compiled.append(x) or compile_it(x))
+    monkeypatch.setattr(
+        paddle.jit, 'to_static', lambda x, **how: compiled.append(x) or compile_it(x, **how)
+    )
     trainer = new_trainer(changed(CONFIG, train={'to_static': to_static}))
     assert compiled == [trainer.model] * to_static
 

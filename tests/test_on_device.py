@@ -285,7 +285,7 @@ def test_a_gpu_fetches_arrays_from_page_locked_memory_while_the_host_goes_on(mon
         told.append(blocking)
         return tensor
 
-    monkeypatch.setattr(runtime, '_device_kind', lambda: 'gpu')
+    monkeypatch.setattr(runtime, 'device_kind', lambda: 'gpu')
     monkeypatch.setattr(
         paddle, 'CUDAPinnedPlace', lambda: told.append('pinned') or paddle.CPUPlace()
     )

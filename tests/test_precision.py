@@ -16,7 +16,7 @@ from conftest import REPOSITORY
 from fake_npu import build, run
 from paddle import nn
 
-from engine import job, optim, runtime
+from engine import job, optim, runtime, support
 from engine.config import Config, Model, Optimizer, Train
 from engine.errors import UserError
 from engine.precision import Precision
@@ -82,16 +82,16 @@ def test_on_a_cpu_the_loss_scale_of_a_checkpoint_is_left_alone(config):
 
 @pytest.mark.parametrize('config', MIXED, ids=mode)
 def test_of_a_cpu_engine_cpu_conv_says_what_becomes_of_mixed_precision(config):
-    assert runtime.check_support(Config(train=config)) == []
+    assert support.check(Config(train=config)) == []
 
 
 def test_a_cpu_takes_nhwc():
-    assert runtime.check_support(Config(model=Model(data_format='NHWC'))) == []
+    assert support.check(Config(model=Model(data_format='NHWC'))) == []
 
 
 def test_batch_norms_over_all_processes_are_refused_on_a_cpu():
     with pytest.raises(UserError, match=r'train\.sync_bn: .* for cpu; -o train\.sync_bn=false'):
-        runtime.check_support(Config(train=Train(sync_bn=True)))
+        support.check(Config(train=Train(sync_bn=True)))
 
 
 # ------------------------------------------------------------------ on the npu
@@ -105,7 +105,7 @@ environment.prepare_cpu()
 runtime.start_paddle('npu')
 import paddle
 from paddle import nn
-from engine import data, models, optim
+from engine import data, models, optim, support
 from engine.config import Config, Data, Model, Optimizer, Schedule, Train
 from engine.errors import UserError
 from engine.log import Silence
@@ -187,6 +187,7 @@ def fixed():
 
 
 def bfloat16():
+    support.LACKING = {}
     precision = made(amp_dtype='bfloat16')[2]
     loss = paddle.to_tensor([3.0])
     found['bfloat16'] = precision.enabled, precision.scale(loss) is loss, precision.state()
@@ -216,7 +217,8 @@ def same(arrays, others):
 
 
 def checkpoints():
-    """O2, as far as it goes without a step."""
+    """O2, as far as it goes without a step, on a device whose momentum has master weights."""
+    support.LACKING = {}
     exact, first = trainer(0)
     types = {name: str(p.dtype) for name, p in first.model.named_parameters()}
     norms = {
@@ -272,17 +274,18 @@ def checkpoints():
     found['and back with scale'] = last.state['loss_scale']['scale']
 
 
-def support():
+def supported():
     for name, config in {
         'NHWC': Config(model=Model(data_format='NHWC')),
         'sync_bn': Config(train=Train(sync_bn=True)),
         'O1': Config(train=Train(amp='O1')),
         'O2': Config(train=Train(amp='O2')),
         'bfloat16': Config(train=Train(amp='O1', amp_dtype='bfloat16')),
+        'auto': Config(train=Train(amp='O1', amp_dtype='auto')),
         'none': Config(),
     }.items():
         try:
-            found[f'support {name}'] = runtime.check_support(config)
+            found[f'support {name}'] = support.check(config)
         except UserError as error:
             found[f'support {name}'] = str(error)
 
@@ -296,7 +299,7 @@ with open(sys.argv[1], 'w') as file:
     json.dump(found, file)
 '''
 
-PARTS = ('loss_scale', 'growth', 'fixed', 'bfloat16', 'checkpoints', 'support')
+PARTS = ('supported', 'loss_scale', 'growth', 'fixed', 'bfloat16', 'checkpoints')
 
 
 @pytest.fixture(scope='module')
@@ -396,9 +399,125 @@ def test_an_npu_refuses_what_its_batch_norms_cannot_do(npu):
 def test_an_npu_says_which_mixed_precision_it_has(npu):
     assert npu['support none'] == []
     assert npu['support O1'] == ['mixed precision: O1 float16']
-    for name, mode in (('O2', 'O2 float16'), ('bfloat16', 'O1 bfloat16')):
-        (line,) = npu[f'support {name}']
-        assert line.startswith(f'mixed precision: {mode}; on npu, O1 with float16 is the safe ')
+    lacks = 'momentum there ignores its float32 master weights'
+    assert npu['support O2'] == [f'mixed precision: O1 float16 (not O2: {lacks})']
+    lacks = 'batch norm there has no bfloat16'
+    assert npu['support auto'] == [f'mixed precision: O1 float16 ({lacks})']
+    assert npu['support bfloat16'] == f'train.amp_dtype: {lacks}; -o train.amp_dtype=auto'
+
+
+# ------------------------------------------------------------------ on a GPU, by what it says
+
+
+class Gpu:
+    """What Paddle says of a card, and what is set for it."""
+
+    def __init__(self, monkeypatch, capability: tuple[int, int], kernels: tuple[str, ...]) -> None:
+        self.flags: dict[str, int] = {}
+        monkeypatch.setattr(runtime, 'device_kind', lambda: 'gpu')
+        at_least_8 = capability >= (8, 0)
+        monkeypatch.setattr(paddle.amp, 'is_bfloat16_supported', lambda: at_least_8)
+        monkeypatch.setattr(paddle.device.cuda, 'get_device_capability', lambda: capability)
+        monkeypatch.setattr(paddle, 'set_flags', self.flags.update)
+        momentum = [f'{{data_type[{dtype}]; place[Place(gpu:0)]}}' for dtype in kernels]
+        registered = {'momentum': [*momentum, '{data_type[bfloat16]; place[Place(cpu)]}']}
+        monkeypatch.setattr(
+            paddle.base.core, '_get_all_register_op_kernels', lambda lib: registered
+        )
+
+
+V100, A100, P40 = (7, 0), (8, 0), (6, 1)
+OF_2_6 = ('float', 'double', '::phi::dtype::float16')
+PERSISTENT = {'FLAGS_cudnn_batchnorm_spatial_persistent': 1}
+NHWC = "layout: NHWC, with cuDNN's persistent batch norm"
+FLOAT16, BFLOAT16 = 'mixed precision: O1 float16', 'mixed precision: O1 bfloat16'
+
+
+@pytest.mark.parametrize(
+    ('card', 'train', 'layout', 'lines', 'computed'),
+    [
+        (A100, Train(), 'auto', [], 'NCHW'),
+        (A100, Train(amp='O1'), 'auto', [FLOAT16, NHWC], 'NHWC'),
+        (A100, Train(amp='O1'), 'NCHW', [FLOAT16], 'NCHW'),
+        (A100, Train(amp='O1', amp_dtype='bfloat16'), 'auto', [BFLOAT16], 'NCHW'),
+        (A100, Train(amp='O1', amp_dtype='auto'), 'auto', [BFLOAT16], 'NCHW'),
+        (
+            A100,
+            Train(amp='O1', amp_dtype='bfloat16'),
+            'NHWC',
+            [
+                BFLOAT16,
+                'layout: NHWC; batch norms transpose bfloat16 there and back, NCHW may be quicker',
+            ],
+            'NHWC',
+        ),
+        (
+            A100,
+            Train(),
+            'NHWC',
+            [
+                'layout: NHWC; convolutions and batch norms transpose float32 there and back, '
+                'NCHW may be quicker'
+            ],
+            'NHWC',
+        ),
+        (
+            V100,
+            Train(amp='O1', amp_dtype='auto'),
+            'auto',
+            [f'{FLOAT16} (this gpu has no bfloat16)', NHWC],
+            'NHWC',
+        ),
+        (
+            A100,
+            Train(amp='O2', amp_dtype='auto'),
+            'auto',
+            [
+                'mixed precision: O2 float16 (momentum has no bfloat16 kernel, which O2 needs)',
+                NHWC,
+            ],
+            'NHWC',
+        ),
+        (
+            P40,
+            Train(amp='O1'),
+            'auto',
+            ['mixed precision: off: this gpu has compute capability 6.1, it needs 7.0'],
+            'NCHW',
+        ),
+    ],
+)
+def test_a_gpu_has_what_its_kernels_have_and_says_so(
+    card, train, layout, lines, computed, monkeypatch
+):
+    """cuDNN's persistent batch norm, which costs accuracy in NCHW, is for float16 in NHWC alone."""
+    gpu = Gpu(monkeypatch, card, OF_2_6)
+    config = Config(model=Model(data_format=layout), train=train)
+    assert support.check(config) == lines
+    assert support.data_format(config) == computed
+    assert gpu.flags == (PERSISTENT if NHWC in lines else {})
+    off = train.amp == 'none' or any('off' in line for line in lines)
+    assert (support.mixed_precision(train) is None) == off
+
+
+@pytest.mark.parametrize(
+    ('card', 'kernels', 'train', 'line'),
+    [
+        (V100, OF_2_6, Train(amp='O1', amp_dtype='bfloat16'), 'has no bfloat16; .*=auto'),
+        (A100, OF_2_6, Train(amp='O2', amp_dtype='bfloat16'), 'momentum .*; -o train.amp=O1'),
+        (A100, OF_2_6, Train(to_static='cinn'), 'without CINN; -o train.to_static=true'),
+    ],
+)
+def test_what_a_gpu_has_no_kernel_for_is_refused(card, kernels, train, line, monkeypatch):
+    Gpu(monkeypatch, card, kernels)
+    with pytest.raises(UserError, match=line):
+        support.check(Config(train=train))
+
+
+def test_o2_in_bfloat16_is_taken_where_momentum_has_it(monkeypatch):
+    Gpu(monkeypatch, A100, (*OF_2_6, '::phi::dtype::bfloat16'))
+    config = Config(train=Train(amp='O2', amp_dtype='bfloat16'))
+    assert support.check(config) == ['mixed precision: O2 bfloat16']
 
 
 # ------------------------------------------------------------------ sums over processes
@@ -410,7 +529,7 @@ class TwoProcesses:
     def __init__(self, monkeypatch, device: str, theirs: np.ndarray) -> None:
         self.theirs, self.sent = theirs, []
         monkeypatch.setattr(job, 'WORLD', 2)
-        monkeypatch.setattr(runtime, '_device_kind', lambda: device)
+        monkeypatch.setattr(runtime, 'device_kind', lambda: device)
         monkeypatch.setattr(paddle.distributed, 'all_reduce', self.all_reduce)
 
     def all_reduce(self, tensor: paddle.Tensor) -> None:

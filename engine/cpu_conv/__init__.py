@@ -55,7 +55,7 @@ def choose(config: Config) -> tuple[Optional[str], list[str]]:
 
 
 def _lack_of_bfloat16(config: Config) -> Optional[str]:
-    if config.train.amp_dtype != 'bfloat16':
+    if config.train.amp_dtype == 'float16':
         return 'on a cpu, it needs train.amp_dtype: bfloat16'
     if not onednn.library().has_bfloat16:
         return 'this cpu has no bfloat16'

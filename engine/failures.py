@@ -1,0 +1,78 @@
+"""What Paddle and a device's libraries raise, as the line that a user can act on.
+
+Everything else that is raised stays what it is: a bug of ours, with a traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from pathlib import Path
+from typing import Iterator, Optional
+
+from engine.errors import Stopped, UserError
+
+_LESS = {
+    'train.py': (
+        'a step needs less with a smaller data.batch_size (train.accumulate makes up for it) or '
+        'train.amp=O1, an evaluation with a smaller eval.batch_size'
+    ),
+    'eval.py': 'a smaller eval.batch_size needs less',
+}
+
+# By the texts of CANN: the card, or the network between cards, is not ready yet.
+_BUSY = re.compile(r'EJ0001|EI0006|HCCP process')
+_MEMORY = re.compile(r'[Oo]ut of memory error|Fail to alloc|[Uu]nable to allocate')
+_PLUGIN = re.compile(r'Fail to open library: (\S+) with error: (.*)')
+_LIBRARY = re.compile(r'dynamic library \((\S+)\) that Paddle depends on')
+_NO_CODE = re.compile(r'no kernel image is available|invalid device function')
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """Within, such an exception becomes a UserError or Stopped."""
+    try:
+        yield
+    except Exception as error:
+        meaning = _meaning(error)
+        if meaning is None:
+            raise
+        raise meaning from None
+
+
+def _meaning(error: Exception) -> Optional[Exception]:
+    text = str(error)
+    if isinstance(error, MemoryError) or 'ResourceExhausted' in text:
+        return UserError(f'out of memory: {_out_of_memory(text)}')
+    if found := _PLUGIN.search(text):
+        return UserError(
+            f'the plug-in {found[1]} cannot be loaded: {found[2]}; source the set_env.sh of CANN '
+            'and of its nnal/atb (docs/ascend.md), or export CUSTOM_DEVICE_ROOT= to do without it'
+        )
+    if found := _LIBRARY.search(text):
+        return UserError(
+            f'{found[1]} is not installed, or not found; docs/gpu.md says what paddlepaddle-gpu '
+            'needs; -o device=cpu does without it'
+        )
+    if _NO_CODE.search(text):
+        return UserError(
+            'this paddle has no code for this gpu; docs/gpu.md says which one has; -o device=cpu '
+            'does without it'
+        )
+    if _BUSY.search(text):
+        return Stopped(f'the npu is not ready, start again in 15 seconds: {_line(text, _BUSY)}')
+    return None
+
+
+def _out_of_memory(text: str) -> str:
+    less = _LESS.get(Path(sys.argv[0]).name)
+    said = _line(text, _MEMORY) or 'no memory is left'
+    return '; '.join(filter(None, [said, less]))
+
+
+def _line(text: str, telling: re.Pattern[str]) -> str:
+    """Of a message of many lines, often with a trace in C++, the one that says what happened."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    found = [line for line in lines if telling.search(line)] or lines
+    return found[0].rpartition('Error: ')[2][:200].rstrip('.') if found else ''

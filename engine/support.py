@@ -1,0 +1,125 @@
+"""What a device has of mixed precision, memory layouts and compilers, by the sources of Paddle 2.6
+to 3.3 and paddle-custom-npu (docs/gpu.md and docs/ascend.md name them), and what `auto` is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from engine import job, runtime
+from engine.config import Config, Train
+from engine.errors import UserError
+
+# device -> what it lacks, and why.
+LACKING = {
+    'npu': {
+        'O2': 'momentum there ignores its float32 master weights',
+        'bfloat16': 'batch norm there has no bfloat16',
+    }
+}
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """What a network computes in, beside float32."""
+
+    level: str  # O1, or O2: 16-bit weights, too
+    dtype: str  # float16 or bfloat16
+
+
+def mixed_precision(train: Train) -> Optional[Mixed]:
+    """None for float32, and for a CPU, where engine.cpu_conv sees to it."""
+    return _decide(train)[0]
+
+
+def data_format(config: Config) -> str:
+    """NCHW or NHWC. On a GPU float16 computes in NHWC, and NCHW is transposed at each layer."""
+    if config.model.data_format != 'auto':
+        return config.model.data_format
+    half = mixed_precision(config.train)
+    by_itself = runtime.device_kind() == 'gpu' and half is not None and half.dtype == 'float16'
+    return 'NHWC' if by_itself else 'NCHW'
+
+
+def check(config: Config) -> list[str]:
+    """Lines about what the device makes of the config. UserError for what it cannot do."""
+    import paddle
+
+    device = runtime.device_kind()
+    if config.train.sync_bn and device != 'gpu':
+        raise UserError(
+            f'train.sync_bn: Paddle has no SyncBatchNorm kernel for {device}; '
+            '-o train.sync_bn=false gives each process batch norms of its own'
+        )
+    if config.model.data_format == 'NHWC' and device == 'npu':
+        raise UserError(
+            'model.data_format: NHWC is slower on npu, whose kernels transpose it there and back; '
+            '-o model.data_format=NCHW'
+        )
+    if config.train.to_static == 'cinn' and not paddle.is_compiled_with_cinn():
+        raise UserError(
+            'train.to_static: this paddle was built without CINN; -o train.to_static=true'
+        )
+    half, why = _decide(config.train)
+    job.require_same('mixed precision', lambda: f'{half}, {data_format(config)}')
+    lines = [f'mixed precision: {f"{half.level} {half.dtype}" if half else "off"}{why}']
+    lines = [] if config.train.amp == 'none' or device == 'cpu' else lines
+    return lines + (_settle_layout(data_format(config), half) if device == 'gpu' else [])
+
+
+def _settle_layout(layout: str, half: Optional[Mixed]) -> list[str]:
+    """On a GPU: a batch norm that takes NHWC, where there is one; or a line."""
+    import paddle
+
+    if layout == 'NCHW':
+        return []
+    if half is None or half.dtype != 'float16':
+        dtype = 'float32' if half is None else half.dtype
+        what = 'convolutions and batch norms' if half is None else 'batch norms'
+        return [f'layout: NHWC; {what} transpose {dtype} there and back, NCHW may be quicker']
+    # Otherwise this one transposes, too. Not in NCHW, where it costs accuracy (Paddle's pull
+    # request 71942).
+    paddle.set_flags({'FLAGS_cudnn_batchnorm_spatial_persistent': 1})
+    return ["layout: NHWC, with cuDNN's persistent batch norm"]
+
+
+def _decide(train: Train) -> tuple[Optional[Mixed], str]:
+    """What is computed in, and the reason where it is not what was asked for."""
+    device = runtime.device_kind()
+    if train.amp == 'none' or device == 'cpu':
+        return None, ''
+    level, dtype, why = train.amp, train.amp_dtype, ''
+    lacking = LACKING.get(device, {})
+    if level == 'O2' and 'O2' in lacking:
+        level, why = 'O1', f' (not O2: {lacking["O2"]})'
+    if dtype != 'float16':
+        problem = _lack_of_bfloat16(level, lacking)
+        if dtype == 'auto':
+            dtype = 'float16' if problem else 'bfloat16'
+            why += f' ({problem})' if problem else ''
+        elif problem:
+            advice = '-o train.amp=O1' if level == 'O2' else '-o train.amp_dtype=auto'
+            raise UserError(f'train.amp_dtype: {problem}; {advice}')
+    if dtype == 'float16' and device == 'gpu':
+        import paddle
+
+        major, minor = paddle.device.cuda.get_device_capability()
+        if major < 7:  # where Paddle switches it off, with a warning
+            return None, f': this gpu has compute capability {major}.{minor}, it needs 7.0'
+    return Mixed(level, dtype), why
+
+
+def _lack_of_bfloat16(level: str, lacking: dict[str, str]) -> Optional[str]:
+    import paddle
+
+    if 'bfloat16' in lacking:
+        return lacking['bfloat16']
+    if runtime.device_kind() != 'gpu':
+        return None
+    if not paddle.amp.is_bfloat16_supported():
+        return 'this gpu has no bfloat16'
+    kernels = paddle.base.core._get_all_register_op_kernels('phi')['momentum']
+    if level == 'O2' and not any('bfloat16' in k and 'gpu' in k.lower() for k in kernels):
+        return 'momentum has no bfloat16 kernel, which O2 needs'
+    return None
