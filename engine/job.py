@@ -17,12 +17,14 @@ from types import FrameType
 from typing import Callable, Optional
 
 from engine.errors import EXIT_STOPPED, Stopped, UserError
-from engine.peers import Loss, Missing, Peers, PortTaken
+from engine.peers import LOOPBACK, Loss, Missing, Peers, PortTaken
 
 # What paddle.distributed.launch tells each process.
 LAUNCHED = 'PADDLE_TRAINERS_NUM' in os.environ
 RANK = int(os.environ.get('PADDLE_TRAINER_ID', '0'))
 WORLD = int(os.environ.get('PADDLE_TRAINERS_NUM', '1'))
+
+SECRET = 'TRAIN_JOB_SECRET'  # set by the user, to the same on all machines of a job
 
 GRACE_S = 2.0  # less than the launcher's three seconds
 
@@ -46,10 +48,11 @@ def join() -> None:
     host, port = endpoints.split(',')[0].rsplit(':', 1)
     # The launcher has reserved a port for each process, and collectives use the master's alone.
     taken = os.environ.get('PADDLE_MASTER') == f'{host}:{port}'
-    job = hashlib.sha256(endpoints.encode()).hexdigest()[:16]
+    if os.environ.get('PADDLE_LOCAL_SIZE') == str(WORLD):  # one machine: no other can connect
+        host = LOOPBACK
     try:
         address = host.strip('[]'), int(port) + taken
-        _peers = Peers(RANK, WORLD, address, job=job, on_loss=_end_too)
+        _peers = Peers(RANK, WORLD, address, secret=_secret(endpoints), on_loss=_end_too)
     except PortTaken as problem:
         raise Stopped(f'{problem} by another program; start again') from None
     except Missing as missing:
@@ -57,6 +60,17 @@ def join() -> None:
             f'{missing} of {WORLD} cannot be reached; the workerlog there says why, or a firewall '
             'keeps the ports of the job closed'
         ) from None
+
+
+def _secret(endpoints: str) -> bytes:
+    """What the processes of this job have in common.
+
+    The launcher makes nothing up that it sends to other machines: there, only a secret that the
+    user has set keeps out who knows the endpoints. On one machine it passes on a random name.
+    """
+    alone = os.environ.get('PADDLE_LOCAL_SIZE') == str(WORLD)
+    words = [endpoints, os.environ.get(SECRET, ''), os.environ.get('POD_NAME', '') * alone]
+    return hashlib.sha256(' '.join(words).encode()).digest()
 
 
 def leave(code: int, reason: str = '') -> None:

@@ -5,14 +5,17 @@ launcher watches only the processes of its own machine. Here every process keeps
 the first one, which tells the others. The same connections make a barrier without a time limit
 (gloo, on a CPU, takes a process that is 30 seconds late for dead).
 
-Lines that are sent: `hello RANK JOB`, `here WORD` and the answer `go 0` or `go 1` to the words of
-all, `left CODE REASON`.
+Lines that are sent: `who NONCE`, `hello RANK NONCE PROOF` and `welcome PROOF` or `refused`; then
+`here WORD` and the answer `go 0` or `go 1` to the words of all, `left CODE REASON`. The proofs
+(HMAC) show to both sides that the other one has the job's secret, which itself is never sent.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hmac
 import queue
+import secrets
 import socket
 import struct
 import threading
@@ -22,6 +25,7 @@ from typing import Callable, Optional
 
 DIED = 'died'  # in the place of a code
 FINISHED = 'finished'  # in the place of a word
+LOOPBACK = '127.0.0.1'
 PATIENCE_S = 60.0  # for all processes to start
 # A machine that has vanished without a word is noticed after 10 + 2 * 5 seconds (Linux), before
 # gloo gives up by aborting.
@@ -47,9 +51,10 @@ class PortTaken(Exception):
 class Peers:
     """This process's connections: of the first process to each other one, of those to the first.
 
-    `address` is where the first one listens, `job` a word that all have in common. `on_loss` is
-    called once, by a thread, when another process has ended with a code other than 0 or without a
-    word. Raises Missing where not all are connected after `patience` seconds.
+    `address` is where the first one listens: on LOOPBACK for this machine alone. `secret` is what
+    all have in common, and strangers don't know. `on_loss` is called once, by a thread, when
+    another process has ended with a code other than 0 or without a word. Raises Missing where not
+    all are connected after `patience` seconds.
     """
 
     def __init__(
@@ -58,7 +63,7 @@ class Peers:
         world: int,
         address: tuple[str, int],
         *,
-        job: str,
+        secret: bytes,
         on_loss: Callable[[Loss], None],
         patience: float = PATIENCE_S,
     ) -> None:
@@ -70,7 +75,7 @@ class Peers:
         self._heard: queue.SimpleQueue[Optional[str]] = queue.SimpleQueue()
         deadline = time.monotonic() + patience
         connect = self._accept if rank == 0 else self._call
-        self._links = connect(address, job, deadline)
+        self._links = connect(address, secret, deadline)
         for other, link in self._links.items():
             threading.Thread(target=self._listen, args=(other, link), daemon=True).start()
 
@@ -93,44 +98,44 @@ class Peers:
         self._send(f'left {code} {" ".join(reason.split())}')
 
     def _accept(
-        self, address: tuple[str, int], job: str, deadline: float
+        self, address: tuple[str, int], secret: bytes, deadline: float
     ) -> dict[int, socket.socket]:
         links: dict[int, socket.socket] = {}
-        with _listening(address[1], deadline) as server:
+        with _listening(address, deadline) as server:
             while len(links) < self.world - 1:
                 server.settimeout(max(0.01, deadline - time.monotonic()))
                 try:
                     link, _ = server.accept()
-                    hello, rank, word = _read_line(link, deadline).split()
-                    if (hello, word) != ('hello', job) or not 0 < int(rank) < self.world:
-                        raise ValueError('somebody else')
+                    rank = _recognise(link, secret, deadline)
+                    if not 0 < rank < self.world:
+                        raise ValueError('no rank of this job')
                 except (OSError, ValueError):
                     if time.monotonic() < deadline:
                         continue
                     missing = sorted(set(range(1, self.world)) - set(links))
                     raise Missing(f'process {", ".join(map(str, missing))}') from None
-                links[int(rank)] = _watched(link)
+                links[rank] = _watched(link)
         return links
 
     def _call(
-        self, address: tuple[str, int], job: str, deadline: float
+        self, address: tuple[str, int], secret: bytes, deadline: float
     ) -> dict[int, socket.socket]:
+        refused = ''
         while True:
-            try:
+            with contextlib.suppress(OSError, ValueError):
                 link = socket.create_connection(address, timeout=5.0)
-                if link.getsockname() != link.getpeername():
-                    break
-                # TCP has connected the port to itself, where the first process is about to listen:
-                # without a reset, the kernel would keep it for another minute.
-                link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+                if link.getsockname() == link.getpeername():
+                    # TCP has connected the port to itself, where the first process is about to
+                    # listen: without a reset, the kernel would keep it for another minute.
+                    link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+                elif _introduce(link, self.rank, secret, deadline):
+                    return {0: _watched(link)}
+                else:
+                    refused = ', which belongs to another job or has another secret,'
                 link.close()
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise Missing(f'process 0 at {address[0]}:{address[1]}') from None
-                time.sleep(0.1)
-        link = _watched(link)
-        link.sendall(f'hello {self.rank} {job}\n'.encode())
-        return {0: link}
+            if time.monotonic() > deadline:
+                raise Missing(f'process 0 at {address[0]}:{address[1]}{refused}')
+            time.sleep(0.1)
 
     def _listen(self, other: int, link: socket.socket) -> None:
         """Hear what one other process says until it has left."""
@@ -182,9 +187,12 @@ class Peers:
                 link.sendall(f'{line}\n'.encode())
 
 
-def _listening(port: int, deadline: float) -> socket.socket:
+def _listening(address: tuple[str, int], deadline: float) -> socket.socket:
+    host, port = address
     while True:
         try:
+            if host == LOOPBACK:
+                return socket.create_server((host, port))
             if socket.has_dualstack_ipv6():
                 return socket.create_server(('', port), family=socket.AF_INET6, dualstack_ipv6=True)
             return socket.create_server(('', port))
@@ -192,6 +200,36 @@ def _listening(port: int, deadline: float) -> socket.socket:
             if time.monotonic() > deadline:
                 raise PortTaken(f'port {port} of this machine is taken') from None
             time.sleep(0.1)
+
+
+def _recognise(link: socket.socket, secret: bytes, deadline: float) -> int:
+    """The rank of a process of this job; ValueError for anything else that connects."""
+    nonce = secrets.token_hex(16)
+    link.sendall(f'who {nonce}\n'.encode())
+    # A stranger may keep silent, and the others wait.
+    hello, rank, answer, proof = _read_line(link, min(deadline, time.monotonic() + 2.0)).split()
+    if hello != 'hello' or not hmac.compare_digest(proof, _proof(secret, nonce, answer, rank)):
+        link.sendall(b'refused\n')
+        link.close()
+        raise ValueError('a stranger')
+    link.sendall(f'welcome {_proof(secret, answer, nonce)}\n'.encode())
+    return int(rank)
+
+
+def _introduce(link: socket.socket, rank: int, secret: bytes, deadline: float) -> bool:
+    """Whether the first process of this job is there, and has recognised this one."""
+    nonce = secrets.token_hex(16)
+    who, asked = _read_line(link, deadline).split()
+    if who != 'who':
+        return False
+    link.sendall(f'hello {rank} {nonce} {_proof(secret, asked, nonce, str(rank))}\n'.encode())
+    return hmac.compare_digest(
+        _read_line(link, deadline), f'welcome {_proof(secret, nonce, asked)}\n'
+    )
+
+
+def _proof(secret: bytes, *words: str) -> str:
+    return hmac.new(secret, ' '.join(words).encode(), 'sha256').hexdigest()
 
 
 def _watched(link: socket.socket) -> socket.socket:
@@ -206,12 +244,11 @@ def _watched(link: socket.socket) -> socket.socket:
 
 def _read_line(link: socket.socket, deadline: float) -> str:
     """The first line of a connection that may be a stranger's; ValueError if it is none."""
-    end = min(deadline, time.monotonic() + 2.0)
-    link.settimeout(max(0.01, end - time.monotonic()))
     line = b''
     while not line.endswith(b'\n'):
+        link.settimeout(max(0.01, deadline - time.monotonic()))
         byte = link.recv(1)
-        if not byte or len(line) > 200 or time.monotonic() > end:
+        if not byte or len(line) > 200 or time.monotonic() > deadline:
             raise ValueError('no line')
         line += byte
-    return line.decode()
+    return line.decode('ascii')

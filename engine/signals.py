@@ -1,7 +1,8 @@
-"""SIGTERM and SIGINT become a wish that the loops look at between steps."""
+"""SIGTERM, SIGINT and SIGHUP become a wish that the loops look at between steps."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from types import FrameType, TracebackType
@@ -10,13 +11,16 @@ from typing import Any, Optional
 from engine.errors import Stopped
 from engine.job import LAUNCHED, any_rank
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+HANGUP = getattr(signal, 'SIGHUP', None)  # the terminal has gone; Windows has none
+ASKING = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
     """Within the block, the first signal is remembered and the second acts at once.
 
     A launcher sends three in a row, to have its processes end in peace: there, none acts at once.
+    A SIGHUP comes with others, as when a terminal is closed: it never acts at once, and where it
+    was ignored before, as by nohup, it still is.
     """
 
     def __init__(self) -> None:
@@ -29,7 +33,9 @@ class StopSignals:
             raise Stopped(self.asked or 'another process was stopped')
 
     def __enter__(self) -> StopSignals:
-        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._note) for number in ASKING}
+        if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
+            self._before[HANGUP] = signal.signal(HANGUP, self._note)
         return self
 
     def __exit__(
@@ -38,20 +44,19 @@ class StopSignals:
         error: Optional[BaseException],
         trace: Optional[TracebackType],
     ) -> None:
-        if not (LAUNCHED and isinstance(error, Stopped)):  # more of them may be still to come
-            self._restore()
+        if not isinstance(error, Stopped):  # or more of them may be still to come
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def _note(self, number: int, frame: Optional[FrameType]) -> None:
         if self.asked is not None:
             return
         self.asked = signal.Signals(number).name
-        # Not print: a handler may interrupt a print that holds the stream's lock.
-        if LAUNCHED:
-            os.write(2, f'\n{self.asked}: saving after this step\n'.encode())
-            return
-        os.write(2, f'\n{self.asked}: saving after this step; once more ends at once\n'.encode())
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        again = '' if LAUNCHED else ' (once more ends at once)'
+        text = f'{self.asked}: ends after this step, and saves; wait for "saved in"{again}'
+        with contextlib.suppress(OSError):  # a terminal that is gone
+            # Not print: a handler may interrupt a print that holds the stream's lock.
+            os.write(2, f'\n{text}\n'.encode())
+        if not LAUNCHED:
+            for other in ASKING:
+                signal.signal(other, self._before[other])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 import os
 import random
 import socket
@@ -39,7 +40,7 @@ class Job:
             rank,
             self.world,
             ('127.0.0.1', self.port),
-            job=self.word,
+            secret=self.word.encode(),
             on_loss=self.losses[rank].append,
             patience=patience,
         )
@@ -298,7 +299,7 @@ def end_too(loss):
     os._exit(0)
 
 rank, world, port = map(int, sys.argv[1:])
-peers = Peers(rank, world, ('127.0.0.1', port), job='job', on_loss=end_too)
+peers = Peers(rank, world, ('127.0.0.1', port), secret=b'job', on_loss=end_too)
 peers.any()
 print('together', flush=True)
 threading.Event().wait()
@@ -443,13 +444,12 @@ STRANGERS = {
     'random bytes': random.Random(0).randbytes(5000),
     'random bytes in lines': b'\n'.join([b'\xff\xfe', b'\x80' * 40, b'']),
     'a browser': b'GET / HTTP/1.1\r\nHost: x\r\n\r\n',
-    'another job': b'hello 1 job2\n',
-    'no rank': f'hello one {JOB}\n'.encode(),
-    'a rank beyond the last': f'hello 8 {JOB}\n'.encode(),
-    'the rank of the first': f'hello 0 {JOB}\n'.encode(),
-    'no job': b'hello 1\n',
-    'more words': f'hello 1 {JOB} please\n'.encode(),
-    'another word': f'left 1 {JOB}\n'.encode(),
+    'no proof': b'hello 1\n',
+    'no rank': b'hello one ' + b'0' * 32 + b' ' + b'0' * 64 + b'\n',
+    'a made-up proof': b'hello 1 ' + b'0' * 32 + b' ' + b'0' * 64 + b'\n',
+    'letters in the proof': 'hello 1 0 größer\n'.encode(),
+    'more words': b'hello 1 0 0 please\n',
+    'another word': b'left 1 0 0\n',
     'an empty line': b'\n',
 }
 
@@ -468,6 +468,108 @@ def test_a_stranger_neither_joins_nor_stops_the_others(job, name):
     assert sorted(processes.peers[0]._links) == [1, 2]
     assert processes.all([False, True, False]) == [True] * 3
     assert stays(lambda: not any(processes.losses), 0.1)
+
+
+class Stranger:
+    """A host that knows the endpoints, and all that was said, but not the secret."""
+
+    def __init__(self, port: int) -> None:
+        self.link = call(port)
+        self.lines = self.link.makefile('r')
+        self.challenge = self.lines.readline().split()[1]
+
+    def answer(self, rank: int, nonce: str, proof: str) -> str:
+        self.link.sendall(f'hello {rank} {nonce} {proof}\n'.encode())
+        return self.lines.readline()
+
+
+def proof(secret: str, *words: str) -> str:
+    return hmac.new(secret.encode(), ' '.join(words).encode(), 'sha256').hexdigest()
+
+
+@pytest.mark.parametrize('rank', [1, 2])
+def test_a_host_without_the_secret_cannot_take_a_rank(job, rank):
+    processes = job(3)
+    first = processes.start(0)
+    for secret in ('job', 'job2', '', processes.word):
+        stranger = Stranger(processes.port)
+        right = proof(secret, stranger.challenge, 'n', str(rank))
+        if secret != processes.word:
+            assert stranger.answer(rank, 'n', right) == 'refused\n'
+            continue
+        # What was right once is wrong for another rank and another connection.
+        assert stranger.answer(3 - rank, 'n', right) == 'refused\n'
+        assert Stranger(processes.port).answer(rank, 'n', right) == 'refused\n'
+    started = [processes.start(other) for other in (1, 2)]
+    processes.peers = [future.result(SOON) for future in (first, *started)]
+    assert processes.all([False, True, False]) == [True] * 3
+
+
+@pytest.mark.parametrize('said', ['', 'who abc\n', 'who abc\nwelcome 0\n', 'nonsense\n\n'])
+def test_a_host_without_the_secret_is_not_taken_for_the_first_process(job, said):
+    processes = job(2)
+
+    def pretend(server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                link, _ = server.accept()
+                with link:
+                    link.sendall(said.encode())
+                    link.recv(1000)
+
+    with socket.create_server(('127.0.0.1', processes.port)) as server:
+        threading.Thread(target=pretend, args=(server,), daemon=True).start()
+        with pytest.raises(Missing, match='process 0 at '):
+            processes.start(1, patience=0.7).result(SOON)
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_another_secret_is_named_as_a_reason(job):
+    ours, others = job(2), job(2, job='job2')
+    others.port = ours.port
+    first = ours.start(0)
+    with pytest.raises(Missing, match='belongs to another job or has another secret'):
+        others.start(1, patience=0.7).result(SOON)
+    second = ours.start(1)
+    ours.peers = [first.result(SOON), second.result(SOON)]
+
+
+@pytest.mark.parametrize(('host', 'reached'), [('127.0.0.1', False), ('0.0.0.0', True)])
+def test_a_job_of_one_machine_cannot_be_reached_from_another(host, reached):
+    """Another address of this machine stands for it: 127.0.0.2 is one on Linux."""
+    if sys.platform != 'linux':
+        pytest.skip('needs 127.0.0.2')
+    from engine.peers import _listening
+
+    port = free_port()
+    with _listening((host, port), time.monotonic() + SOON):
+        try:
+            socket.create_connection(('127.0.0.2', port), timeout=SOON).close()
+        except ConnectionRefusedError:
+            assert not reached
+        else:
+            assert reached
+
+
+def test_the_secret_of_a_job(monkeypatch):
+    """Of the launcher's random name on one machine, of the user's own on several."""
+    from engine import job
+
+    def secret(**environment: str) -> bytes:
+        for name in (job.SECRET, 'POD_NAME', 'PADDLE_LOCAL_SIZE'):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        return job._secret('10.0.0.1:7000,10.0.0.2:7000')
+
+    monkeypatch.setattr(job, 'WORLD', 2)
+    alone = {'PADDLE_LOCAL_SIZE': '2'}
+    assert secret(POD_NAME='abcdef', **alone) != secret(POD_NAME='ghijkl', **alone)
+    several = {'PADDLE_LOCAL_SIZE': '1'}
+    assert secret(POD_NAME='abcdef', **several) == secret(POD_NAME='ghijkl', **several)
+    ours = secret(TRAIN_JOB_SECRET='ours', POD_NAME='abcdef', **several)
+    assert ours == secret(TRAIN_JOB_SECRET='ours', POD_NAME='ghijkl', **several)
+    assert len({ours, secret(TRAIN_JOB_SECRET='other', **several), secret(**several)}) == 3
 
 
 @pytest.mark.parametrize('said', [b'', b'hello 1 jo'], ids=['nothing', 'half'])

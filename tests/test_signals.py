@@ -36,12 +36,15 @@ except Stopped:
 """
 
 
-def started(*, launched: bool) -> subprocess.Popen:
+ENDS = 'ends after this step, and saves; wait for "saved in"'
+
+
+def started(*, launched: bool, ignore: str = '') -> subprocess.Popen:
     environment = {k: v for k, v in os.environ.items() if not k.startswith('PADDLE_')}
     if launched:
         environment |= {'PADDLE_TRAINERS_NUM': '1', 'PADDLE_TRAINER_ID': '0'}
     process = subprocess.Popen(
-        [sys.executable, '-c', LOOP],
+        [sys.executable, '-c', ignore + LOOP],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -60,7 +63,7 @@ def ended(process: subprocess.Popen) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize('launched', [False, True])
 def test_one_signal_stops_the_loop_after_its_step(launched, number):
     process = started(launched=launched)
@@ -68,8 +71,8 @@ def test_one_signal_stops_the_loop_after_its_step(launched, number):
     code, out, err = ended(process)
     assert code == 75
     assert out == f'stopped by {number.name}\nsaved\nend\n'
-    more = '' if launched else '; once more ends at once'
-    assert err == f'\n{number.name}: saving after this step{more}\n'
+    more = '' if launched else ' (once more ends at once)'
+    assert err == f'\n{number.name}: {ENDS}{more}\n'
 
 
 def test_three_in_a_row_from_a_launcher_stop_the_loop_once():
@@ -80,7 +83,7 @@ def test_three_in_a_row_from_a_launcher_stop_the_loop_once():
     code, out, err = ended(process)
     assert code == 75
     assert out == 'stopped by SIGTERM\nsaved\nend\n'
-    assert err == '\nSIGTERM: saving after this step\n'
+    assert err == f'\nSIGTERM: {ENDS}\n'
 
 
 def test_those_of_a_launcher_that_come_late_disturb_neither_saving_nor_the_end():
@@ -107,7 +110,38 @@ def test_without_a_launcher_the_second_signal_acts_at_once(number, code):
     assert 'saved' not in out
     # Python ends by SIGINT as by a KeyboardInterrupt that nobody has caught.
     assert returned in (code, 130)
-    assert err.count('saving after this step') == 1
+    assert err.count(ENDS) == 1
+
+
+def test_a_terminal_that_is_closed_after_ctrl_c_does_not_end_the_saving():
+    process = started(launched=False)
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == 'stopped by SIGINT\n'
+    for _ in range(2):  # from the kernel, and from the shell
+        process.send_signal(signal.SIGHUP)
+        time.sleep(0.05)
+    code, out, _ = ended(process)
+    assert (code, out) == (75, 'saved\nend\n')
+
+
+def test_under_nohup_a_terminal_that_is_closed_stops_nothing():
+    ignore = 'import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n'
+    process = started(launched=False, ignore=ignore)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == 'stopped by SIGTERM\n'
+    assert ended(process)[0] == 75
+
+
+def test_a_system_without_hangups(monkeypatch):
+    """Windows, by imitation."""
+    from engine import signals
+
+    monkeypatch.setattr(signals, 'HANGUP', None)
+    before = signal.getsignal(signal.SIGHUP)
+    with signals.StopSignals():
+        assert signal.getsignal(signal.SIGHUP) is before
 
 
 @pytest.mark.parametrize('launched', [False, True])
@@ -117,8 +151,9 @@ def test_afterwards_the_handlers_are_those_from_before_unless_a_launcher_has_beg
     from engine import signals
 
     monkeypatch.setattr(signals, 'LAUNCHED', launched)
-    before = {number: signal.getsignal(number) for number in signals.SIGNALS}
+    numbers = (*signals.ASKING, signals.HANGUP)
+    before = {number: signal.getsignal(number) for number in numbers}
     with signals.StopSignals() as stop:
         assert all(signal.getsignal(n) != handler for n, handler in before.items())
         stop.check()
-    assert {number: signal.getsignal(number) for number in signals.SIGNALS} == before
+    assert {number: signal.getsignal(number) for number in numbers} == before
