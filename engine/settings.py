@@ -171,7 +171,8 @@ def read_override(text: str, schema: type) -> tuple[str, Setting]:
         raise UserError(f'{origin}: write KEY=VALUE, for example -o optimizer.lr=0.05{hint}')
     _require_known(name, keys, origin)
     kind = _without_none(keys[name].type)
-    if kind is str or _is_literal(kind):
+    choices = typing.get_args(kind) if _is_literal(kind) else ()
+    if kind is str or (choices and False not in choices):
         return name, Setting(None if value == 'null' else value, origin)
     try:
         return name, Setting(yaml.load(value, Loader=_Loader), origin)
