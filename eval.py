@@ -22,6 +22,7 @@ def main() -> None:
     config, path = chosen_weights.settle(args)
     weights = chosen_weights.find_weights(path)
     machine = [environment.prepare_cpu(), runtime.start_paddle(config.device)]
+    config = chosen_weights.with_their_normalisation(config, weights.content, machine.append)
     if job.RANK == 0:
         print(*machine, sep='\n')
     evaluate(config, weights)

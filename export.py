@@ -50,6 +50,7 @@ def main() -> None:
     if args.int8:
         int8.require_quantiser()
     weights = chosen_weights.find_weights(path)
+    config = chosen_weights.with_their_normalisation(config, weights.content, print)
     os.environ.setdefault('GLOG_minloglevel', '2')  # paddle.jit.save warns of what is no harm
     print(environment.prepare_cpu(), runtime.start_paddle(config.device), sep='\n')
     calibration = load_calibration(config, weights) if args.int8 else None

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from engine import cli, environment, job, runtime, support
 from engine.checkpoint import Snapshot, serialised
+from engine.chosen_weights import with_their_normalisation
 from engine.config import Config, chosen, differences, to_dict, to_yaml
 from engine.errors import Diverged, Stopped, UserError
 from engine.files import sha256_of, write_atomically
 from engine.run_folder import RunFolder, read_snapshot
+from engine.weights import Converted, read_weights
 
 if TYPE_CHECKING:  # these import paddle, which waits until the arguments are known to be good
     from paddle import nn
@@ -67,12 +70,13 @@ def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[s
     for text in machine:
         log.line(text)
     runtime.seed_everything(config.seed)
+    snapshot = find_snapshot(run, resume, log) if resume is not None else None
+    config, pretrained = start_from(config, snapshot, log)
     tell = log.line if job.RANK == 0 else print  # bad files are named by whoever meets them
     dataset = data.load_data(config, tell=tell)
     batches, tests = data.train_batches(dataset, config), data.test_batches(dataset, config)
-    snapshot = find_snapshot(run, resume, log) if resume is not None else None
     require_same(config, dataset, snapshot)
-    model = build_model(config, dataset, log, pretrained=snapshot is None)
+    model = build_model(config, dataset, log, pretrained)
     log.line(describe_step(config, batches))
     trainer = Trainer(model, config, batches=batches, classes=dataset.classes, log=log)
     if snapshot is not None:
@@ -110,12 +114,14 @@ def describe_config(config: Config) -> str:
     return ', '.join([*said, f'defaults {zlib.crc32(to_yaml(Config()).encode()):08x}'])
 
 
-def build_model(config: Config, dataset: DataSet, log: Log, *, pretrained: bool) -> nn.Layer:
-    """The network, with the weights of model.pretrained unless a checkpoint will bring its own."""
+def build_model(
+    config: Config, dataset: DataSet, log: Log, pretrained: Optional[Converted]
+) -> nn.Layer:
+    """The network, with the weights to start from unless a checkpoint will bring its own."""
     from paddle import nn
 
     from engine import cpu_conv, data, models
-    from engine.weights import load_weights
+    from engine.weights import fit_weights
 
     assert dataset.train is not None
     settings = config.model
@@ -141,8 +147,9 @@ def build_model(config: Config, dataset: DataSet, log: Log, *, pretrained: bool)
     log.line(f'model: {settings.name}, {models.parameter_count(model):,} parameters')
     for text in about_it:
         log.line(text)
-    if pretrained and settings.pretrained:
-        report = load_weights(model, settings.pretrained, head=settings.pretrained_head)
+    if pretrained is not None:
+        where, head = str(settings.pretrained), settings.pretrained_head
+        report = fit_weights(model, pretrained, where, head=head)
         for text in report.lines():
             log.line(f'pretrained: {text}')
     return model
@@ -158,6 +165,23 @@ def describe_step(config: Config, batches: Batches) -> str:
     text += f' ({config.data.batch_size}{made_of})' if made_of else ''
     factor = lr_factor(config.optimizer, batches.together)
     return text if factor == 1.0 else f'{text}, learning rate x {factor:.6g}'
+
+
+def start_from(
+    config: Config, snapshot: Optional[Snapshot], log: Log
+) -> tuple[Config, Optional[Converted]]:
+    """The weights of model.pretrained, unless a checkpoint brings its own; and the config, with the
+    mean and std of those weights where they are known to have others than the data set's."""
+    if config.model.pretrained is None:
+        return config, None
+    if snapshot is None:
+        content = read_weights(config.model.pretrained)
+        return with_their_normalisation(config, content, log.line), content
+    before = snapshot.state.get('config', {}).get('data', {})
+    if config.data.mean is None and before.get('mean') and before.get('std'):
+        data = replace(config.data, mean=tuple(before['mean']), std=tuple(before['std']))
+        config = replace(config, data=data)
+    return config, None
 
 
 def find_snapshot(run: RunFolder, resume: str, log: Log) -> Optional[Snapshot]:

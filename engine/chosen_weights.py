@@ -7,9 +7,10 @@ checkpoint of the run in output.dir. Nothing here imports paddle.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from engine import cli
 from engine.checkpoint import EMA, MODEL
@@ -24,6 +25,8 @@ from engine.run_folder import (
     read_snapshot,
 )
 from engine.weights import OFFICIAL, Converted, read_weights, resolve
+from engine.weights.official import on_disk
+from engine.weights.shards import file_in
 
 if TYPE_CHECKING:
     from engine.data import DataSet
@@ -58,9 +61,10 @@ def settle(args: argparse.Namespace) -> tuple[Config, Path]:
     Weights that lie in a run are taken with that run's own config, unless -c names another.
     """
     if args.weights is not None:
-        if not args.weights.exists() and str(args.weights) not in OFFICIAL:
-            raise UserError(f'-w {args.weights}: there is nothing')
-        return cli.load_settled(args, args.weights), args.weights
+        path = on_disk(args.weights)
+        if not path.exists() and str(path) not in OFFICIAL:
+            raise UserError(f'-w {path}: there is nothing')
+        return cli.load_settled(args, path), path
     run = Path(cli.load_settled(args, None).output.dir)
     if not is_run(run):
         raise UserError(f'{run} holds no run yet; train first, or name the weights with -w PATH')
@@ -69,8 +73,9 @@ def settle(args: argparse.Namespace) -> tuple[Config, Path]:
 
 def find_weights(path: Path) -> Weights:
     """Arrays of a file, of a checkpoint, or of a run's newest checkpoint that is sound."""
+    path = file_in(path) or path if path.is_dir() else resolve(path)
     if not path.is_dir():
-        path, run = resolve(path), find_run(path)
+        run = find_run(path)
         classes = read_classes(run) if run is not None else None
         content = read_weights(path)
         return Weights(content, path, 'as they are in the file', classes, path, content.sha256)
@@ -84,6 +89,19 @@ def find_weights(path: Path) -> Weights:
         arrays, kind, name = snapshot.ema, 'averaged (EMA)', EMA
     classes, sha256 = snapshot.state['classes'], snapshot.sha256[name]
     return Weights(Converted(arrays, ''), where, kind, classes, where / name, sha256)
+
+
+def with_their_normalisation(
+    config: Config, content: Converted, say: Callable[[str], None]
+) -> Config:
+    """The config with the mean and std that the weights were trained with, where that is known of
+    them and none were given."""
+    known, data = content.normalisation, config.data
+    if known is None or known.data != data.name or data.mean is not None:
+        return config
+    say(f'data.mean and data.std: {known.describe()}, as these weights were trained')
+    data = dataclasses.replace(data, mean=known.mean, std=known.std)
+    return dataclasses.replace(config, data=data)
 
 
 def recorded_accuracy(weights: Weights) -> Optional[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import re
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import paddle
 import pytest
 from paddle import nn
+from safetensors.numpy import save_file
 
 from engine.errors import UserError
 from engine.models import build
@@ -237,6 +239,140 @@ def test_account_is_short_and_complete(tmp_path):
     assert f'and {len(counters) - 3} more' in text
 
 
+@pytest.mark.parametrize('prefix', ['timm_model.', 'feature_extractor.', 'model.timm_model.'])
+def test_prefixes_of_wrappers(tmp_path, prefix):
+    expected = state_arrays(network())
+    found = read_weights(write(tmp_path / 'weights', as_torch(expected, prefix)))
+    assert_same(found.arrays, expected)
+    assert f'without {prefix}' in found.source
+
+
+@pytest.mark.parametrize('averaged', ['ema_model.module.', 'model_ema.', 'ema.'])
+def test_averaged_weights_beside_others_in_one_state_dict(tmp_path, averaged):
+    expected, other = state_arrays(network(seed=1)), state_arrays(network(seed=2))
+    content = {**as_torch(other, 'model.'), **as_torch(expected, averaged)}
+    content[f'{averaged}n_averaged'] = np.array(3)
+    found = read_weights(write(tmp_path / 'weights', {'state_dict': content}))
+    assert_same(found.arrays, expected)
+    assert f'without {averaged} (averaged weights, rather than model.)' in found.source
+
+
+# ------------------------------------------------------------------ the last layer, by other names
+
+
+@pytest.mark.parametrize(
+    ('backbone', 'head'),
+    [
+        ('', 'fc.1.'),  # what follows on dropout
+        ('model.', 'model.fc.1.'),
+        ('backbone.', 'head.fc.'),  # mmpretrain
+        ('module.backbone.', 'module.head.fc.'),
+        ('encoder.', 'fc.'),
+        ('timm_model.', 'classifier.'),
+        ('', 'last_linear.'),
+    ],
+)
+def test_names_of_the_last_layer(tmp_path, backbone, head):
+    expected = state_arrays(network())
+    content = {
+        key.replace(f'{backbone}fc.', head): value
+        for key, value in as_torch(expected, backbone).items()
+    }
+    model = network(seed=2)
+    report = load_weights(model, write(tmp_path / 'weights', content))
+    assert_same(state_arrays(model), expected)
+    assert report.initial == []
+    model = network(seed=2, num_classes=9)
+    report = load_weights(model, tmp_path / 'weights', head='drop')
+    assert report.dropped[-2:] == ['fc.weight (of the head)', 'fc.bias (of the head)']
+
+
+def test_what_is_no_last_layer(tmp_path):
+    """Behind a neck, a layer reads something else; several are no single one."""
+    expected = state_arrays(network())
+    content = as_torch({k: v for k, v in expected.items() if 'fc' not in k}, 'backbone.')
+    for beside in (['neck.fc.weight', 'head.fc.weight'], ['head.0.weight', 'head.2.weight']):
+        path = write(tmp_path / 'x', {**content, **dict.fromkeys(beside, np.zeros((3, 64)))})
+        text = refused(path, network(seed=2))
+        assert 'model.pretrained_head: drop' in text
+        assert 'other classes' not in text
+        report = load_weights(network(seed=2), path, head='drop')
+        assert report.initial == ['fc.weight', 'fc.bias']
+
+
+def test_several_last_layers_are_named(tmp_path):
+    arrays = as_torch(state_arrays(network()))
+    content = {k.replace('fc.', 'fc.0.'): v for k, v in arrays.items()}
+    path = write(tmp_path / 'several', {**content, 'fc.3.weight': arrays['fc.weight']})
+    text = refused(path, network(seed=2))
+    assert 'it ends in several layers (fc.0.weight, fc.0.bias, fc.3.weight)' in text
+    assert 'pretrained_head: drop' in text
+    load_weights(network(seed=2), path, head='drop')
+
+
+# ------------------------------------------------------------------ no weights, and several files
+
+
+@pytest.mark.parametrize(
+    ('name', 'what'),
+    [
+        ('inference.pdiparams', 'parameters without their names'),
+        ('config.json', 'describes a model'),
+        ('inference.json', 'describes a model'),
+        ('net.mindir', 'is an exported model'),
+        ('model.onnx', 'is an exported model'),
+        ('best.pdopt', "is an optimizer's state"),
+        ('resnext_50_32x4d.t7', 'Torch 7'),
+    ],
+)
+def test_files_that_hold_no_weights(tmp_path, name, what):
+    path = tmp_path / name
+    path.write_bytes(b'{"model": "x"}')
+    text = refused(path, network())
+    assert what in text
+    assert 'pickle' not in text
+
+
+def sharded(folder: Path, arrays: dict) -> Path:
+    folder.mkdir()
+    names = sorted(arrays)
+    parts = [names[:20], names[20:]]
+    files = [f'model-0000{i}-of-00002.safetensors' for i in (1, 2)]
+    for file, part in zip(files, parts):
+        save_file({name: np.ascontiguousarray(arrays[name]) for name in part}, folder / file)
+    where = {name: file for file, part in zip(files, parts) for name in part}
+    index = folder / 'model.safetensors.index.json'
+    index.write_text(json.dumps({'metadata': {}, 'weight_map': where}))
+    return index
+
+
+def test_weights_in_several_files(tmp_path):
+    """Named by their index, their folder, or any one of them."""
+    expected = state_arrays(network())
+    index = sharded(tmp_path / 'hub', as_torch(expected, 'timm_model.'))
+    first = index.with_name('model-00001-of-00002.safetensors')
+    for path in (index, index.parent, first):
+        assert_same(read_weights(path).arrays, expected)
+    first.with_name('model-00002-of-00002.safetensors').unlink()
+    for path in (index, first):
+        with pytest.raises(UserError, match=r'names .*model-00002-of-00002\.safetensors, which is'):
+            read_weights(path)
+    index.write_text('{"weight_map": {"a": "../a"}}')
+    assert 'no index of weight files' in refused(index, network())
+    index.unlink()
+    assert 'is one of 2 files, and their index' in refused(first, network())
+
+
+def test_a_folder_from_a_hub(tmp_path):
+    expected = state_arrays(network())
+    (tmp_path / 'config.json').write_text('{}')
+    write(tmp_path / 'pytorch_model.bin', as_torch(expected))
+    assert_same(read_weights(tmp_path).arrays, expected)
+    write(tmp_path / 'inference.pdiparams', {})
+    with pytest.raises(UserError, match='is an exported network, whose arrays have no names'):
+        read_weights(tmp_path)
+
+
 # ------------------------------------------------------------------ biases
 
 
@@ -366,7 +502,10 @@ def test_a_file_without_a_head(tmp_path):
     arrays = state_arrays(network())
     del arrays['fc.weight'], arrays['fc.bias']
     path = write(tmp_path / 'headless', arrays)
-    assert 'model.pretrained_head: drop' in refused(path, network(seed=2))
+    text = refused(path, network(seed=2))
+    assert 'its last layer is missing there: fc.weight, fc.bias' in text
+    assert 'model.pretrained_head: drop' in text
+    assert 'classes' not in text
     load_weights(network(seed=2), path, head='drop')
 
 
@@ -469,6 +608,14 @@ def test_a_damaged_official_file_is_refused(cache):
     (cache / 'resnext50_32x4d.pdparams').write_bytes(b'half')
     with pytest.raises(UserError, match='MD5'):
         resolve('resnext50_32x4d')
+
+
+def test_the_suffix_may_be_left_out(tmp_path):
+    """As Paddle's suites write it."""
+    write(tmp_path / 'best.pdparams', state_arrays(network()))
+    assert resolve(tmp_path / 'best') == tmp_path / 'best.pdparams'
+    (tmp_path / 'best').mkdir()
+    assert resolve(tmp_path / 'best') == tmp_path / 'best'
 
 
 def test_a_file_goes_before_a_name(cache, tmp_path, monkeypatch):

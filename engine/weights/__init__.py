@@ -11,9 +11,11 @@ keys (foreign.py). Nothing in a file is ever run (engine/safe_pickle.py).
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import io
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Mapping, Optional, Union
 
@@ -22,7 +24,7 @@ import numpy as np
 from engine import safe_pickle
 from engine.errors import UserError
 from engine.files import sha256_of_open
-from engine.weights import safetensors_file, torch_file
+from engine.weights import mindspore_file, safetensors_file, shards, torch_file
 from engine.weights.fold import fold_biases
 from engine.weights.foreign import (
     PADDLE_NAMES,
@@ -30,6 +32,7 @@ from engine.weights.foreign import (
     Converted,
     account,
     convert,
+    is_of_head,
     looks_like,
     some,
 )
@@ -55,8 +58,6 @@ __all__ = [
     'write_arrays',
 ]
 
-HEAD = 'fc.'  # of every network here, the layer whose size is the number of classes
-
 _NO_WEIGHTS = {  # how files begin that people take for weights
     b'\x1f\x8b': 'is a gzip archive: unpack it',
     b'\x89HDF': 'is an HDF5 file (of Keras?), which is not read',
@@ -65,6 +66,13 @@ _NO_WEIGHTS = {  # how files begin that people take for weights
     b'<!doctype': 'is a web page: the download has not delivered the weights',
     b'<html': 'is a web page: the download has not delivered the weights',
 }
+_NO_WEIGHT_FILES = {  # and how they are called
+    **dict.fromkeys(('.json', '.yml', '.yaml'), 'describes a model'),
+    **dict.fromkeys(('.onnx', '.pdmodel', '.mindir', '.air', '.om'), 'is an exported model'),
+    '.pdiparams': "is an exported model's parameters without their names",
+    '.pdopt': "is an optimizer's state",
+    '.t7': 'is a file of Torch 7 (Lua), which is not read',
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,8 @@ class Report:
     """What became of a file's entries.
 
     `mapped` and `initial` are names of the model: loaded, and kept as initialised. `dropped` has
-    'name (reason)' of what the file has beyond them, `folded` counts convolution biases.
+    'name (reason)' of what the file has beyond them, `folded` counts convolution biases, `notes`
+    say what else is to be known.
     """
 
     mapped: list[str]
@@ -80,11 +89,12 @@ class Report:
     initial: list[str]
     source: str = ''
     folded: int = 0
+    notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """The account, for people: whose names, totals, and a few names of what was left out."""
-        lines = account(len(self.mapped), self.folded, self.dropped, self.initial)
-        return [self.source, *lines] if self.source else lines
+        counts = account(len(self.mapped), self.folded, self.dropped, self.initial)
+        return [*([self.source] if self.source else []), *counts, *self.notes]
 
 
 def write_arrays(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
@@ -100,13 +110,23 @@ def read_weights(path: Union[str, Path]) -> Converted:
     """
     path = resolve(path)
     if path.is_dir():
-        raise UserError(f'{path} is a folder; name the weight file in it, such as best.pdparams')
+        folder, found = path, shards.file_in(path)
+        if found is None:
+            raise UserError(f'{folder} is a folder; name the weight file in it (best.pdparams)')
+        path = found
+    content: Any = None
+    size, torch, sums = 0, False, []
     try:
-        with path.open('rb') as file:
-            content, torch = _read_content(file, path)
+        with contextlib.ExitStack() as opened:  # some arrays are read when converted
+            for part in shards.files_of(path):
+                file = opened.enter_context(part.open('rb'))
+                found_in_it, torch = _read_content(file, part)
+                size += file.seek(0, 2)
+                content = _merged(content, found_in_it, part)
+                sums.append(sha256_of_open(file))  # of what is read, whatever is there later
             converted = convert(content, path, torch=torch)
-            size = file.seek(0, 2)
-            converted.sha256 = sha256_of_open(file)  # of what was read, whatever is there now
+            joined = hashlib.sha256('\n'.join(sums).encode()).hexdigest()
+            converted.sha256 = sums[0] if len(sums) == 1 else joined
     except OSError as error:
         raise UserError(f'cannot read the weights {path}: {error.strerror}') from None
     claimed = sum(array.nbytes for array in converted.arrays.values())
@@ -117,6 +137,15 @@ def read_weights(path: Union[str, Path]) -> Converted:
     except ValueError as error:
         raise UserError(f'{path} has a bias that cannot be folded: {error}') from None
     return converted
+
+
+def _merged(content: Any, more: Any, path: Path) -> Any:
+    """What several files hold; each of them must hold names of arrays."""
+    if content is None:
+        return more
+    if not isinstance(more, dict) or not isinstance(content, dict):
+        raise UserError(f'{path} holds a {type(more).__name__}, not a state dict')
+    return {**content, **more}
 
 
 def _read_content(file: BinaryIO, path: Path) -> tuple[Any, bool]:
@@ -134,6 +163,10 @@ def _read_content(file: BinaryIO, path: Path) -> tuple[Any, bool]:
         return torch_file.read_legacy(file, path), True
     if path.suffix == '.safetensors' or safetensors_file.looks_like_one(head, size):
         return _read_safetensors(file, path), False
+    if mindspore_file.looks_like_one(head):
+        return _read_mindspore(file, path), False
+    if path.suffix in _NO_WEIGHT_FILES:
+        raise UserError(f'{path} is no weight file: it {_NO_WEIGHT_FILES[path.suffix]}')
     return safe_pickle.guarded(safe_pickle.Unpickler(file, OTHER_CLASSES), str(path)), False
 
 
@@ -177,9 +210,9 @@ def fit_weights(
         raise ValueError(f"head must be 'keep' or 'drop', not {head!r}")
     given = weights if isinstance(weights, Converted) else Converted(dict(weights), '')
     own = {name: _Slot(tensor) for name, tensor in model.state_dict().items()}
-    initial = [name for name in own if head == 'drop' and name.startswith(HEAD)]
+    initial = [name for name in own if head == 'drop' and is_of_head(name)]
     wanted = {name: slot for name, slot in own.items() if name not in initial}
-    left_out = [name for name in given.arrays if head == 'drop' and name.startswith(HEAD)]
+    left_out = [name for name in given.arrays if head == 'drop' and is_of_head(name)]
     arrays = {name: array for name, array in given.arrays.items() if name not in left_out}
     if problem := _problem(arrays, wanted):
         raise UserError(f'{where} does not fit the model: {problem}')
@@ -187,7 +220,7 @@ def fit_weights(
     cast = {name: slot.cast(arrays[name]) for name, slot in wanted.items()}
     model.set_state_dict({**cast, **{name: own[name].tensor for name in initial}})
     dropped = [*given.dropped, *(f'{name} (of the head)' for name in left_out)]
-    return Report([*wanted], dropped, initial, given.source, given.folded)
+    return Report([*wanted], dropped, initial, given.source, given.folded, given.notes)
 
 
 class _Slot:
@@ -222,13 +255,24 @@ def _problem(arrays: Mapping[str, np.ndarray], wanted: Mapping[str, _Slot]) -> O
         return None
     theirs = looks_like({name: array.shape for name, array in arrays.items()})
     ours = looks_like({name: slot.shape for name, slot in wanted.items()})
-    if all(name.startswith(HEAD) for name in (*(name for name, _ in other), *missing, *unknown)):
-        problems.append(
-            'these are other classes: to train for them, set model.pretrained_head: drop; '
-            'to measure those of the file, model.num_classes'
-        )
-    elif theirs is not None and theirs != ours:
+    if all(is_of_head(name) for name in (*(name for name, _ in other), *missing, *unknown)):
+        return _problem_of_head(problems, missing, unknown)
+    if theirs is not None and theirs != ours:
         problems.append(f'the weights look like {theirs}' + (f', not {ours}' if ours else ''))
+    return '; '.join(problems)
+
+
+def _problem_of_head(problems: list[str], missing: list[str], unknown: list[str]) -> str:
+    """What is to be done where all fits but the last layer."""
+    drop = 'to train from the rest, set model.pretrained_head: drop'
+    if missing and not unknown:
+        return f'its last layer is {problems[-1]}; {drop}; it cannot be measured without one'
+    if missing:
+        return f'it ends in several layers ({some(unknown)}) where the network has one; {drop}'
+    problems.append(
+        'these are other classes: to train for them, set model.pretrained_head: drop; '
+        'to measure those of the file, model.num_classes'
+    )
     return '; '.join(problems)
 
 
@@ -251,6 +295,13 @@ def float32_arrays(tensors: Mapping[str, Any]) -> Arrays:
 def first_not_finite(arrays: Mapping[str, np.ndarray]) -> Optional[str]:
     """The name of an array that holds an infinity or a NaN, None where there is none."""
     return next((name for name, array in arrays.items() if not np.isfinite(array).all()), None)
+
+
+def _read_mindspore(file: BinaryIO, path: Path) -> dict[str, Any]:
+    try:
+        return mindspore_file.read(file)
+    except ValueError as error:
+        raise UserError(f'{path} is damaged or not a MindSpore checkpoint ({error})') from None
 
 
 def _read_safetensors(file: BinaryIO, path: Path) -> Arrays:

@@ -4,6 +4,7 @@ Which project a file is from is decided by its keys, never by its name and never
 
 running_mean, running_var           PyTorch (torchvision, timm, xternalz): Linear is [out, in]
 bb_0_1.conv0._conv.weight, out.*    PaddleClas's ResNeXt
+moving_mean, moving_variance        MindSpore (mindspore_names.py)
 _mean, _variance                    Paddle (paddle.vision, Paddle Contrib, ourselves): as it is
 """
 
@@ -12,11 +13,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Optional
+from typing import Any, Iterator, Mapping, NamedTuple, Optional
 
 import numpy as np
 
 from engine.errors import UserError
+from engine.weights import mindspore_names
 from engine.weights.torch_file import Tensor
 from engine.weights.weight_types import as_float32
 
@@ -32,9 +34,13 @@ PLAIN = (
     *('state', 'weights', 'params'),
 )
 _WRAPPERS = re.compile(
-    r'(?:(?:module|model|_orig_mod|_layers|net|network|backbone|encoder|Student|student)\.)*'
+    r'(?:(?:module|model|_orig_mod|_layers|net|network|backbone|encoder|Student|student|timm_model|'
+    rf'feature_extractor|base_model|{"|".join(AVERAGED)})\.)*'
 )
-_STEMS = ('conv1.weight', 'conv._conv.weight')
+_STEMS = ('conv1.weight', 'conv._conv.weight', 'conv.weight')
+_HEAD = re.compile(
+    r'((?:head\.fc|head|fc|classifier|last_linear|linear|output)(?:\.\d+)?)\.(weight|bias)'
+)
 _COUNTERS = ('num_batches_tracked', 'n_averaged')
 _MAX_DEPTH = 3
 PADDLE_NAMES = 'StructuredToParameterName@@'  # what paddle.save adds to a state dict
@@ -45,22 +51,41 @@ _CLAS_STEM = re.compile(r'conv\.(_conv|_batch_norm)\.(\w+)')
 _CLAS_HEAD = re.compile(r'out\.(weight|bias)')
 
 
+class Normalisation(NamedTuple):
+    """What the images of a data set were normalised with while weights were trained, 0-255."""
+
+    data: str  # the data.name
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def describe(self) -> str:
+        return f'{list(self.mean)} and {list(self.std)}'
+
+
+# wide_resnet/train.py of PaddlePaddle/Contrib: shares of 255.
+CONTRIB = Normalisation('cifar10', (125.307, 122.961, 113.8575), (51.5865, 50.847, 51.255))
+
+
 @dataclass
 class Converted:
     """The arrays of a file under our names, and the account of how they came by them.
 
-    `dropped` has 'name (reason)' of what was left out, `folded` counts convolution biases.
+    `dropped` has 'name (reason)' of what was left out, `folded` counts convolution biases, `notes`
+    say what else is to be known, `normalisation` is theirs where that is not the data set's own.
     """
 
     arrays: Arrays
     source: str
     dropped: list[str] = field(default_factory=list)
     folded: int = 0
-    sha256: str = ''  # of the file
+    sha256: str = ''  # of the file; of several, of their sums
+    notes: list[str] = field(default_factory=list)
+    normalisation: Optional[Normalisation] = None
 
     def lines(self) -> list[str]:
         """The account, for people."""
-        return [self.source, *account(len(self.arrays), self.folded, self.dropped, [])]
+        counts = account(len(self.arrays), self.folded, self.dropped, [])
+        return [self.source, *counts, *self.notes]
 
 
 def account(mapped: int, folded: int, dropped: list[str], initial: list[str]) -> list[str]:
@@ -89,7 +114,28 @@ def convert(content: Any, path: Path, *, torch: bool) -> Converted:
     """Our names for the arrays in a file's content; `torch` if the file's format is PyTorch's."""
     state, place = _find_state_dict(content, path)
     arrays, dropped = _arrays_of(state, path)
-    arrays, prefix = _inside_wrappers(arrays, dropped, path)
+    theirs = mindspore_names.are_theirs(arrays)
+    if theirs:
+        arrays = mindspore_names.without_state(arrays, dropped)
+    arrays, inside = _inside_wrappers(arrays, dropped, path)
+    if theirs:
+        if problem := mindspore_names.refusal(arrays):
+            raise UserError(f'{path} {problem}')
+        whose, arrays = "MindSpore's names", mindspore_names.ours(arrays)
+    else:
+        whose, arrays = _renamed(arrays, path, torch=torch)
+    arrays = _with_our_head(arrays)
+    converted = Converted(arrays, ', '.join([whose, *place, *inside]), dropped)
+    if theirs:
+        converted.notes.append(mindspore_names.NOTE)
+    elif whose == "Paddle's names" and {'conv1.bias', 'block1.layer.0.conv1.bias'} <= {*arrays}:
+        converted.source = converted.source.replace(whose, "Paddle Contrib's names")
+        converted.normalisation = CONTRIB
+    return converted
+
+
+def _renamed(arrays: Arrays, path: Path, *, torch: bool) -> tuple[str, Arrays]:
+    """Whose names they are, and the arrays under ours."""
     names = [*arrays]
     clas = any(_CLAS_BLOCK.fullmatch(name) or _CLAS_STEM.fullmatch(name) for name in names)
     running = any(name.endswith(('.running_mean', '.running_var')) for name in names)
@@ -107,8 +153,24 @@ def convert(content: Any, path: Path, *, torch: bool) -> Converted:
         whose, renamed = "Paddle's names", {name: name for name in names}
     if len({*renamed.values()}) < len(renamed):
         raise UserError(f'{path} has two arrays for one name of ours')
-    source = ', '.join([whose, *place, *([f'without {prefix}'] if prefix else [])])
-    return Converted({renamed[name]: array for name, array in arrays.items()}, source, dropped)
+    return whose, {renamed[name]: array for name, array in arrays.items()}
+
+
+def is_of_head(name: str) -> bool:
+    """Whether an array belongs to a last layer, or to one of several."""
+    return _HEAD.fullmatch(name) is not None
+
+
+def _with_our_head(arrays: Arrays) -> Arrays:
+    """The last layer as fc, if there is but one: what follows on dropout is fc.1 in PyTorch."""
+    heads = {match[1] for name in arrays if (match := _HEAD.fullmatch(name))}
+    if len(heads) != 1 or heads == {'fc'}:
+        return arrays
+    (head,) = heads
+    return {
+        f'fc{name[len(head) :]}' if is_of_head(name) else name: array
+        for name, array in arrays.items()
+    }
 
 
 def _find_state_dict(content: Any, path: Path) -> tuple[Mapping[Any, Any], list[str]]:
@@ -181,25 +243,36 @@ def _arrays_of(state: Mapping[Any, Any], path: Path) -> tuple[Arrays, list[str]]
     return arrays, dropped
 
 
-def _inside_wrappers(arrays: Arrays, dropped: list[str], path: Path) -> tuple[Arrays, str]:
-    """Names without the `module.` and the like of wrappers, and that prefix.
+def _inside_wrappers(arrays: Arrays, dropped: list[str], path: Path) -> tuple[Arrays, list[str]]:
+    """Names without the `module.` and the like of wrappers, and how to say that.
 
-    Where only a part has it (the student of a distillation, the backbone of a retrieval model), the
-    part with the network's first convolution is taken. `dropped` grows by the rest.
+    Where only a part has it (the student of a distillation, the backbone of a classifier), the part
+    with the network's first convolution is taken, averaged weights before others, with the last
+    layer that may stand beside it. `dropped` grows by the rest.
     """
     split = {name: _WRAPPERS.match(name).end() for name in arrays}  # type: ignore[union-attr]
     prefixes = {name[:end] for name, end in split.items() if name[end:] in _STEMS}
     if not prefixes:  # no network of ours: a prefix of all, or none
         common = {name[:end] for name, end in split.items()}
         prefixes = common if len(common) == 1 else {''}
-    if len(prefixes) > 1:
-        raise UserError(f'{path} holds several networks: {some(sorted(prefixes))}')
-    (prefix,) = prefixes
-    dropped += [f'{name} (beside the network)' for name in arrays if not name.startswith(prefix)]
-    inside = {
-        name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)
-    }
-    return inside, prefix
+    averaged = {prefix for prefix in prefixes if {*prefix.split('.')} & {*AVERAGED}}
+    others = sorted(prefixes - averaged)
+    chosen = averaged or prefixes
+    if len(chosen) > 1:
+        raise UserError(f'{path} holds several networks: {some(sorted(chosen))}')
+    (prefix,) = chosen
+    inside = {name: name[len(prefix) :] for name in arrays if name.startswith(prefix)}
+    if not any(map(is_of_head, inside.values())) and not any('neck.' in name for name in arrays):
+        inside.update(
+            (name, name[end:])
+            for name, end in split.items()
+            if name not in inside and is_of_head(name[end:]) and prefix.startswith(name[:end])
+        )
+    dropped += [f'{name} (beside the network)' for name in arrays if name not in inside]
+    said = [f'without {prefix}'] if prefix else []
+    if averaged:
+        said[0] += ' (averaged weights' + (f', rather than {others[0]})' if others else ')')
+    return {inside[name]: array for name, array in arrays.items() if name in inside}, said
 
 
 def _is_linear(name: str, array: np.ndarray) -> bool:

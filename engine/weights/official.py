@@ -27,13 +27,19 @@ OFFICIAL = {  # name -> MD5, as in paddle.vision.models.resnet
 }
 
 
+def on_disk(path: Path) -> Path:
+    """The path, with .pdparams where that was left out, as Paddle's suites write it (RUN/best)."""
+    file = Path(f'{path}.pdparams')
+    return file if not path.exists() and file.is_file() else path
+
+
 def resolve(path_or_name: Union[str, Path]) -> Path:
     """The file at that path; where there is none, the official weights of that name.
 
     Those are downloaded unless they are there; their MD5 is checked in either case. UserError says
     which address to fetch and where to put it when that isn't possible.
     """
-    path, name = Path(path_or_name), str(path_or_name)
+    path, name = on_disk(Path(path_or_name)), str(path_or_name)
     if path.exists():
         return path
     if name not in OFFICIAL:
