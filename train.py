@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
-from engine import cli, environment, job, runtime, support
+from engine import cli, console, environment, job, runtime, support
 from engine.checkpoint import Snapshot, serialised
 from engine.chosen_weights import with_their_normalisation
 from engine.config import Config, chosen, differences, to_dict, to_yaml
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # these import paddle, which waits until the arguments are kn
 
 
 def main() -> None:
+    console.outlive()
     args = parse_arguments()
     job.join()
     config = settle_config(args)

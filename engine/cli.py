@@ -20,6 +20,7 @@ from engine import console, failures, job, settings
 from engine.errors import EXIT_DIVERGED, EXIT_STOPPED, EXIT_USER, Diverged, Stopped, UserError
 from engine.run_folder import find_run, is_checkpoint, load_run_config
 
+EXIT_PIPE = 141  # what a shell says of a program that SIGPIPE has ended; Windows has none
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULT_CONFIG = REPOSITORY / 'configs' / 'wrn28_10_cifar10.yaml'
 
@@ -199,9 +200,9 @@ def run(main: Callable[[], None]) -> None:
         print(f'{_program()}: {error}', file=sys.stderr)
         job.leave(0)
         sys.exit(EXIT_STOPPED)
-    except BrokenPipeError:  # `train.py | head`: the reader has gone, which is no error of ours
+    except BrokenPipeError:  # `eval.py | head`: the reader has gone, which is no error of ours
         sys.stderr.close()
-        sys.exit(128 + signal.SIGPIPE)
+        sys.exit(EXIT_PIPE)
     except KeyboardInterrupt:
         _end('interrupted; what was saved before stays', 128 + signal.SIGINT)
     except Exception as error:

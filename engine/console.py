@@ -28,6 +28,41 @@ def prepare() -> None:
             stream.reconfigure(errors='backslashreplace')
 
 
+def outlive() -> None:
+    """Have this process go on when the terminal or the pipe that it writes to has gone."""
+    for name in ('stdout', 'stderr'):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):  # in a notebook, nothing goes
+            setattr(sys, name, _Outliving(stream))
+
+
+class _Outliving:
+    """A stream that leads nowhere from the first error on, for libraries, too."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError:
+            self._lead_nowhere()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:
+            self._lead_nowhere()
+
+    def _lead_nowhere(self) -> None:
+        with open(os.devnull, 'wb') as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
+
+
 def can_redraw(stream: Any) -> bool:
     """Whether a progress bar may write over itself: in a terminal.
 

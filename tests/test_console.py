@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import pty
 import re
 import struct
 import subprocess
 import sys
 import termios
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import REPOSITORY, TINY
 
 import train
-from engine import cli
+from engine import cli, console
+from engine.checkpoint import load
 
 
 def trained(folder, monkeypatch, *overrides, columns=80):
@@ -72,13 +75,64 @@ def test_in_a_notebook_a_terminal_gets_plain_lines(tmp_path, monkeypatch):
     assert len(re.findall(r'^iter:\d  loss:\d\.\d{4}  lr:.*  left:\d+s$', text, re.M)) == 5
 
 
+# ------------------------------------------------------------------ what has gone
+
+
+@pytest.mark.parametrize('kind', ['terminal', 'pipe'])
+def test_training_goes_on_without_its_terminal_or_pipe(tmp_path, monkeypatch, kind):
+    """In a session of its own, so that no SIGHUP comes; the log has what nobody reads any more."""
+    reader, writer = os.openpty() if kind == 'terminal' else os.pipe()
+    settings = [*TINY, f'output.dir={tmp_path / "run"}', 'train.epochs=2']
+    config = cli.configs.load_config(cli.DEFAULT_CONFIG, settings)
+    begun = threading.Event()
+
+    def read_a_line():
+        os.read(reader, 1)
+        os.close(reader)
+        begun.set()
+
+    with ThreadPoolExecutor() as pool, os.fdopen(writer, 'w') as stream:
+        pool.submit(read_a_line)
+        monkeypatch.setattr(sys, 'stdout', stream)
+        monkeypatch.setattr(sys, 'stderr', sys.stderr)  # put back, too
+        console.outlive()
+        print('a line', flush=True)
+        assert begun.wait(10)
+        train.train(config, train.RunFolder(tmp_path / 'run'), None, [])
+        os.write(writer, b'as a library does it in C++')
+    log = (tmp_path / 'run' / 'train.log').read_text()
+    assert 'finished after epoch 2' in log
+
+
+def test_a_terminal_that_is_closed_has_the_run_saved(tmp_path):
+    """The kernel sends SIGHUP to the processes of the terminal."""
+    process, terminal = pty.fork()
+    if not process:
+        os.chdir(tmp_path)
+        quick = ['-c', 'quickstart', '-o', *TINY, 'train.epochs=1000', 'eval.start=1000']
+        os.execv(sys.executable, [sys.executable, str(REPOSITORY / 'train.py'), *quick])
+    text = b''
+    while b'epoch 2/1000' not in text:
+        text += os.read(terminal, 1 << 16)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 75
+    run = tmp_path / 'output' / 'quickstart'
+    saved = load(run / 'checkpoints' / (run / 'checkpoints' / 'latest').read_text().strip())
+    last = re.findall(
+        r'SIGHUP: saved in output/quickstart; .* goes on', (run / 'train.log').read_text()
+    )
+    assert len(last) == 1
+    assert saved.state['step'] >= 5
+
+
 # ------------------------------------------------------------------ encodings
 
 
 NAMES = ['cat', 'caf\u00e9', '\u732b', '\U0001f431']  # ASCII, Latin-1, GBK, and none of these
 COMMAND = """
 import sys
-from engine import cli
+from engine import cli, console
+from engine.checkpoint import load
 def main():
     print('names:', *sys.argv[1:])
     print('more:', *sys.argv[1:], file=sys.stderr)
