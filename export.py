@@ -6,14 +6,10 @@ Further forms: --onnx, --int8, --uint8, --format {json,pdmodel}, --triton DIR.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
-import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Optional
-
-import numpy as np
 
 from engine import chosen_weights, cli, environment, int8, job, onnx_model, runtime, triton
 from engine.chosen_weights import Weights
@@ -30,7 +26,9 @@ from engine.exported_folder import (
 )
 from engine.run_folder import find_run
 
-if TYPE_CHECKING:  # this imports paddle, which waits until the arguments are known to be good
+if TYPE_CHECKING:  # these import paddle or may be missing, which is found out first
+    import numpy as np
+
     from engine.data import DataSet, Preparation
 
 
@@ -114,23 +112,15 @@ def require_apart(output: Path, repository: Path) -> None:
 
 def choose_forms(*, onnx: bool, graph: Optional[str]) -> None:
     """Tell Paddle, which is not imported yet, what to write. UserError where that can't be."""
-    paddle = paddle_major()
+    from installation import paddle_version
+
+    paddle = int(paddle_version().partition('.')[0]) or 3
     if graph == 'json' and paddle == 2:
         raise UserError('--format json needs Paddle 3; this one writes pdmodel')
     if graph is not None:
         os.environ.update(FLAGS_enable_pir_api='0' if graph == 'pdmodel' else '1')
     if onnx:
         onnx_model.require_converter(paddle)
-
-
-def paddle_major() -> int:
-    """The version of Paddle, found without importing it."""
-    package = importlib.util.find_spec('paddle')
-    if package is None or package.origin is None:
-        raise UserError('Paddle is not installed: pip install -r requirements.txt')
-    text = Path(package.origin).with_name('version').joinpath('__init__.py').read_text()
-    found = re.search(r"^major *= *'(\d+)'", text, re.M)
-    return int(found.group(1)) if found else 3
 
 
 def load_calibration(config: Config, weights: Weights) -> DataSet:
@@ -199,9 +189,9 @@ def export(
 
 def class_names(config: Config, weights: Weights) -> list[str]:
     """As recorded with the weights; outputs that have no name are numbered."""
-    names, bias = weights.classes or [], weights.content.arrays.get('fc.bias', np.zeros(0))
+    names, bias = weights.classes or [], weights.content.arrays.get('fc.bias')
     # Where nobody knows, 1 will do: such weights are about to be refused, by name.
-    count = config.model.num_classes or len(names) or bias.size or 1
+    count = config.model.num_classes or len(names) or (0 if bias is None else bias.size) or 1
     if count < len(names):
         raise UserError(
             f'model.num_classes is {count}, but {weights.path} was trained on {len(names)} classes'
@@ -211,6 +201,8 @@ def class_names(config: Config, weights: Weights) -> list[str]:
 
 def feeding(view: Preparation, *, uint8: bool) -> Callable[[np.ndarray], np.ndarray]:
     """From uint8 [N, 3, size, size] to what the graph takes."""
+    import numpy as np
+
     from engine.data.augment import normalise
 
     if uint8:

@@ -18,8 +18,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
-import numpy as np
-
 from predictor import console, engines, machine
 from predictor.errors import UserError
 from predictor.folder import Description, open_folder
@@ -167,6 +165,8 @@ class Series:
     def latencies(self, batch: int) -> list[float]:
         """p50, p95 and p99 of the calls, in ms."""
         calls = [value for sample in self.samples[batch] for value in sample.call_s]
+        import numpy as np
+
         return [1000 * float(value) for value in np.percentile(calls, [50, 95, 99])]
 
     def figures(self, batch: int) -> dict[str, Any]:

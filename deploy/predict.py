@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional, Sequence
 
-import numpy as np
-
 from predictor import Predictor, answers, console, machine
 from predictor.answers import Answer, Writer
 from predictor.errors import UserError
@@ -130,6 +128,8 @@ def run(
     predictor: Predictor, pictures: Sequence[Picture], *, top: int, tally: Tally
 ) -> list[Answer]:
     """The pictures of a batch that could be read, through the network."""
+    import numpy as np
+
     pixels = [picture.pixels for picture in pictures if picture.pixels is not None]
     start = time.perf_counter()
     rows = iter(predictor.probabilities(np.stack(pixels)) if pixels else ())

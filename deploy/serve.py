@@ -20,13 +20,11 @@ if TYPE_CHECKING:  # imported when the arguments are known to be good
     from server.limits import Limits
 
 Group = Any  # argparse's own is private
-PACKAGES = ('uvicorn', 'starlette', 'prometheus_client')
 DRAIN_S = 20  # after SIGTERM; Kubernetes kills after 30
 
 
 def main() -> int:
     args = parse_arguments()
-    require_packages()
     description = open_folder(args.folder)
     listener = bind(args)
     predictors = load(description, args)
@@ -84,14 +82,6 @@ def origin(text: str) -> str:
             f"{text} is not an origin like https://example.org, or '*'"
         )
     return text
-
-
-def require_packages() -> None:
-    missing = [name for name in PACKAGES if not machine.installed(name)]
-    if missing:
-        raise UserError(
-            f'not installed: {", ".join(missing)}; pip install -r deploy/requirements.txt'
-        )
 
 
 @contextlib.contextmanager

@@ -10,3 +10,7 @@ from pathlib import Path
 DEPLOY = str(Path(__file__).resolve().parent.parent / 'deploy')
 if DEPLOY not in sys.path:
     sys.path.append(DEPLOY)
+
+from installation import TRAINING, require  # noqa: E402
+
+require(Path(__file__).resolve().parent.parent, TRAINING)

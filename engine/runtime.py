@@ -22,6 +22,7 @@ import numpy as np
 
 from engine import failures, job
 from engine.errors import EXIT_STOPPED, Stopped, UserError
+from installation import unused_card
 
 if TYPE_CHECKING:
     from paddle import Tensor, nn
@@ -42,13 +43,15 @@ def start_paddle(device: str) -> str:
     if device == 'auto':
         chosen = next(kind for kind in ('gpu', 'npu', 'cpu') if count[kind])
         missing = [kind for kind in ('gpu', 'npu') if not count[kind]]
-        why = f'auto: no {" and no ".join(missing)} here' if chosen == 'cpu' else _name(chosen)
+        nothing = unused_card() or f'no {" and no ".join(missing)} here'
+        why = f'auto: {nothing}' if chosen == 'cpu' else _name(chosen)
     elif count[device]:
         why = 'as asked'
     else:
         have = ' and '.join(kind for kind in count if count[kind])
         wheel = 'paddlepaddle-gpu and a driver' if device == 'gpu' else 'paddle-custom-npu'
-        raise UserError(f'device: {device} is not here ({have} is); it needs {wheel}')
+        why = unused_card() or f'it needs {wheel}'
+        raise UserError(f'device: {device} is not here ({have} is); {why}')
     if job.WORLD > 1 and chosen != 'cpu':
         _take_a_card(chosen, count[chosen])
     paddle.set_device(chosen)

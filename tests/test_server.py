@@ -41,9 +41,7 @@ from serving import (
     status_of,
 )
 
-import serve
 from predictor import Predictor, softmax
-from predictor.errors import UserError
 from predictor.machine import cores
 from predictor.pictures import centre, read_picture
 from server.limits import Bodies, Limits, Refused
@@ -1219,12 +1217,6 @@ def test_wrong_arguments(folder, tmp_path):
     assert 'cannot listen on 192.0.2.1, port 8000' in refused(good, '--host', '192.0.2.1')
     assert 'cannot listen on no.such.invalid' in refused(good, '--host', 'no.such.invalid')
     assert 'cannot listen on' in refused(good, '--host', 'x' * 100)
-
-
-def test_packages_that_are_missing(monkeypatch):
-    monkeypatch.setattr(serve, 'PACKAGES', ('uvicorn', 'no_such_package'))
-    with pytest.raises(UserError, match=r'^not installed: no_such_package; pip install -r '):
-        serve.require_packages()
 
 
 def test_a_port_that_is_taken(folder):

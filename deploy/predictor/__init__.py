@@ -6,6 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Callable, Union
 
+from installation import SERVING, require
+
+require(Path(__file__).resolve().parent.parent, SERVING)
+
 import numpy as np
 
 from predictor import engines, machine

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Optional
 
+from installation import unused_card
 from predictor.errors import UserError
 
 CGROUP = Path('/sys/fs/cgroup')
@@ -34,7 +35,8 @@ def find_device(wanted: str) -> str:
     if kind == 'auto':
         return next((f'{name}:0' for name, count in cards.items() if count), 'cpu')
     if int(number or 0) >= cards[kind]:
-        raise UserError(f'--device {wanted} is not here: {cards["gpu"]} GPUs, {cards["npu"]} NPUs')
+        why = unused_card() or f'{cards["gpu"]} GPUs, {cards["npu"]} NPUs'
+        raise UserError(f'--device {wanted} is not here: {why}')
     return f'{kind}:{number or 0}'
 
 

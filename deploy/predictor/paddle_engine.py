@@ -12,6 +12,7 @@ from typing import Any, Iterator, Optional
 
 import numpy as np
 
+from installation import paddle_problem
 from predictor import machine
 from predictor.folder import Description
 from predictor.setting import Setting
@@ -68,6 +69,8 @@ def paddle_missing(description: Description, setting: Setting) -> Optional[str]:
         return 'int8 runs through ONNX Runtime or OpenVINO'
     if not machine.installed('paddle'):
         return 'paddlepaddle is not installed'
+    if problem := paddle_problem():
+        return problem
     found = machine.version('paddlepaddle', 'paddlepaddle-gpu') or '3'
     if description.graph.suffix == '.json' and found.startswith('2.'):
         return f'inference.json needs Paddle 3, and {found} is installed (export: --format pdmodel)'
