@@ -19,17 +19,19 @@ if TYPE_CHECKING:  # Pillow waits until the arguments are known to be good
 
 LOGS = ('acc.log', 'time_result.txt')
 BATCH = 16
+MOST_MILLION = 134
 
 
 def main() -> int:
     args = parse_arguments()
     from predictor import inputs
+    from predictor.labels import find_labels
 
     description = open_folder(args.folder)
     paths = inputs.find_pictures(args.pictures, tell=console.tell)
     labels = None
     if args.labels:
-        labels = inputs.find_labels(args.labels, paths, description.classes)
+        labels = find_labels(args.labels, paths, description.classes)
     if args.log_dir:
         require_new_logs(args.log_dir)
     batch = args.batch_size if len(paths) > 1 else 1  # two sizes: for each, engines are tried
@@ -49,7 +51,9 @@ def main() -> int:
 def parse_arguments() -> argparse.Namespace:
     parser = console.parser('Classify pictures with what export.py has written.')
     parser.add_argument(
-        'pictures', nargs='+', help="files, folders, and patterns like 'shots/*.png'"
+        'pictures',
+        nargs='+',
+        help="files, folders, patterns like 'shots/*.png', and - for a picture on standard input",
     )
     parser.add_argument(
         '--top', type=console.positive, default=5, metavar='N', help='classes shown'
@@ -65,6 +69,13 @@ def parse_arguments() -> argparse.Namespace:
         '--log-dir', type=Path, metavar='DIR', help=f'leave {" and ".join(LOGS)} there'
     )
     parser.add_argument('--batch-size', type=console.positive, default=BATCH, metavar='N')
+    parser.add_argument(
+        '--max-pixels-million',
+        type=console.positive,
+        default=MOST_MILLION,
+        metavar='N',
+        help=f'of a picture (default: {MOST_MILLION})',
+    )
     console.add_engine_options(parser)
     return parser.parse_args()
 
@@ -110,7 +121,9 @@ def classify(
     writer = make_writer(args.format, predictor, paths, top)
     view, batch = predictor.description.input, predictor.setting.batch
     done = 0
-    for pictures in inputs.read_ahead(paths, view, batch=batch, workers=machine.cores()):
+    most = args.max_pixels_million * 1_000_000
+    reading = inputs.read_ahead(paths, view, batch=batch, workers=machine.cores(), max_pixels=most)
+    for pictures in reading:
         for answer in run(predictor, pictures, top=max(top, 5), tally=tally):
             if answer.error:
                 console.tell(f'{answers.legible(answer.path)} {answer.error}')

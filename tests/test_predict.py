@@ -40,6 +40,7 @@ def execute(cwd: Path, *arguments: object, **options) -> subprocess.CompletedPro
     return subprocess.run(
         [*command(cwd), *map(os.fspath, engine + arguments)],
         cwd=cwd,
+        stdin=options.pop('stdin', None),
         stdout=options.pop('stdout', subprocess.PIPE),
         stderr=subprocess.PIPE,
         text=True,
@@ -115,8 +116,7 @@ def test_where_there_is_nothing_it_is_a_line(predict, tmp_path):
     picture(tmp_path / 'a.png')
     (tmp_path / 'empty').mkdir()
     folder = exported.folder()
-    assert 'nowhere.png: there is nothing' in one_line(predict(folder, 'a.png', 'nowhere.png'))
-    assert '*.gif: there is nothing' in one_line(predict(folder, 'a.png', '*.gif'))
+    assert 'nowhere.png: there is nothing' in one_line(predict(folder, 'nowhere.png', '*.gif'))
     assert 'empty holds no pictures (.jpg, ' in one_line(predict(folder, 'empty'))
     assert 'File name too long' in one_line(predict(folder, 'x' * 300))
     assert 'holds no inference.yml' in one_line(predict('empty', 'a.png'))
@@ -149,6 +149,25 @@ def test_what_cannot_be_read_is_named_and_the_others_are_answered(predict, tmp_p
         'd/good.png',
         'd/last.png',
     ]
+
+
+def test_what_is_missing_is_named_and_the_others_are_answered(predict, tmp_path):
+    picture(tmp_path / 'good.png')
+    (tmp_path / 'empty').mkdir()
+    arguments = ('missing.jpg', '*.gif', 'empty', 'good.png', '-', '--format', 'json')
+    with (tmp_path / 'good.png').open('rb') as file:
+        result = predict(exported.folder(), *arguments, stdin=file)
+    assert result.returncode == 2
+    found = json.loads(result.stdout)
+    assert [line['picture'] for line in found] == [*arguments[:5]]
+    assert [line.get('error', '') for line in found] == [
+        'cannot be read (No such file or directory)',
+        'cannot be read (No such file or directory)',
+        'holds no pictures',
+        '',
+        '',
+    ]
+    assert found[3]['classes'] == found[4]['classes']
 
 
 def test_damaged_exif_does_not_matter_and_is_not_spoken_of(predict, tmp_path):
@@ -236,7 +255,7 @@ def test_a_name_that_is_not_text_is_printed_and_json_gives_it_back(predict, tmp_
         assert 'not_utf8_' in result.stdout
 
 
-@pytest.mark.parametrize('encoding', ['ascii', 'latin-1:strict'])
+@pytest.mark.parametrize('encoding', ['ascii', 'gbk:strict'])
 def test_a_terminal_without_chinese_is_no_error(predict, tmp_path, encoding):
     picture(tmp_path / '猫é😀.png')
     for form in ('table', 'csv', 'json'):
@@ -246,6 +265,51 @@ def test_a_terminal_without_chinese_is_no_error(predict, tmp_path, encoding):
         assert result.returncode == 0, result.stderr
         if form == 'json':
             assert paths(result) == ['猫é😀.png']
+
+
+def test_streams_that_are_closed_are_no_error(predict, tmp_path):
+    picture(tmp_path / 'a.png')
+    folder = str(exported.folder())
+    script = 'exec "$@" <&- >&- 2>errors'
+    for form in ('table', 'json', 'csv'):
+        arguments = [*command(tmp_path), folder, 'a.png', '--format', form, '--log-dir', form]
+        run = subprocess.run(
+            ['sh', '-c', script, 'sh', *arguments, *ENGINE],
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            timeout=120,
+        )
+        assert run.returncode == 0, (tmp_path / 'errors').read_text()
+        assert (tmp_path / form / 'time_result.txt').is_file()
+    assert 'Traceback' not in (tmp_path / 'errors').read_text()
+
+
+def test_csv_in_a_file_begins_as_excel_wants_it(predict, tmp_path):
+    picture(tmp_path / '猫.png')
+    with (tmp_path / 'answers.csv').open('wb') as file:
+        result = predict(exported.folder(), '猫.png', '--format', 'csv', stdout=file)
+    assert result.returncode == 0
+    data = (tmp_path / 'answers.csv').read_bytes()
+    assert data.startswith(b'\xef\xbb\xbfpicture,class1,')
+    assert '猫.png'.encode() in data
+
+
+def test_a_run_is_looked_into_for_what_was_exported_of_it(predict, tmp_path):
+    picture(tmp_path / 'a.png')
+    (tmp_path / 'my run' / 'checkpoints').mkdir(parents=True)
+    line = one_line(predict('my run', 'a.png'))
+    assert line.endswith("is a run that is not exported: python3 export.py -w 'my run'")
+    shutil.copytree(exported.folder(), tmp_path / 'my run' / 'inference')
+    assert predict('my run', 'a.png').returncode == 0
+
+
+def test_a_larger_picture_is_read_where_that_is_allowed(predict, tmp_path):
+    Image.new('1', (1100, 1000)).save(tmp_path / 'large.png')
+    for most, code in (('1', 2), ('2', 0)):
+        arguments = ('large.png', '--max-pixels-million', most)
+        result = predict(exported.folder(), *arguments)
+        assert result.returncode == code
+    assert predict(exported.folder(), 'large.png').returncode == 0
 
 
 def test_standard_output_holds_the_answers_and_nothing_else(predict, tmp_path):
@@ -389,8 +453,8 @@ def test_labels_that_are_wrong_are_a_line_before_any_work(predict, tmp_path):
     for text, wanted in cases.items():
         (tmp_path / 'list.txt').write_text(text)
         assert wanted in one_line(predict(*arguments, 'list.txt'))
-    (tmp_path / 'list.txt').write_bytes(b'\xff\xfe')
-    assert 'list.txt cannot be read' in one_line(predict(*arguments, 'list.txt'))
+    (tmp_path / 'list.txt').write_bytes('a.png 家猫'.encode('gbk'))
+    assert 'list.txt is not in UTF-8; save it as UTF-8' in one_line(predict(*arguments, 'list.txt'))
     assert 'there is no such file' in one_line(predict(*arguments, 'nowhere.txt'))
     assert 'its folder' in one_line(predict(*arguments, 'folder'))
     assert not (tmp_path / 'logs').exists()

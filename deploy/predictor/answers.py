@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import stat
 import sys
 import unicodedata
 from pathlib import Path
@@ -65,8 +67,8 @@ class Table:
 class Json:
     """One array; a picture a line."""
 
-    def __init__(self, classes: Sequence[str], stream: TextIO = sys.stdout) -> None:
-        self._classes, self._stream, self._separator = classes, stream, '[\n'
+    def __init__(self, classes: Sequence[str]) -> None:
+        self._classes, self._stream, self._separator = classes, sys.stdout, '[\n'
 
     def write(self, answer: Answer) -> None:
         line: dict[str, object] = {'picture': str(answer.path)}
@@ -88,9 +90,11 @@ class Json:
 class Csv:
     """A picture a line, with a class and its probability for each place, and an error or ''."""
 
-    def __init__(self, classes: Sequence[str], top: int, stream: TextIO = sys.stdout) -> None:
+    def __init__(self, classes: Sequence[str], top: int) -> None:
         self._classes, self._top = classes, top
-        self._writer = csv.writer(stream, lineterminator='\n')
+        if _is_new_file(sys.stdout) and sys.stdout.encoding.lower() == 'utf-8':
+            sys.stdout.write('\ufeff')  # or Excel takes it for the system's encoding, such as GBK
+        self._writer = csv.writer(sys.stdout, lineterminator='\n')
         places = [(f'class{place}', f'probability{place}') for place in range(1, top + 1)]
         self._writer.writerow(['picture', *(name for pair in places for name in pair), 'error'])
 
@@ -104,6 +108,15 @@ class Csv:
 
     def end(self) -> None:
         pass
+
+
+def _is_new_file(stream: TextIO) -> bool:
+    """Not a terminal, nor a pipe to another program."""
+    try:
+        status = os.fstat(stream.fileno())
+    except OSError:  # of a stream in memory
+        return False
+    return stat.S_ISREG(status.st_mode) and not status.st_size
 
 
 def legible(path: object) -> str:

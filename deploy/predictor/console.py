@@ -19,6 +19,7 @@ REFUSALS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EADDRINUSE),
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO),
 )
+SIGPIPE = 13  # Windows has no such signal
 ENGINES = ('auto', 'paddle', 'tensorrt', 'onnxruntime', 'openvino')
 
 
@@ -80,6 +81,7 @@ def tell(text: str) -> None:
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a command and leave with its exit code; only our own bugs show a traceback."""
     name = Path(sys.argv[0]).name
+    _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a name must not end it, in whatever encoding
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
@@ -90,7 +92,7 @@ def run(main: Callable[[], int]) -> NoReturn:
         print(f'{name}: {error}', file=sys.stderr)
     except BrokenPipeError:  # `predict.py ... | head`: the reader has gone, which is no error
         _abandon_output()
-        sys.exit(128 + signal.SIGPIPE)
+        sys.exit(128 + SIGPIPE)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except OSError as error:
@@ -99,6 +101,20 @@ def run(main: Callable[[], int]) -> NoReturn:
         print(f'{name}: {error.filename or "writing"}: {error.strerror}', file=sys.stderr)
         _abandon_output()
     sys.exit(2)
+
+
+def _open_closed_streams() -> None:
+    """What is written to a stream that the shell has closed (`>&-`) goes nowhere.
+
+    Python has None for it, and the next file to be opened would get its number.
+    """
+    number = 0
+    while number <= 2:
+        number = os.open(os.devnull, os.O_RDWR)
+    os.close(number)
+    for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding='utf-8'))
 
 
 def _abandon_output() -> None:

@@ -9,6 +9,7 @@ model.onnx        model.int8.onnx       for ONNX Runtime and OpenVINO; not alway
 from __future__ import annotations
 
 import hashlib
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -76,10 +77,19 @@ class Description:
 
 
 def open_folder(folder: Union[str, Path]) -> Description:
-    """UserError unless it is what export.py wrote, to the last byte."""
+    """UserError unless it is what export.py wrote, to the last byte; or a run that holds such."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f'{folder} is no folder; name one that export.py has written')
+    inner = folder / 'inference'  # where export.py puts what it makes of a run
+    if not (folder / DESCRIPTION).exists():
+        if (inner / DESCRIPTION).exists():
+            folder = inner
+        elif (folder / 'checkpoints').is_dir():
+            raise UserError(
+                f'{folder} is a run that is not exported: '
+                f'python3 export.py -w {shlex.quote(str(folder))}'
+            )
     content = _read(folder / DESCRIPTION)
     try:
         description = _described(folder, content)

@@ -1,0 +1,64 @@
+"""deploy/predictor/labels.py: lists of labels in all the forms that they come in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from exported import CLASSES
+
+from predictor.errors import UserError
+from predictor.labels import find_labels
+
+ANIMALS = ['cat', 'great white shark', 'dog, wild']
+
+
+@pytest.fixture
+def labels(tmp_path, monkeypatch):
+    """The labels of a picture by a list of these lines, or these bytes."""
+    monkeypatch.chdir(tmp_path)
+
+    def find(content: str | bytes, picture: str, classes: list[str] = ANIMALS) -> int:
+        data = content if isinstance(content, bytes) else content.encode()
+        Path('list.txt').write_bytes(data)
+        (label,) = find_labels('list.txt', [Path(picture)], classes)
+        return label
+
+    return find
+
+
+@pytest.mark.parametrize(
+    ('line', 'label'),
+    [
+        ('d/a b.png\tgreat white shark', 1),
+        ('d/a b.png 1', 1),
+        ('d\\a b.png 1', 1),
+        ('.\\d\\a b.png,great white shark', 1),
+        ('d/a b.png,1', 1),
+        ('d/a b.png, cat', 0),
+        ('d/a b.png,"dog, wild"', 2),
+        ('d/a b.png,dog, wild', 2),
+        ('"d/a b.png","dog, wild"', 2),
+    ],
+)
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'utf-16'])
+def test_lines_of_all_kinds(labels, line, label, encoding):
+    content = f'x.png 0\r\n{line}\r\n\r\n'.encode(encoding)
+    assert labels(content, 'd/a b.png') == label
+
+
+def test_a_name_with_a_backslash_is_taken_as_it_is_where_such_a_file_is(labels, tmp_path):
+    (tmp_path / 'a\\b.png').write_bytes(b'')
+    assert labels('a\\b.png 0', 'a\\b.png') == 0
+
+
+def test_numbers_that_count_from_1_are_refused(labels):
+    for text in ('a.png 1\n', 'a.png 1\nb.png 2\n'):
+        with pytest.raises(UserError, match='no picture has label 0, but labels count from 0'):
+            labels(text, 'a.png')
+    with pytest.raises(UserError, match="line 2: '3' is no class"):
+        labels('a.png 1\nb.png 3\n', 'a.png')
+    assert labels('a.png 1\nb.png 0\n', 'a.png') == 1
+    assert labels('a.png great white shark\n', 'a.png') == 1
+    assert labels('a.png 2\nb.png 1\n', 'a.png', ['0', '1', '2']) == 2  # they are names
+    assert labels('a.png 家猫\n', 'a.png', CLASSES) == 6
