@@ -21,7 +21,9 @@ class Model:
     )
     num_classes: Optional[int] = key(None, 'outputs; null takes the number of classes', low=1)
     dropout: float = key(0.0, 'inside the blocks of wide_resnet{6n + 4}_{k}', low=0, below=1)
-    init: Literal['he', 'xavier'] = key('he', 'of convolutions: He normal or Xavier uniform')
+    init: Literal['he', 'he_fan_in', 'xavier'] = key(
+        'he', 'of convolutions: He normal over fan-out or fan-in, or Xavier uniform'
+    )
     zero_init_last_bn: bool = key(False, 'start the blocks of a bottleneck network as shortcuts')
     data_format: Literal['auto', 'NCHW', 'NHWC'] = key(
         'auto', 'memory layout inside; auto: NHWC for float16 on a gpu, else NCHW'
@@ -66,7 +68,9 @@ class Data:
     scale: tuple[float, ...] = key((0.08, 1.0), 'folder: area of a random crop')
     ratio: tuple[float, ...] = key((3 / 4, 4 / 3), 'folder: aspect of a random crop')
     crop_padding: int = key(4, 'sets in memory: pad by so many pixels, then crop at random', low=0)
-    padding_mode: Literal['zero', 'reflect'] = key('zero', 'what the padding holds')
+    padding_mode: Literal['zero', 'reflect', 'mean'] = key(
+        'zero', 'what the padding holds; mean: zero once it is normalised'
+    )
     flip: bool = key(True, 'mirror half of the training images')
     on_device: Optional[bool] = key(
         None, 'sets in memory: keep and augment them on the device; null: on gpu and npu'

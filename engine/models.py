@@ -106,7 +106,8 @@ def build(
     """The network of that name with fresh weights; ValueError if there is none.
 
     `dropout` is for wide_resnet{6n+4}_{k}, `zero_init_last_bn` for all others. `init` of the
-    convolutions is 'he' (normal, over the fan-out) or 'xavier' (uniform, with gain sqrt 2).
+    convolutions is 'he' (normal, over the fan-out), 'he_fan_in' or 'xavier' (uniform, with gain
+    sqrt 2).
     `data_format`, 'NCHW' or 'NHWC', is the memory layout between the layers: the network takes
     [N, 3, H, W] and has the same weights in both.
     """
@@ -118,11 +119,11 @@ def build(
         raise ValueError(f'{name} has no dropout')
     if zero_init_last_bn and spec.preactivated:
         raise ValueError(f'{name} has no batch norm at the end of its blocks')
-    if init not in ('he', 'xavier'):
+    if init not in ('he', 'he_fan_in', 'xavier'):
         raise ValueError(f'init must be he or xavier, not {init!r}')
     model = _construct(spec, num_classes, dropout, zero_init_last_bn, data_format)
-    if init == 'xavier':
-        _initialise_xavier(model)
+    if init != 'he':  # which is what the model files do
+        _initialise(model, init)
     return model
 
 
@@ -151,16 +152,24 @@ def _construct(
     )
 
 
-def _initialise_xavier(model: nn.Layer) -> None:
-    """Glorot & Bengio 2010 with the gain of ReLU, as MindSpore's WRN-40-10 has it."""
+def _initialise(model: nn.Layer, init: str) -> None:
+    """Convolutions anew, as other sources have them.
+
+    xavier: Glorot & Bengio 2010 with the gain of ReLU, as MindSpore's WRN-40-10. he_fan_in: He et
+    al. 2015, as the code of the Wide ResNet paper and Paddle Contrib's; the model files have its
+    form over the fan-out.
+    """
     from paddle import nn
 
     for layer in model.sublayers():
         if isinstance(layer, nn.Conv2D):
-            out_channels, in_channels, *kernel = layer.weight.shape
-            fans = (out_channels + in_channels) * kernel[0] * kernel[1]
-            bound = (2.0 * 6.0 / fans) ** 0.5
-            nn.initializer.Uniform(-bound, bound)(layer.weight)
+            out_channels, in_channels, *kernel = layer.weight.shape  # in_channels of one group
+            area = kernel[0] * kernel[1]
+            if init == 'xavier':
+                bound = (2.0 * 6.0 / ((out_channels + in_channels) * area)) ** 0.5
+                nn.initializer.Uniform(-bound, bound)(layer.weight)
+            else:
+                nn.initializer.Normal(0.0, (2.0 / (in_channels * area)) ** 0.5)(layer.weight)
 
 
 def parameter_count(model: nn.Layer) -> int:

@@ -23,12 +23,16 @@ def random_images(count, height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 3, height, width), np.uint8)
 
 
+MEAN = np.array([125.3, 123.0, 113.9])
+
+
 def naive_pixel(image, channel, y, x, mode):
     """The pixel of an image that goes on beyond its borders."""
     height, width = image.shape[1:]
     inside = 0 <= y < height and 0 <= x < width
-    if mode == 'zero':
-        return image[channel, y, x] if inside else 0
+    if mode != 'reflect':
+        outside = {'zero': 0, 'mean': (125, 123, 114)[channel]}[mode]
+        return image[channel, y, x] if inside else outside
     y = -y if y < 0 else y if y < height else 2 * (height - 1) - y
     x = -x if x < 0 else x if x < width else 2 * (width - 1) - x
     return image[channel, y, x]
@@ -50,7 +54,7 @@ def naive_crop_and_flip(images, rows, *, padding, mode, flip, rng):
     return out
 
 
-@pytest.mark.parametrize('mode', ['zero', 'reflect'])
+@pytest.mark.parametrize('mode', ['zero', 'reflect', 'mean'])
 @pytest.mark.parametrize('flip', [False, True], ids=['no flip', 'flip'])
 @pytest.mark.parametrize(
     ('height', 'width', 'padding'), [(32, 32, 4), (8, 8, 2), (5, 9, 4), (6, 4, 1), (8, 8, 0)]
@@ -62,7 +66,11 @@ def test_crop_and_flip_equal_a_naive_loop(mode, flip, height, width, padding):
         images, rows, padding=padding, mode=mode, flip=flip, rng=np.random.default_rng(5)
     )
     result = crop_and_flip(
-        pad(images, padding, mode), rows, padding=padding, flip=flip, rng=np.random.default_rng(5)
+        pad(images, padding, mode, MEAN),
+        rows,
+        padding=padding,
+        flip=flip,
+        rng=np.random.default_rng(5),
     )
     assert result.dtype == np.uint8
     np.testing.assert_array_equal(result, expected)
@@ -99,7 +107,7 @@ def test_every_offset_of_the_crop_occurs():
 @pytest.mark.parametrize('padding', [0, 2])
 @pytest.mark.parametrize('flip', [False, True])
 def test_the_result_shares_no_memory_with_the_data_set(padding, flip):
-    images = pad(random_images(4, 8, 8), padding, 'zero')
+    images = pad(random_images(4, 8, 8), padding, 'zero', MEAN)
     before = images.copy()
     result = crop_and_flip(
         images, np.array([0, 1, 2, 3]), padding=padding, flip=flip, rng=np.random.default_rng(0)
@@ -109,7 +117,7 @@ def test_the_result_shares_no_memory_with_the_data_set(padding, flip):
 
 
 def test_no_rows_give_an_empty_batch():
-    padded = pad(random_images(4, 8, 8), 2, 'zero')
+    padded = pad(random_images(4, 8, 8), 2, 'zero', MEAN)
     rows = np.array([], int)
     result = crop_and_flip(padded, rows, padding=2, flip=True, rng=np.random.default_rng(0))
     assert result.shape == (0, 3, 8, 8)

@@ -1085,7 +1085,7 @@ def built_by_train(**keys) -> Arrays:
     config = changed(CONFIG, model={'dropout': 0.0, **keys})
     paddle.seed(0)
     dataset = data.load_data(config)
-    return state_arrays(train.build_model(config, dataset, Silence(), pretrained=False))
+    return state_arrays(train.build_model(config, dataset, Silence(), None))
 
 
 def test_train_builds_the_network_that_the_config_describes():
@@ -1169,7 +1169,7 @@ def test_sync_bn_exchanges_the_batch_norms_and_nothing_else(name):
         config = changed(CONFIG, model={'name': name, 'dropout': 0.0}, train={'sync_bn': sync_bn})
         paddle.seed(3)
         dataset = data.load_data(config)
-        networks.append(train.build_model(config, dataset, Silence(), pretrained=False))
+        networks.append(train.build_model(config, dataset, Silence(), None))
     plain, synchronised = networks
     wanted = state_arrays(plain)
     assert list(wanted) == list(state_arrays(synchronised))

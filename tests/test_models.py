@@ -279,14 +279,27 @@ def test_xavier_is_uniform_with_the_gain_of_relu(name):
         assert abs(weights.mean()) < 5 * bound / math.sqrt(3 * weights.size), prefix
 
 
-def test_xavier_leaves_all_but_the_convolutions():
+@pytest.mark.parametrize('name', ['wide_resnet16_2', 'resnext20_4x8d'])
+def test_he_over_the_fan_in(name):
+    """As MSRinit of the Wide ResNet paper's code: what a convolution reads."""
+    paddle.seed(3)
+    model = models.build(name, num_classes=10, init='he_fan_in')
+    for prefix, layer in model.named_sublayers():
+        if isinstance(layer, nn.Conv2D):
+            weights = layer.weight.numpy().astype(np.float64)
+            expected = math.sqrt(2 / weights[0].size)
+            assert weights.std() == pytest.approx(expected, rel=5 / weights.size**0.5), prefix
+
+
+@pytest.mark.parametrize('other', ['he_fan_in', 'xavier'])
+def test_an_init_leaves_all_but_the_convolutions(other):
     states = []
-    for init in ('he', 'xavier'):
+    for init in ('he', other):
         paddle.seed(3)
         model = models.build('resnext11_2x4d', num_classes=10, init=init, zero_init_last_bn=True)
         states.append({name: tensor.numpy() for name, tensor in model.state_dict().items()})
-    he, xavier = states
-    changed = {name for name in he if (he[name] != xavier[name]).any()}
+    he, others = states
+    changed = {name for name in he if (he[name] != others[name]).any()}
     assert changed == {name for name, value in he.items() if value.ndim == 4}
 
 
@@ -354,7 +367,7 @@ def test_training_does_not_depend_on_the_layout(name, size):
 
 
 @each_small
-@pytest.mark.parametrize('init', ['he', 'xavier'])
+@pytest.mark.parametrize('init', ['he', 'he_fan_in', 'xavier'])
 def test_initial_weights_do_not_depend_on_the_layout(name, size, init):
     states = []
     for data_format in ('NCHW', 'NHWC'):

@@ -66,7 +66,7 @@ def assert_equal(host, device, *, ulps=0):
 # ------------------------------------------------------------------ equal to NumPy
 
 
-@pytest.mark.parametrize('mode', ['zero', 'reflect'])
+@pytest.mark.parametrize('mode', ['zero', 'reflect', 'mean'])
 @pytest.mark.parametrize(
     ('padding', 'flip', 'cutout'), list(product([0, 1, 3], [False, True], [0, 1, 4, 5, 20]))
 )

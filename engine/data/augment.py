@@ -30,7 +30,7 @@ class Augmentation:
     """
 
     crop_padding: int = 0
-    padding_mode: str = 'zero'  # or 'reflect'
+    padding_mode: str = 'zero'  # or 'reflect' or 'mean'
     flip: bool = False
     policy: Optional[Policy] = None
     jitter: tuple[float, ...] = ()  # strengths of brightness, contrast, saturation (and hue)
@@ -81,12 +81,21 @@ class Mix(NamedTuple):
     box: Optional[tuple[int, int, int, int]]  # top, bottom, left, right of CutMix; mixup has none
 
 
-def pad(images: Pixels, padding: int, mode: str) -> Pixels:
-    """uint8 [N, C, H, W] -> [N, C, H + 2 padding, W + 2 padding]; done once, before training."""
+def pad(images: Pixels, padding: int, mode: str, mean: np.ndarray) -> Pixels:
+    """uint8 [N, C, H, W] -> [N, C, H + 2 padding, W + 2 padding]; done once, before training.
+
+    'zero' is black, 'mean' what normalising makes 0 (to half a grey level), 'reflect' the image.
+    """
     if not padding:
         return images
     widths = ((0, 0), (0, 0), (padding, padding), (padding, padding))
-    return np.pad(images, widths, mode='constant' if mode == 'zero' else 'reflect')
+    padded = np.pad(images, widths, mode='reflect' if mode == 'reflect' else 'constant')
+    if mode == 'mean':
+        height, width = images.shape[2:]
+        inside = padded[..., padding : padding + height, padding : padding + width]
+        padded[:] = np.round(mean).astype(np.uint8)[:, None, None]
+        inside[:] = images
+    return padded
 
 
 def draw_crops(count: int, *, padding: int, flip: bool, rng: np.random.Generator) -> Crops:

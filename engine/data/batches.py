@@ -182,7 +182,7 @@ class ArrayBatches(Batches):
     def __init__(self, images: Images, **options: Any) -> None:
         super().__init__(images, **options)
         padding, mode = self.augmentation.crop_padding, self.augmentation.padding_mode
-        self._padded = pad(images.pixels, padding, mode)
+        self._padded = pad(images.pixels, padding, mode, self.mean)
 
     def __iter__(self) -> Iterator[Batch]:
         augmentation = self.augmentation

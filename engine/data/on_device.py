@@ -49,7 +49,8 @@ class DeviceBatches(Batches):
     def __init__(self, images: Images, **options: Any) -> None:
         super().__init__(images, **options)
         assert not self.augmentation.image_by_image, 'that is the work of ArrayBatches'
-        padded = pad(images.pixels, self.augmentation.crop_padding, self.augmentation.padding_mode)
+        padding, mode = self.augmentation.crop_padding, self.augmentation.padding_mode
+        padded = pad(images.pixels, padding, mode, self.mean)
         _, channels, self._height, self._width = images.pixels.shape
         self._dtype = np.int32 if padded.size < 2**31 else np.int64
         # From an image, a channel, and a line to the next one in the flat set.
