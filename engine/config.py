@@ -64,7 +64,8 @@ class Data:
         0.0, 'share of each class of the training images to test with', low=0, below=1
     )
     on_bad_file: Literal['stop', 'skip'] = key('stop', 'folder: when a picture cannot be read')
-    workers: Optional[int] = key(None, 'folder: threads that read; null: the cores', low=1)
+    max_pixels_million: int = key(134, 'folder: a larger picture counts as bad', low=1)
+    workers: Optional[int] = key(None, 'folder: threads that read; null or 0: the cores', low=0)
     scale: tuple[float, ...] = key((0.08, 1.0), 'folder: area of a random crop')
     ratio: tuple[float, ...] = key((3 / 4, 4 / 3), 'folder: aspect of a random crop')
     crop_padding: int = key(4, 'sets in memory: pad by so many pixels, then crop at random', low=0)
@@ -305,6 +306,7 @@ _APPLIES = {
     'train_folder': _FOLDER,
     'test_folder': _FOLDER,
     'on_bad_file': _FOLDER,
+    'max_pixels_million': _FOLDER,
     'scale': _FOLDER,
     'ratio': _FOLDER,
     'image_size': ('folder', 'synthetic'),

@@ -329,7 +329,7 @@ def test_the_quick_check_is_cut_short_and_says_so_also_where_it_found_something(
     files, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(photos, 'QUICK_CHECK_S', 2)
-    monkeypatch.setattr(photos, 'check_quickly', lambda path: time.sleep(0.1) or 'is bad')
+    monkeypatch.setattr(photos, 'check_quickly', lambda path, most: time.sleep(0.1) or 'is bad')
     many, told = Files(files.paths * 100, np.tile(np.arange(30), 100)), []
     start = time.monotonic()
     with pytest.raises(UserError, match=r'\d\d\.png is bad, and so are'):

@@ -16,6 +16,7 @@ from engine.data.pictures import EvalView, TrainView, open_picture, resized
 from predictor.pictures import BadPicture
 
 WHOLE, DAMAGED = picture_files.whole_files(), picture_files.damaged_files()
+WHOLE.update(picture_files.odd_files())
 
 
 @pytest.mark.parametrize('name', WHOLE)
@@ -110,7 +111,7 @@ def test_a_huge_picture_is_refused_before_it_takes_memory(monkeypatch):
     monkeypatch.setattr(simplejpeg, 'decode_jpeg', lambda *_, **__: pytest.fail('decoded'))
     for name in ('huge.jpg', 'huge.png'):
         with pytest.raises(BadPicture, match='50000 x 50000 pixels'):
-            open_picture(DAMAGED[name])
+            open_picture(DAMAGED[name]).pixels()
 
 
 @pytest.mark.parametrize('shrink', [1, 2, 4, 8])

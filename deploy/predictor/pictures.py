@@ -19,7 +19,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, featur
 
 from predictor import listing
 
-MAX_PIXELS = 2**27  # 134 million: a larger picture is an accident or an attack
+MAX_PIXELS = 134_000_000  # a larger picture is an accident or an attack
 MAX_SCANS = 100  # of a JPEG, as in libtiff: 1 is common, and 10 if it is progressive
 MAX_COMMENTS = 1000  # of a PPM in plain text, of which Pillow takes the square
 SIXTEEN_BITS = ('I', 'I;16', 'I;16B', 'I;16L')
@@ -69,16 +69,29 @@ def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     return _read(plain, max_pixels)
 
 
-def _read(data: bytes, max_pixels: int) -> Image.Image:
+def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The picture in these bytes, of which its beginning is enough; not decoded yet."""
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise BadPicture(listing.what_it_is(data)) from None
     except Exception as error:  # a damaged header can raise anything at all
         raise BadPicture(f'is damaged ({_first_line(error)})') from None
-    if image.width * image.height > max_pixels:
-        size = f'{image.width} x {image.height}'
-        raise BadPicture(f'has {size} pixels, more than {max_pixels / 1e6:.0f} million')
+    require_moderate(image.width, image.height, max_pixels)
+    return image
+
+
+def require_moderate(width: int, height: int, max_pixels: int) -> None:
+    """BadPicture if there are more pixels."""
+    if width * height > max_pixels:
+        raise BadPicture(
+            f'has {width} x {height} pixels, more than {max_pixels / 1e6:.0f} million '
+            '(max_pixels_million)'
+        )
+
+
+def _read(data: bytes, max_pixels: int) -> Image.Image:
+    image = open_image(data, max_pixels)
     if image.format in ('JPEG', 'MPO') and _has_many_scans(data):
         raise BadPicture(f'has more than {MAX_SCANS} scans')
     if data[:2] in (b'P1', b'P2', b'P3') and data.count(b'#') > MAX_COMMENTS:

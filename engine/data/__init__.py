@@ -209,6 +209,7 @@ def _photo_batches(
         flip=augmentation.flip,
         policy=augmentation.policy,
         jitter=augmentation.jitter,
+        max_pixels=images.view.max_pixels,
     )
     return PhotoBatches(images, view=view, augmentation=augmentation, **options)
 
@@ -238,13 +239,17 @@ def _folder(config: Config, train: bool, tell: Callable[[str], None]) -> DataSet
     for note in found.notes if job.RANK == 0 else ():
         tell(note)
     size, resize = _photo_sizes(config)
-    view = EvalView(size=size, resize=resize, five_crops=config.eval.views == 'ten_crop')
+    max_pixels = data.max_pixels_million * 1_000_000
+    five_crops = config.eval.views == 'ten_crop'
+    view = EvalView(size=size, resize=resize, five_crops=five_crops, max_pixels=max_pixels)
     workers = data.workers or environment.cores_per_process()
     skip = data.on_bad_file == 'skip'
 
     def photos(files: Files) -> Photos:
         job.require_same('the data set', lambda: f'{len(files):,} files')
-        good = without_bad_files(files, skip=skip, workers=workers, tell=tell)
+        good = without_bad_files(
+            files, skip=skip, workers=workers, tell=tell, max_pixels=max_pixels
+        )
         return Photos(good, view, workers=workers, skip_bad=skip, tell=tell)
 
     return DataSet(

@@ -39,12 +39,19 @@ def main() -> None:
         default=environment.cores_per_process(),
         help='threads (the cores)',
     )
+    parser.add_argument(
+        '--max-pixels-million',
+        type=_from(1, 10_000),
+        default=134,
+        help='a larger picture counts as bad (134)',
+    )
     args = parser.parse_args()
+    options = {'workers': args.workers, 'max_pixels': args.max_pixels_million * 1_000_000}
     if args.check is not None:
-        packing.check(args.check, workers=args.workers)
+        packing.check(args.check, **options)
     else:
         source, target = args.pack
-        packing.pack(source, target, size=args.size, quality=args.quality, workers=args.workers)
+        packing.pack(source, target, size=args.size, quality=args.quality, **options)
 
 
 def _from(low: int, high: int) -> Callable[[str], int]:

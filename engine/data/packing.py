@@ -22,21 +22,29 @@ from engine.data.pictures import Jpeg, open_picture, resized
 from engine.errors import UserError
 from engine.files import write_atomically
 from predictor.listing import describe_left_out
-from predictor.pictures import BadPicture
+from predictor.pictures import MAX_PIXELS, BadPicture
 
 JPEG_SIDE = 65500  # libjpeg's limit
 
 
-def check(folder: Path, *, workers: int) -> None:
+def check(folder: Path, *, workers: int, max_pixels: int = MAX_PIXELS) -> None:
     """Decode every picture and name those that cannot be read; UserError if there are any."""
     paths = _pictures(folder)
-    bad = _run(check_fully, paths, workers=workers, complaint='')
+    bad = _run(partial(check_fully, max_pixels=max_pixels), paths, workers=workers, complaint='')
     if bad:
         raise UserError(f'{len(bad):,} of {len(paths):,} pictures below {folder} cannot be read')
     print(f'all {len(paths):,} pictures below {folder} can be read')
 
 
-def pack(source: Path, target: Path, *, size: int, quality: int, workers: int) -> None:
+def pack(
+    source: Path,
+    target: Path,
+    *,
+    size: int,
+    quality: int,
+    workers: int,
+    max_pixels: int = MAX_PIXELS,
+) -> None:
     """Write each picture again as a JPEG of short side `size`, which is several times as quick to
     read; bad ones are named and left out. Training then sees somewhat softer, twice compressed
     crops, and evaluation the same pixels but for the compression.
@@ -60,7 +68,7 @@ def pack(source: Path, target: Path, *, size: int, quality: int, workers: int) -
         if written.exists():
             return None
         try:
-            data = _packed(read_file(path), size, quality)
+            data = _packed(read_file(path), size, quality, max_pixels)
         except BadPicture as problem:
             return str(problem)
         written.parent.mkdir(parents=True, exist_ok=True)
@@ -147,9 +155,9 @@ def _write(file: BinaryIO, *, content: bytes) -> None:
     file.write(content)
 
 
-def _packed(data: bytes, size: int, quality: int) -> bytes:
+def _packed(data: bytes, size: int, quality: int, max_pixels: int) -> bytes:
     """The picture as a JPEG; as it is, if it is a small one already."""
-    picture = open_picture(data)
+    picture = open_picture(data, max_pixels)
     pixels = picture.pixels()
     height, width = pixels.shape[:2]
     if min(height, width) > size:

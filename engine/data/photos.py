@@ -31,9 +31,10 @@ from engine.data.pictures import (
     EvalView,
     TrainView,
     open_picture,
+    require_header,
 )
 from engine.errors import UserError
-from predictor.pictures import BadPicture
+from predictor.pictures import MAX_PIXELS, BadPicture
 
 AHEAD = 2  # batches that are being read while one is used
 PARTS = 4  # of a batch, a thread: few, because handing over costs time, and enough to share evenly
@@ -243,7 +244,9 @@ def _open(path: str) -> BinaryIO:
     raise BadPicture(f'has {status.st_size:,} bytes, more than {MAX_BYTES:,}')
 
 
-def without_bad_files(files: Files, *, skip: bool, workers: int, tell: Tell) -> Files:
+def without_bad_files(
+    files: Files, *, skip: bool, workers: int, tell: Tell, max_pixels: int = MAX_PIXELS
+) -> Files:
     """Look at the beginning and the end of the files before training.
 
     Finds what is missing, empty, no picture, too large or cut off. Raises UserError that names
@@ -254,9 +257,13 @@ def without_bad_files(files: Files, *, skip: bool, workers: int, tell: Tell) -> 
     mine = np.random.default_rng(0).permutation(len(files))[job.RANK :: job.WORLD].tolist()
     bad: dict[int, str] = {}
     done = 0
+
+    def check(row: int) -> Optional[str]:
+        return check_quickly(files.paths[row], max_pixels)
+
     # They wait for the disk most of the time, so more threads than cores.
     threads = max(8, workers)
-    with parallel(lambda row: check_quickly(files.paths[row]), mine, workers=threads) as checks:
+    with parallel(check, mine, workers=threads) as checks:
         for row, problem in checks:
             done += 1
             if problem:
@@ -284,7 +291,7 @@ def without_bad_files(files: Files, *, skip: bool, workers: int, tell: Tell) -> 
         return files
     if not skip:
         row = min(bad, default=int(flags[:-1].argmax()))
-        problem = bad.get(row) or check_quickly(files.paths[row])
+        problem = bad.get(row) or check(row)
         more = f', and so are {count - 1:,} more of {len(files):,}' if count > 1 else ''
         raise UserError(f'{legible(files.paths[row])} {problem}{more}; {_ADVICE}')
     if not len(good):
@@ -296,27 +303,27 @@ def without_bad_files(files: Files, *, skip: bool, workers: int, tell: Tell) -> 
     return files.only(good)
 
 
-def check_quickly(path: str) -> Optional[str]:
+def check_quickly(path: str, max_pixels: int = MAX_PIXELS) -> Optional[str]:
     """What is wrong with a file as far as its beginning and its end tell; None if nothing."""
     try:
         with _open(path) as file:
             head = file.read(HEAD)
             file.seek(max(0, file.seek(0, os.SEEK_END) - 64))
             tail = file.read()
-        open_picture(head)
+        require_header(head, max_pixels)
         if any(head.startswith(start) and end in tail for start, end in ENDS.items()):
             return None
     except OSError as error:
         return f'cannot be read ({error.strerror})'
     except BadPicture:  # or its header is longer than HEAD
         pass
-    return check_fully(path)
+    return check_fully(path, max_pixels)
 
 
-def check_fully(path: str) -> Optional[str]:
+def check_fully(path: str, max_pixels: int = MAX_PIXELS) -> Optional[str]:
     """What is wrong with a file, every pixel decoded; None if nothing."""
     try:
-        open_picture(read_file(path)).pixels()
+        open_picture(read_file(path), max_pixels).pixels()
     except BadPicture as problem:
         return str(problem)
     return None

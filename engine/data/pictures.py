@@ -8,7 +8,6 @@ says what is wrong, without the file's name.
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import zlib
@@ -18,14 +17,12 @@ from typing import Any, Optional
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from engine.data.augment import recolour
 from engine.data.policies import Policy
-from predictor.listing import what_it_is
-from predictor.pictures import FORMATS, BadPicture
+from predictor.pictures import MAX_PIXELS, BadPicture, open_image, read_picture, require_moderate
 
-MAX_PIXELS = 2**27  # 134 million: a larger picture is an accident or an attack
 JPEG, JPEG_END = b'\xff\xd8', b'\xff\xd9'
 PNG = b'\x89PNG\r\n\x1a\n'
 
@@ -45,7 +42,6 @@ _MIRRORED = {
 _HARMLESS = re.compile(r'\b[1-3] extraneous bytes before marker|Invalid SOS parameters')
 
 cv2.setNumThreads(1)  # the pictures of a batch are read in parallel already
-Image.MAX_IMAGE_PIXELS = None  # MAX_PIXELS is checked here, by an error instead of a warning
 
 
 class Jpeg:
@@ -67,22 +63,15 @@ class Jpeg:
             if not _HARMLESS.search(str(error)):
                 raise BadPicture(f'is damaged ({_first_line(error)})') from None
             # Of all that may come after a warning, Pillow at least sees a missing end.
-            return OtherFormat(self._data).pixels()
+            return OtherFormat(self._data, self.height * self.width).pixels()
         return _upright(pixels, self.orientation)
 
 
 class OtherFormat:
     """A file that Pillow decodes, not before its pixels or their upright size are asked for."""
 
-    def __init__(self, data: bytes) -> None:
-        try:
-            self._image = Image.open(io.BytesIO(data), formats=FORMATS)
-        except UnidentifiedImageError:
-            raise BadPicture(what_it_is(data)) from None
-        except Exception as error:  # a damaged header can raise anything at all
-            raise BadPicture(f'is damaged ({_first_line(error)})') from None
-        _require_moderate(*self._image.size)
-        self._data = data
+    def __init__(self, data: bytes, max_pixels: int) -> None:
+        self._data, self._max_pixels = data, max_pixels
         self._pixels: Optional[np.ndarray] = None
 
     @property
@@ -98,18 +87,12 @@ class OtherFormat:
         if self._pixels is None:
             if self._data.startswith(PNG):
                 _require_sound_png(self._data)
-            try:
-                self._image.load()
-                self._pixels = np.asarray(_as_rgb(_turned(self._image)))
-            except BadPicture:
-                raise
-            except Exception as error:  # so can damaged pixels
-                raise BadPicture(f'is damaged ({_first_line(error)})') from None
+            self._pixels = np.asarray(read_picture(self._data, max_pixels=self._max_pixels))
         return self._pixels
 
 
-def open_picture(data: bytes) -> Jpeg | OtherFormat:
-    """The picture in these bytes, not decoded yet. BadPicture if it is none, or is too large."""
+def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Jpeg | OtherFormat:
+    """The picture in these bytes, not decoded yet. BadPicture, now or later, if it is none."""
     if data.startswith(JPEG):
         try:
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
@@ -118,9 +101,15 @@ def open_picture(data: bytes) -> Jpeg | OtherFormat:
         except KeyError:  # simplejpeg has no name for what it found
             raise BadPicture('is damaged (it ends in its header, or has unknown colours)') from None
         if colours in ('RGB', 'YCbCr', 'Gray'):
-            _require_moderate(width, height)
+            require_moderate(width, height, max_pixels)
             return Jpeg(data, height, width)
-    return OtherFormat(data)
+    return OtherFormat(data, max_pixels)
+
+
+def require_header(data: bytes, max_pixels: int) -> None:
+    """BadPicture unless a picture of a size that is allowed begins with these bytes."""
+    if isinstance(open_picture(data, max_pixels), OtherFormat):
+        open_image(data, max_pixels)
 
 
 @dataclass(frozen=True)
@@ -138,10 +127,11 @@ class TrainView:
     flip: bool = True
     policy: Optional[Policy] = None
     jitter: tuple[float, ...] = ()
+    max_pixels: int = MAX_PIXELS
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
         """uint8 [1, size, size, 3]."""
-        picture = open_picture(data)
+        picture = open_picture(data, self.max_pixels)
         box = self.draw_box(picture.height, picture.width, rng)
         shrink = 1
         while shrink < 8 and min(box[2:]) >= 2 * shrink * self.size:
@@ -184,10 +174,11 @@ class EvalView:
     size: int
     resize: int
     five_crops: bool = False
+    max_pixels: int = MAX_PIXELS
 
     def __call__(self, data: bytes, rng: Optional[np.random.Generator] = None) -> np.ndarray:
         """uint8 [1 or 5, size, size, 3]: the centre, and the four corners."""
-        pixels = open_picture(data).pixels()
+        pixels = open_picture(data, self.max_pixels).pixels()
         height, width = pixels.shape[:2]
         target = resized(height, width, self.resize)
         down, right = target[0] - self.size, target[1] - self.size
@@ -220,11 +211,6 @@ def resized(height: int, width: int, short: int) -> tuple[int, int]:
     return int(short * height / least), int(short * width / least)
 
 
-def _require_moderate(width: int, height: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise BadPicture(f'has {width} x {height} pixels, more than {MAX_PIXELS / 1e6:.0f} million')
-
-
 def _require_sound_png(data: bytes) -> None:
     """BadPicture if a checksum of pixels is wrong, at which Pillow does not look."""
     at = len(PNG)
@@ -237,14 +223,6 @@ def _require_sound_png(data: bytes) -> None:
         if data[at + 4 : at + 8] == b'IDAT' and found != written:
             raise BadPicture('is damaged (a checksum does not match)')
         at = end + 4
-
-
-def _turned(image: Image.Image) -> Image.Image:
-    """Upright, if EXIF says how. It is an ornament: where it is damaged, the picture stays."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:
-        return image
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
@@ -265,7 +243,7 @@ def _jpeg_orientation(data: bytes) -> int:
     try:
         exif.load(segment)
         value = exif.get(_EXIF_ORIENTATION, 1)
-    except Exception:  # as in _turned
+    except Exception:  # an ornament: where it is damaged, the picture stays
         return 1
     return value if value in _MIRRORED else 1
 
@@ -279,19 +257,6 @@ def _exif_segment(data: bytes) -> bytes:
             return data[at + 4 : end]
         at = end
     return b''
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ('I', 'I;16', 'I;16B', 'I;16L'):  # 16 bits, which convert() would clip to 8
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise BadPicture('has pixels of more than 16 bits')
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert('RGB')
-    if image.mode == 'F':
-        raise BadPicture('has floating-point pixels')
-    if image.mode == 'P' and 'transparency' in image.info:
-        image = image.convert('RGBA')
-    return image.convert('RGB')
 
 
 def _first_line(error: Any) -> str:
