@@ -22,11 +22,11 @@ def download(urls: Sequence[str], target: Path, *, md5: str, timeout_s: float = 
     """Fetch the first of `urls` that delivers a file of that MD5 into `target`.
 
     The bytes go to `target` + '.part', which a later call continues, and are renamed when they
-    verify. Raises OSError with the last mirror's problem when none delivers.
+    verify. Raises OSError with each address's problem when none delivers.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f'{target.name}.part')
-    problem = 'no address to download from'
+    problems = []
     for url in urls:
         try:
             if part.exists():
@@ -35,11 +35,11 @@ def download(urls: Sequence[str], target: Path, *, md5: str, timeout_s: float = 
                 _fetch(url, part, timeout_s)
                 _verify(part, md5)
         except (OSError, http.client.HTTPException) as error:
-            problem = f'{url}: {error}'
+            problems.append(f'{url}: {error}')
             continue
         os.replace(part, target)
         return
-    raise OSError(problem)
+    raise OSError('; '.join(problems) or 'no address to download from')
 
 
 def _continue(url: str, part: Path, md5: str, timeout_s: float) -> None:

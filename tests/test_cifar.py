@@ -113,6 +113,55 @@ def test_both_variants_live_in_one_folder(base, layout):
         assert_is(small, load_cifar(small.name, base, fetch=False))
 
 
+def packed(folder: Path, archive: Path, *, mode: str = 'w:gz', inside: str = '') -> Path:
+    with tarfile.open(archive, mode) as tar:
+        tar.add(folder, arcname=inside or folder.name)
+    return archive
+
+
+@pytest.mark.parametrize(
+    ('name', 'file', 'mode', 'inside'),
+    [
+        ('cifar10', 'cifar-10-python.tar', 'w', ''),
+        ('cifar10', 'cifar-10-python (1).tar.gz', 'w:gz', ''),
+        ('cifar10', 'cifar-10-batches-py.tar.gz', 'w:gz', ''),
+        ('cifar10', 'cifar-10-python.tgz', 'w:gz', 'x/cifar-10-batches-py'),
+        ('cifar100', 'cifar-100-python(2).tar.gz', 'w:gz', 'renamed'),
+    ],
+)
+def test_an_archive_under_another_name_is_found(base, tmp_path, name, file, mode, inside):
+    small = small_cifar(name)
+    _, folder = small.write_python(tmp_path / 'made')
+    archive = packed(folder, base / file, mode=mode, inside=inside)
+    for root in (base, archive):
+        assert_is(small, load_cifar(name, root, fetch=False))
+    anything = archive.rename(base / 'mine.bin')
+    assert_is(small, load_cifar(name, anything, fetch=False))
+
+
+def test_an_archive_of_something_else_is_called_that(base):
+    small_cifar('cifar100').write_python_archive(base)
+    text = complaint('cifar10', base / 'cifar-100-python.tar.gz')
+    assert 'has no file of CIFAR-10, such as data_batch_1; it has meta, test, train' in text
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+@pytest.mark.parametrize('layout', ['write_python', 'write_binary'])
+def test_a_nested_or_renamed_folder_is_found(base, name, layout):
+    small = small_cifar(name)
+    _, folder = getattr(small, layout)(base / 'x' / 'x')
+    assert_is(small, load_cifar(name, base, fetch=False))
+    renamed = folder.rename(base / 'x' / 'my copy')
+    for root in (base, base / 'x', renamed):
+        assert_is(small, load_cifar(name, root, fetch=False))
+
+
+def test_looking_for_a_set_ends_soon(base):
+    for number in range(2000):
+        (base / f'{number}' / 'in').mkdir(parents=True)
+    assert 'is not in' in complaint('cifar10', base)
+
+
 def test_an_archive_whose_members_begin_with_a_dot(base):
     small = small_cifar('cifar10')
     small.write_python(base)
@@ -157,6 +206,19 @@ def test_pickles_of_python_3_are_read_too(base):
     assert_is(small, load_cifar('cifar10', base, fetch=False))
 
 
+@pytest.mark.parametrize('name', VARIANTS)
+def test_batches_pickled_anew_with_keys_of_text_are_read(base, name):
+    small = small_cifar(name)
+    _, folder = small.write_python(base)
+    for path in folder.iterdir():
+        old = pickle.loads(path.read_bytes(), encoding='bytes')
+        new = {key.decode(): value for key, value in old.items()}
+        for key in (key for key in new if key.endswith('label_names')):
+            new[key] = [name.decode() for name in new[key]]
+        path.write_bytes(pickle.dumps(new))
+    assert_is(small, load_cifar(name, base, fetch=False))
+
+
 def test_the_small_files_are_what_python_2_wrote():
     """No opcode of Python 3 and the module names of NumPy 1, else the tests above prove little."""
     text = python2_pickle(small_cifar('cifar10').python_batch(small_cifar('cifar10').test, 'x'))
@@ -182,11 +244,14 @@ def test_a_missing_set_is_downloaded_and_found_the_next_time(base, tmp_path, mon
 
 
 def test_a_failing_download_says_where_to_put_the_file(base, monkeypatch):
-    monkeypatch.setattr(cifar, 'MIRRORS', ('http://127.0.0.1:9/',))
+    monkeypatch.setattr(cifar, 'MIRRORS', ('http://127.0.0.1:9/', 'http://127.0.0.1:19/'))
     text = complaint('cifar10', base, fetch=True)
     assert str(base) in text
     assert 'cifar-10-python.tar.gz' in text
-    assert 'refused' in text
+    assert 'the folder with data_batch_1' in text
+    assert text.count('refused') == 2
+    assert 'http://127.0.0.1:9/' in text
+    assert 'http://127.0.0.1:19/' in text
 
 
 def test_a_root_that_is_some_other_file_is_refused(base, monkeypatch):

@@ -125,7 +125,7 @@ def test_changed_and_random_bytes_never_raise_anything_but_bad_picture():
 def test_a_picture_of_just_the_allowed_number_of_pixels_is_read_and_no_larger_one():
     data = WHOLE['baseline.jpg'].data
     assert read_picture(data, max_pixels=40 * 60).size == (60, 40)
-    with pytest.raises(BadPicture, match=r'^has 60 x 40 pixels, more than 0 million \(max_pixels_million\)$'):
+    with pytest.raises(BadPicture, match=r'^has 60 x 40 pixels, more than 0 million \('):
         read_picture(data, max_pixels=40 * 60 - 1)
 
 

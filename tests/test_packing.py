@@ -88,6 +88,22 @@ def test_no_two_pictures_get_the_same_name(tmp_path):
     assert values['a.png.jpg'] == 110
 
 
+def test_names_as_long_as_a_file_system_allows_are_packed(tmp_path):
+    pixels = picture_files.smooth()
+    longest = [f'{"x" * 250}{number}.png' for number in (1, 2)] + [f'{"熊" * 83}12.jpg']
+    for name in longest:
+        (tmp_path / 'in' / 'cat').mkdir(parents=True, exist_ok=True)
+        kind = 'PNG' if name.endswith('png') else 'JPEG'
+        (tmp_path / 'in' / 'cat' / name).write_bytes(picture_files.encode(pixels, kind))
+    out = tmp_path / ('o' * 255)
+    pack(tmp_path / 'in', out, size=16)
+    written = names(out)
+    assert len(written) == 3
+    assert f'cat/{longest[-1]}' in written
+    assert all(name.endswith('.jpg') for name in written)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['in', out.name]
+
+
 def test_bad_ones_are_left_out_by_name(tmp_path, capsys):
     put(tmp_path / 'in' / 'cat', **DAMAGED, good__jpg=WHOLE['baseline.jpg'].data)
     bad = [*DAMAGED, *picture_files.put_what_is_no_file(tmp_path / 'in' / 'cat')]
@@ -268,4 +284,4 @@ def test_arguments_that_cannot_work_are_refused_without_a_traceback(tmp_path, ar
     result = subprocess.run(command(*arguments), cwd=REPOSITORY, capture_output=True, text=True)
     assert result.returncode == 2
     assert 'Traceback' not in result.stderr
-    assert 'python3 -m engine.data' in result.stderr
+    assert 'engine.data: ' in result.stderr

@@ -4,16 +4,20 @@ python  cifar-10-python.tar.gz, cifar-10-batches-py/        pickled dicts
 binary  cifar-10-binary.tar.gz, cifar-10-batches-bin/       label byte(s) + 3072 pixels a record
 split   train/ + eval/, or cifar-10-batches-bin/ + cifar-10-verify-bin/     as MindSpore has it
 
-and CIFAR-100's equivalents. Where nothing is found, the python archive is downloaded.
+and CIFAR-100's equivalents; nested or renamed folders, and archives under other names, too. Where
+nothing is found, the python archive is downloaded.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
 import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 
@@ -23,6 +27,8 @@ from engine.errors import UserError
 from engine.files import beside, locked
 
 PIXELS = 3 * 32 * 32
+ENDING = '.tar.gz'
+MOST_FOLDERS = 200  # that are looked into where the usual ones are not there
 
 
 @dataclass(frozen=True)
@@ -144,22 +150,65 @@ def load_cifar(name: str, root: Path, *, fetch: bool) -> tuple[Arrays, Arrays, l
 
 def _find(variant: Variant, root: Path) -> Optional[Found]:
     """The first place that holds any training file: how it is written, and how to read it."""
-    for encoding in (variant.python, variant.binary):
+    encodings = (variant.python, variant.binary)
+    if root.is_file():
+        return _in_archive(variant, root)
+    for encoding in encodings:
         for base in (root, root / encoding.folder):
-            train = _first_with(base, TRAIN_FOLDERS, encoding.train)
-            test = _first_with(base, (*TEST_FOLDERS, *TRAIN_FOLDERS), (encoding.test,))
-            if train is not None:
-                at = _folder_reader(train)
-                return encoding, at, _folder_reader(test) if test else at, str(train)
-        archive = _archive_at(root, encoding)
-        if archive.is_file():
-            at = _archive_reader(archive, encoding.folder)
-            return encoding, at, at, str(archive)
+            found = _in_folder(encoding, base)
+            if found is not None:
+                return found
+        archives = _archives(root, encoding)
+        if archives:
+            return _in_archive(variant, archives[0])
+    for folder in _below(root):  # nested, or renamed
+        for encoding in encodings:
+            if (folder / encoding.names).is_file():
+                found = _in_folder(encoding, folder)
+                if found is not None:
+                    return found
     return None
 
 
-def _archive_at(root: Path, encoding: Encoding) -> Path:
-    return root if root.name == encoding.archive else root / encoding.archive
+def _in_folder(encoding: Encoding, base: Path) -> Optional[Found]:
+    train = _first_with(base, TRAIN_FOLDERS, encoding.train)
+    if train is None:
+        return None
+    test = _first_with(base, (*TEST_FOLDERS, *TRAIN_FOLDERS), (encoding.test,))
+    at = _folder_reader(train)
+    return encoding, at, _folder_reader(test) if test else at, str(train)
+
+
+def _below(root: Path) -> list[Path]:
+    """Some folders below `root`, the upper ones first."""
+    found = [root]
+    for folder in found:
+        if len(found) > MOST_FOLDERS:
+            break
+        with contextlib.suppress(OSError):
+            found += sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir())
+    return found[1:MOST_FOLDERS]
+
+
+def _archives(root: Path, encoding: Encoding) -> list[Path]:
+    """Unpacked by a browser (.tar), or a second copy (` (1)`), or Keras's (named as the folder)."""
+    archive = encoding.archive[: -len(ENDING)]
+    stems = '|'.join(map(re.escape, (archive, encoding.folder)))
+    names = re.compile(rf'({stems})( ?\(\d+\))?\.(tar|tgz|tar\.gz)')
+    paths = root.iterdir() if root.is_dir() else ()
+    found = [path for path in paths if names.fullmatch(path.name) and path.is_file()]
+    return sorted(found, key=lambda path: (path.name != encoding.archive, path.name))
+
+
+def _in_archive(variant: Variant, archive: Path) -> Found:
+    content = _unpacked(variant, archive)
+    for encoding in (variant.python, variant.binary):
+        if any(file in content for file in encoding.train):
+            return encoding, content.get, content.get, str(archive)
+    raise UserError(
+        f'{archive} has no file of {variant.title}, such as {variant.python.train[0]}; it has '
+        f'{", ".join(sorted(content)[:3]) or "none at all"}'
+    )
 
 
 def _first_with(base: Path, folders: tuple[str, ...], files: tuple[str, ...]) -> Optional[Path]:
@@ -181,24 +230,25 @@ def _folder_reader(folder: Path) -> Read:
     return read
 
 
-def _archive_reader(archive: Path, folder: str) -> Read:
-    """Reads every member once: seeking back in a gzip stream would unpack it again and again."""
+def _unpacked(variant: Variant, archive: Path) -> dict[str, bytes]:
+    """File name, without its folders -> content; every member once, as seeking back in a gzip
+    stream would unpack it again and again."""
     content: dict[str, bytes] = {}
     try:
         with tarfile.open(archive) as tar:
             for member in tar:
                 file = tar.extractfile(member) if member.isfile() else None
                 if file is not None:
-                    content[member.name.lstrip('./')] = file.read()
+                    content.setdefault(member.name.rpartition('/')[2], file.read())
             while tar.fileobj and tar.fileobj.read(1 << 20):
                 pass  # gzip compares its checksum only at the very end
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         problem = str(error).partition('\n')[0].rstrip(':')
-        raise UserError(
-            f'{archive} is damaged or incomplete ({problem}); delete it and run again to download '
-            'it'
-        ) from None
-    return lambda file: content.get(f'{folder}/{file}')
+        advice = f'put {variant.python.archive} in its place'
+        if archive.name == variant.python.archive:
+            advice = 'delete it and run again to download it'
+        raise UserError(f'{archive} is damaged or incomplete ({problem}); {advice}') from None
+    return content
 
 
 # ------------------------------------------------------------------ reading
@@ -224,7 +274,7 @@ def _parse(variant: Variant, encoding: Encoding, read: Read, file: str, where: s
 
 
 def _parse_python(variant: Variant, data: bytes, name: str) -> Arrays:
-    batch = safe_pickle.loads(data, name, encoding='bytes')
+    batch = _with_bytes_keys(safe_pickle.loads(data, name, encoding='bytes'))
     try:
         pixels, labels = batch[b'data'], np.asarray(batch[variant.label_key])
     except (TypeError, LookupError, ValueError):
@@ -240,6 +290,13 @@ def _parse_python(variant: Variant, data: bytes, name: str) -> Arrays:
     if not len(labels):
         raise UserError(f'{name} holds no image')
     return pixels, labels.astype(np.int64)
+
+
+def _with_bytes_keys(value: Any) -> Any:
+    """A dict as Python 2 has pickled it; one that was pickled anew has keys of text."""
+    if not isinstance(value, dict):
+        return value
+    return {key.encode() if isinstance(key, str) else key: item for key, item in value.items()}
 
 
 def _parse_binary(variant: Variant, data: bytes, name: str) -> Arrays:
@@ -261,6 +318,7 @@ def _class_names(variant: Variant, encoding: Encoding, read: Read, where: str) -
         names = data.decode(errors='replace').split()
     else:
         meta = safe_pickle.loads(data, f'{where}: {encoding.names}', encoding='bytes')
+        meta = _with_bytes_keys(meta)
         given = meta.get(variant.names_key) if isinstance(meta, dict) else None
         if not isinstance(given, list) or not all(isinstance(n, (bytes, str)) for n in given):
             wanted = variant.names_key.decode()
@@ -278,7 +336,8 @@ def _class_names(variant: Variant, encoding: Encoding, read: Read, where: str) -
 
 def _fetch(variant: Variant, root: Path) -> Optional[Found]:
     """Download the python archive; a process that waited for another one's download takes that."""
-    target = _archive_at(root, variant.python)
+    name = variant.python.archive
+    target = root if root.name == name else root / name
     urls = [mirror + target.name for mirror in MIRRORS]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -294,6 +353,7 @@ def _fetch(variant: Variant, root: Path) -> Optional[Found]:
 
 def _nowhere(variant: Variant, root: Path) -> str:
     return (
-        f'{variant.title} is not in {root}: put {variant.python.archive} there, or say where it is '
-        'with -o data.root=DIR; to try without it: python3 train.py -c configs/quickstart.yaml'
+        f'{variant.title} is not in {root}: put {variant.python.archive} there, or give its place '
+        f'or the folder with {variant.python.train[0]} or {variant.binary.train[0]} with '
+        '-o data.root=...; to try without it: python3 train.py -c configs/quickstart.yaml'
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import zlib
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Callable, Optional
@@ -20,7 +21,7 @@ from engine.data.parallel import parallel
 from engine.data.photos import check_fully, read_file
 from engine.data.pictures import Jpeg, open_picture, resized
 from engine.errors import UserError
-from engine.files import write_atomically
+from engine.files import LONGEST_NAME, write_atomically
 from predictor.listing import describe_left_out
 from predictor.pictures import MAX_PIXELS, BadPicture
 
@@ -56,7 +57,7 @@ def pack(
     if source.resolve() in target.resolve().parents:
         raise UserError(f'{target} lies inside {source}; choose a folder elsewhere')
     # Another size or quality must not go on with what lies there.
-    unfinished = target.with_name(f'{target.name}.partial-{size}-{quality}')
+    unfinished = target.with_name(_short(f'{target.name}.partial-{size}-{quality}'))
     if source.resolve() == unfinished.resolve():
         raise UserError(f'{source} is what an interrupted --pack has left')
     paths = _pictures(source)
@@ -102,12 +103,20 @@ def _packed_names(names: list[str]) -> list[str]:
     jpegs = {name for name in names if name.lower().endswith(('.jpg', '.jpeg'))}
     taken, packed = set(jpegs), []
     for name in names:
-        new = name
-        while name not in jpegs and (new == name or new in taken):
-            new += '.jpg'
-        taken.add(new)
-        packed.append(new)
+        folder, new = os.path.split(name)
+        path = name
+        while name not in jpegs and (path == name or path in taken):
+            new = _short(f'{new}.jpg')
+            path = os.path.join(folder, new)
+        taken.add(path)
+        packed.append(path)
     return packed
+
+
+def _short(name: str) -> str:
+    """A name that is longer than file systems allow, its beginning made a checksum."""
+    data = os.fsencode(name)
+    return name if len(data) <= LONGEST_NAME else f'{zlib.crc32(data):08x}{name[-32:]}'
 
 
 def _copy_lists(source: Path, target: Path, packed: dict[str, Optional[str]]) -> None:
