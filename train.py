@@ -89,7 +89,7 @@ def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[s
         run.open(config, dataset.classes)
         if trainer.progress.best_epoch is not None:
             bring_back_best(trainer, run, log)
-    log.attach(run, epochs_done=trainer.progress.epoch)
+    log.attach(run, step=trainer.step, epoch=trainer.progress.epoch)
     try:
         log.first_batch(batches, dataset.classes)
         fit(trainer, tests, run, log)
@@ -285,6 +285,7 @@ def save(trainer: Trainer, run: RunFolder) -> None:
     snapshot = trainer.snapshot()
     if job.RANK == 0:
         run.require_ours()
+        trainer.log.flush()
         run.checkpoints(keep=trainer.config.train.keep).save(trainer.progress.name, snapshot)
     job.wait_for_all()
 

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from engine import fonts, plots
+from engine import fonts, plots, vdl
 from engine.console import can_redraw
 from engine.files import write_atomically
 from engine.run_folder import RunFolder, read_records
@@ -42,18 +42,16 @@ class Log:
         self._drawn = -CURVES_EVERY_S
         self._step_ends: list[float] = []
 
-    def attach(self, folder: RunFolder, *, epochs_done: int) -> None:
+    def attach(self, folder: RunFolder, *, step: int, epoch: int) -> None:
         """Begin or continue the files of a run; lines of epochs that will run again are dropped."""
-        from visualdl import LogWriter
-
         self._folder = folder
         self._file = folder.log_file.open('a', buffering=1, encoding='utf-8')
         for text in self._early:
             self._file.write(f'{text}\n')
-        self._records = [r for r in read_records(folder.path) if r['epoch'] < epochs_done]
+        self._records = [r for r in read_records(folder.path) if r['epoch'] < epoch]
         text = ''.join(f'{json.dumps(record)}\n' for record in self._records)
         write_atomically(folder.metrics_file, lambda file: file.write(text.encode()))
-        self._vdl = LogWriter(logdir=str(folder.vdl_folder))
+        self._vdl = vdl.writer(folder.vdl_folder, step=step, epoch=epoch)
 
     def line(self, text: str) -> None:
         """One line for everybody."""
@@ -168,6 +166,10 @@ class Log:
         with Image.open(path) as picture:
             self._vdl.add_image('first_batch', np.asarray(picture.convert('RGB')), 0)
 
+    def flush(self) -> None:
+        """Keep on disk what a checkpoint is about to say is done."""
+        self._vdl.flush()
+
     @property
     def last_record(self) -> Optional[dict[str, Any]]:
         return self._records[-1] if self._records else None
@@ -185,7 +187,10 @@ class Silence(Log):
     def note(self, text: str) -> None:
         pass
 
-    def attach(self, folder: RunFolder, *, epochs_done: int) -> None:
+    def flush(self) -> None:
+        pass
+
+    def attach(self, folder: RunFolder, *, step: int, epoch: int) -> None:
         pass
 
     def line(self, text: str) -> None:

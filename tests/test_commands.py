@@ -167,6 +167,16 @@ def test_killed_in_mid_epoch_and_resumed_equals_undisturbed_to_the_bit(finished,
         for folder in (run, finished[0])
     )
     assert [[r[k] for k in kept] for r in ours] == [[r[k] for k in kept] for r in undisturbed]
+    for tag in ('train/loss', 'epoch/eval_accuracy'):
+        assert visualdl_shows(run, tag) == visualdl_shows(finished[0], tag)
+
+
+def visualdl_shows(run: Path, tag: str) -> list[tuple[int, float]]:
+    """Step and value of a tag, of the one file that it reads."""
+    from visualdl.reader.reader import LogReader
+
+    reader = LogReader(file_path=str(max((run / 'vdl').iterdir())))
+    return [(record.id, record.value) for record in reader.get_data('scalar', tag)]
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])

@@ -369,7 +369,7 @@ def logged_first_batch(folder, config):
     batches = train_batches(data, config)
     run, log = RunFolder(folder), Log()
     run.open(config, data.classes)
-    log.attach(run, epochs_done=0)
+    log.attach(run, step=0, epoch=0)
     log.first_batch(batches, data.classes)
     log.close()
     return batches, run.first_batch_file

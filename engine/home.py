@@ -1,0 +1,48 @@
+"""The user's home is the user's: what libraries would leave there goes elsewhere."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import os
+import shutil
+import tempfile
+from typing import Iterator
+
+HOMES = ('HOME', 'USERPROFILE')  # of Unix, and of Windows
+
+
+@contextlib.contextmanager
+def elsewhere() -> Iterator[None]:
+    """Within, the home is a temporary folder.
+
+    For imports that write there, for which there is no setting: Paddle's makes ~/.cache/paddle,
+    VisualDL's ~/.visualdl, and fails where there is no home that can be written to.
+    """
+    kept = {name: os.environ[name] for name in HOMES if name in os.environ}
+    with tempfile.TemporaryDirectory(prefix='home-') as folder:
+        os.environ.update(dict.fromkeys(HOMES, folder))
+        try:
+            yield
+        finally:
+            for name in HOMES:
+                del os.environ[name]
+            os.environ.update(kept)
+
+
+def keep_to_static_out() -> None:
+    """paddle.jit writes Python files into ~/.cache; give it a temporary folder, for this process.
+
+    To be called when paddle has been imported. There is no setting for it, either.
+    """
+    from paddle.jit.dy2static import utils
+
+    utils.get_temp_dir = _folder
+
+
+@functools.cache
+def _folder() -> str:
+    folder = tempfile.mkdtemp(prefix='to_static-')
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

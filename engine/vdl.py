@@ -1,0 +1,65 @@
+"""VisualDL's records of a run, in one file: VisualDL shows the newest one of a folder alone."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from pathlib import Path
+from typing import Any, Iterator, NamedTuple
+
+from engine import home
+
+
+class Scalar(NamedTuple):
+    tag: str
+    value: float
+    step: int  # the epoch, of a tag that begins with EPOCH
+    walltime: int  # milliseconds
+
+
+EPOCH = 'epoch/'
+
+
+def writer(folder: Path, *, step: int, epoch: int) -> Any:
+    """A LogWriter whose file begins with what was recorded before that step and epoch.
+
+    The files of before, of a run that goes on, are read and removed.
+    """
+    with home.elsewhere():  # its import writes there
+        from visualdl import LogWriter
+
+    old = sorted(folder.glob('*vdlrecords*'))
+    kept: dict[tuple[str, int], Scalar] = {}
+    for file in old:  # a later one counts, where an older version has left several
+        for scalar in _scalars(file):
+            if scalar.step < (epoch if scalar.tag.startswith(EPOCH) else step):
+                kept[scalar.tag, scalar.step] = scalar
+    result = LogWriter(logdir=str(folder), file_name=_next_name(old))
+    for scalar in kept.values():
+        result.add_scalar(*scalar)
+    result.flush()
+    for file in old:
+        with contextlib.suppress(OSError):
+            file.unlink()
+    return result
+
+
+def _next_name(old: list[Path]) -> str:
+    """As VisualDL names its files, by the time, but behind those that are there: it adds to one of
+    the same name, and the clock may have been set back."""
+    numbers = [int(digits) for file in old for digits in re.findall(r'\d+', file.name)[:1]]
+    return f'vdlrecords.{max([int(time.time()), *(number + 1 for number in numbers)]):010d}.log'
+
+
+def _scalars(file: Path) -> Iterator[Scalar]:
+    """Those of one file, up to where a kill has cut it off."""
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from visualdl.proto import record_pb2
+    from visualdl.reader.record_reader import RecordReader
+
+    with contextlib.suppress(DecodeError, OSError):
+        for content in RecordReader(str(file)).get_all():
+            for value in record_pb2.Record.FromString(content).values:
+                if value.WhichOneof('one_value') == 'value':
+                    yield Scalar(value.tag, value.value, value.id, value.timestamp)
