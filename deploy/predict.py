@@ -101,9 +101,8 @@ class Tally:
     @property
     def timing(self) -> str:
         each = 1000 * self.network_s / max(1, self.images)
-        text = (
-            f'{self.images:,} pictures in {self.seconds:.1f} s, {each:.2f} ms each in the network'
-        )
+        count = '1 picture' if self.images == 1 else f'{self.images:,} pictures'
+        text = f'{count} in {self.seconds:.1f} s, {each:.2f} ms each in the network'
         return text + (f'; {self.unreadable} could not be read' if self.unreadable else '')
 
 

@@ -14,7 +14,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Callable, Iterator, Optional
+from typing import Any, Callable, Iterator, Optional, Sequence
 
 import numpy as np
 from conftest import REPOSITORY
@@ -30,7 +30,7 @@ SERVE = str(REPOSITORY / 'deploy' / 'serve.py')
 
 def export_tiny(folder: Path) -> Path:
     """A network whose logits depend on the picture, as export.py writes it."""
-    from test_export import export_file
+    from exporting import export_file
 
     from engine import models
     from engine.weights import write_arrays
@@ -188,8 +188,11 @@ def in_thread(
 class Command(Client):
     """serve.py itself."""
 
-    def __init__(self, folder: Path, *options: str, files: Optional[int] = None) -> None:
-        arguments = [sys.executable, SERVE, str(folder), '--port', '0', '--engine', 'paddle']
+    def __init__(
+        self, folder: Path, *options: str, files: Optional[int] = None, through: Sequence[str] = ()
+    ) -> None:
+        arguments = [sys.executable, *through, SERVE, str(folder), '--port', '0']
+        arguments += ['--engine', 'paddle']
         self.process = subprocess.Popen(
             [*arguments, *options],
             stdout=subprocess.PIPE,
@@ -219,9 +222,11 @@ class Command(Client):
 
 
 @contextlib.contextmanager
-def command(folder: Path, *options: str, files: Optional[int] = None) -> Iterator[Command]:
-    """Started with as many open files as it may have."""
-    server = Command(folder, *options, files=files)
+def command(
+    folder: Path, *options: str, files: Optional[int] = None, through: Sequence[str] = ()
+) -> Iterator[Command]:
+    """Started with as many open files as it may have; through: a script that runs it."""
+    server = Command(folder, *options, files=files, through=through)
     try:
         yield server
     finally:

@@ -294,6 +294,21 @@ def test_csv_in_a_file_begins_as_excel_wants_it(predict, tmp_path):
     assert '猫.png'.encode() in data
 
 
+@pytest.mark.skipif(not exported.HAS_ONNX, reason='paddle2onnx or onnxruntime is not installed')
+def test_it_runs_without_what_windows_lacks(tmp_path):
+    picture(tmp_path / 'a.png')
+    arguments = [str(PREDICT), str(exported.folder()), 'a.png', *ENGINE]
+    run = subprocess.run(
+        [sys.executable, str(REPOSITORY / 'tests' / 'as_on_windows.py'), *arguments],
+        cwd=tmp_path,
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert '\n1 picture in ' in run.stderr
+
+
 def test_a_run_is_looked_into_for_what_was_exported_of_it(predict, tmp_path):
     picture(tmp_path / 'a.png')
     (tmp_path / 'my run' / 'checkpoints').mkdir(parents=True)

@@ -21,6 +21,7 @@ import zlib
 from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 
+import exported
 import numpy as np
 import pytest
 from conftest import REPOSITORY
@@ -1240,6 +1241,40 @@ def test_help_answers_at_once_and_without_the_frameworks():
     run = subprocess.run([sys.executable, '-c', code, SERVE], capture_output=True, text=True)
     assert run.stdout.endswith('\n[]\n'), run.stderr
     assert '--max-delay-ms' in run.stdout
+
+
+@pytest.mark.skipif(not exported.HAS_ONNX, reason='paddle2onnx or onnxruntime is not installed')
+def test_it_runs_without_what_windows_lacks():
+    driver = str(REPOSITORY / 'tests' / 'as_on_windows.py')
+    with command(exported.folder(), '--engine', 'onnxruntime', through=[driver]) as server:
+        assert server.classify(PICTURE).status == 200
+        server.process.send_signal(signal.SIGINT)
+        code, _, err = server.end()
+        assert (code, err) == (0, '')
+
+
+def test_standard_output_may_be_closed(folder):
+    with socket.create_server(('127.0.0.1', 0)) as free:
+        port = free.getsockname()[1]
+    arguments = [sys.executable, SERVE, str(folder), '--port', str(port), '--engine', 'paddle']
+    server = subprocess.Popen(
+        ['sh', '-c', 'exec "$@" >&-', 'sh', *arguments], stderr=subprocess.PIPE, text=True
+    )
+
+    def listens() -> bool:
+        with contextlib.suppress(ConnectionError):
+            return Client(port).get('/v2/health/ready').status == 200
+        return False
+
+    try:
+        eventually(listens, timeout_s=60)
+        assert Client(port).classify(PICTURE).status == 200
+        server.terminate()
+        assert server.communicate(timeout=30) == (None, '')
+        assert server.returncode == 0
+    finally:
+        server.kill()
+        server.communicate()
 
 
 def test_it_needs_nothing_of_the_repository(folder, tmp_path):

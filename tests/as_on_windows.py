@@ -1,0 +1,27 @@
+"""Runs a command without what Windows lacks: python3 as_on_windows.py COMMAND.py ARGUMENTS"""
+
+import ctypes
+import os
+import runpy
+import signal
+import sys
+
+for name in ('fcntl', 'resource', 'termios', 'pwd', 'grp'):
+    sys.modules[name] = None  # ImportError
+for name in ('SIGHUP', 'SIGPIPE', 'SIGKILL', 'SIGUSR1', 'SIGUSR2'):
+    delattr(signal, name)
+if hasattr(os, 'sched_getaffinity'):
+    del os.sched_getaffinity
+_library = ctypes.CDLL
+
+
+def library(name, *given, **more):
+    if name is None:
+        raise TypeError('the C library itself cannot be had by None')
+    return _library(name, *given, **more)
+
+
+ctypes.CDLL = library
+del sys.argv[0]
+sys.path[0] = os.path.dirname(sys.argv[0])
+runpy.run_path(sys.argv[0], run_name='__main__')
