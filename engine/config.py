@@ -164,7 +164,7 @@ class Train:
 class Eval:
     every: int = key(1, 'epochs between evaluations (the last epoch is always evaluated)', low=1)
     start: int = key(0, 'first epoch that is evaluated', low=0)
-    batch_size: int = key(200, '', low=1)
+    batch_size: int = key(200, 'images in a batch; with ten_crop, crops', low=1)
     resize: Optional[int] = key(
         None, 'folder: short side before the centre crop; null: 256/224 of data.image_size', low=1
     )

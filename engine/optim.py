@@ -11,6 +11,7 @@ from paddle import nn
 from paddle.nn import functional as F
 
 from engine import config as configs
+from engine import runtime
 from engine.precision import MASTER, master_weights
 from engine.weights import Arrays
 
@@ -115,9 +116,14 @@ def cross_entropy(
     """
     if logits.dtype in (paddle.float16, paddle.bfloat16):
         logits = logits.astype('float32')
-    # Not its own mean, for which Paddle 2 asks the device whether all labels count, and waits.
-    loss = F.cross_entropy(logits, labels, reduction='none').mean()
-    if smoothing:
-        uniform = -F.log_softmax(logits).mean()
-        loss = (1 - smoothing) * loss + smoothing * uniform
-    return loss
+    if runtime.device_kind() == 'npu':
+        # paddle-custom-npu's cross entropy fetches a bool from the device, and waits.
+        log_p = F.log_softmax(logits)
+        targets = F.one_hot(labels, logits.shape[-1])
+        loss = -(log_p * targets).sum(-1).mean()
+        uniform = -log_p.mean() if smoothing else None
+    else:
+        # Not its own mean, for which Paddle 2 asks the device whether all labels count, and waits.
+        loss = F.cross_entropy(logits, labels, reduction='none').mean()
+        uniform = -F.log_softmax(logits).mean() if smoothing else None
+    return loss if uniform is None else (1 - smoothing) * loss + smoothing * uniform

@@ -17,18 +17,20 @@ SOURCE = Path(__file__).resolve().with_name('fake_npu.cc')
 NO_PLUGIN = {'CUSTOM_DEVICE_ROOT': '', 'CUDA_VISIBLE_DEVICES': ''}
 
 
-def build(folder: Path, *, half: bool = False) -> dict[str, str]:
+def build(
+    folder: Path, *, half: bool = False, include: Path | None = None, version: str | None = None
+) -> dict[str, str]:
     """Compile the plugin into `folder`; returns the environment in which Paddle finds it.
 
-    With `half`, it has the float16 kernels of fake_npu_half.cc. Skips the test where there is no
-    compiler.
+    With `half`, it has the float16 kernels of fake_npu_half.cc. `include` and `version` are those
+    of another Paddle than this process's. Skips the test where there is no compiler.
     """
     compiler = shutil.which('g++')
     if compiler is None:
         pytest.skip('the fake npu needs g++')
-    include = Path(paddle.sysconfig.get_include())
+    include = include or Path(paddle.sysconfig.get_include())
     command = [compiler, '-shared', '-fPIC', '-O1', '-std=c++17', f'-I{include}', str(SOURCE)]
-    command += [f'-DPADDLE_MAJOR={paddle.__version__[0]}']
+    command += [f'-DPADDLE_MAJOR={(version or paddle.__version__)[0]}']
     if half:
         command += ['-DPADDLE_WITH_CUSTOM_DEVICE', f'-I{include / "third_party"}']
         command += [str(SOURCE.with_name('fake_npu_half.cc')), f'-L{include.parent / "libs"}']
@@ -39,10 +41,12 @@ def build(folder: Path, *, half: bool = False) -> dict[str, str]:
     return {**NO_PLUGIN, 'CUSTOM_DEVICE_ROOT': str(folder)}
 
 
-def run(folder: Path, machine: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(
+    folder: Path, machine: dict[str, str], *arguments: str, python: str = sys.executable
+) -> subprocess.CompletedProcess[str]:
     """Python with these arguments, in `folder`, on a machine given by its environment."""
     return subprocess.run(
-        [sys.executable, *arguments],
+        [python, *arguments],
         cwd=folder,
         capture_output=True,
         text=True,

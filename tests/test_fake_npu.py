@@ -154,23 +154,6 @@ def test_what_an_npu_exports_gives_the_logits_that_a_cpu_exports(npu, trained, t
     assert np.ptp(wanted) > 0.01
 
 
-@pytest.mark.slow
-def test_each_of_two_processes_trains_on_an_npu_of_its_own(npu, tmp_path):
-    launch = ('-m', 'paddle.distributed.launch', '--npus', '0,1', '--log_dir', 'workers')
-    settings = ('train.max_steps=2', 'device=npu', 'output.dir=run')
-    if paddle.__version__.startswith('2.'):  # whose launcher takes --npus for GPUs without this
-        npu = {**npu, 'PADDLE_XCCL_BACKEND': 'npu'}
-    process = run(tmp_path, npu, *launch, TRAIN, *QUICKSTART, *settings)
-    assert process.returncode == 0, process.stdout + process.stderr
-    first, second = ((tmp_path / 'workers' / f'workerlog.{i}').read_text() for i in (0, 1))
-    assert re.search(r'^device: npu \(as asked.*, 2 processes\), paddle ', first, re.M)
-    assert devices_used(first) == ['0']
-    assert devices_used(second) == ['1']  # all that it says: only the first process logs
-    assert len(steps(first)) == 2
-    assert '\nfinished after epoch 1: ' in first
-    assert (tmp_path / 'run' / 'best.pdparams').exists()
-
-
 def test_npu_without_its_plugin_is_one_line_exit_2_and_nothing_written(tmp_path):
     process = run(tmp_path, NO_PLUGIN, TRAIN, *QUICKSTART, 'device=npu')
     assert process.returncode == 2

@@ -12,7 +12,7 @@ import paddle
 import pytest
 from paddle import nn
 
-from engine import optim
+from engine import optim, runtime
 from engine.config import Optimizer
 from engine.precision import full_precision, master_weights
 from engine.weights import (
@@ -491,7 +491,9 @@ def test_averages_of_16_bit_weights_are_those_of_their_masters():
 
 @pytest.mark.parametrize('smoothing', [0.0, 0.1, 0.5, 0.9])
 @pytest.mark.parametrize('classes', [2, 10])
-def test_cross_entropy_equals_numpy(smoothing, classes):
+@pytest.mark.parametrize('device', ['cpu', 'npu'])  # where it is composed of other kernels
+def test_cross_entropy_equals_numpy(smoothing, classes, device, monkeypatch):
+    monkeypatch.setattr(runtime, 'device_kind', lambda: device)
     rng = np.random.default_rng(classes)
     logits = rng.normal(scale=4, size=(9, classes)).astype(np.float32)
     labels = rng.integers(0, classes, 9)

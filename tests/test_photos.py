@@ -155,6 +155,22 @@ def test_leaving_out_the_first_images_gives_the_rest_to_the_bit(files):
     assert_same(list(whole)[2:], list(resumed))
 
 
+def test_with_ten_crop_eval_batch_size_counts_crops(tmp_path):
+    for seed in range(6):
+        picture = picture_files.encode(picture_files.smooth(20, 24, seed), 'PNG')
+        for part in ('train', 'val'):
+            path = tmp_path / part / str(seed % 2) / f'{seed}.png'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture)
+    settings = Data(name='folder', root=str(tmp_path), image_size=16)
+    sizes = {}
+    for views, batch_size in (('one', 4), ('ten_crop', 11), ('ten_crop', 3)):
+        config = Config(data=settings, eval=Eval(views=views, batch_size=batch_size))
+        batches = test_batches(load_data(config, train=False), config)
+        sizes[views, batch_size] = [len(batch.images) for batch in batches]
+    assert sizes == {('one', 4): [4, 2], ('ten_crop', 11): [10] * 3, ('ten_crop', 3): [5] * 6}
+
+
 def test_five_crops_come_one_after_another(files):
     five = next(iter(batches_of(files, train=False, five_crops=True, batch_size=3)))
     one = next(iter(batches_of(files, train=False, batch_size=3)))

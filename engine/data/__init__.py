@@ -135,6 +135,8 @@ def test_batches(data: DataSet, config: Config) -> Batches:
     from engine.data.photos import PhotoBatches, Photos
 
     assert isinstance(data.test, Photos)
+    crops = 5 if config.eval.views == 'ten_crop' else 1  # at once; then their mirror images
+    options['batch_size'] = max(1, config.eval.batch_size // crops)
     return PhotoBatches(data.test, view=data.test.view, **options)
 
 
