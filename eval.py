@@ -21,7 +21,8 @@ def main() -> None:
     job.join()
     config, path = chosen_weights.settle(args)
     weights = chosen_weights.find_weights(path)
-    machine = [environment.prepare_cpu(), runtime.start_paddle(config.device)]
+    environment.prepare_cpu()
+    machine = [environment.describe_cpu(), runtime.start_paddle(config.device)]
     config = chosen_weights.with_their_normalisation(config, weights.content, machine.append)
     if job.RANK == 0:
         print(*machine, sep='\n')
@@ -64,10 +65,9 @@ def evaluate(config: Config, weights: Weights) -> None:
         print(*account, sep='\n')
     print(result.summary)
     views = '' if config.eval.views == 'one' else f'eval.views {config.eval.views}: averaged, '
-    print(
-        f'{views}top-5 {100 * result.top5:.2f} %, loss {result.loss:.4f}, '
-        f'{len(result.labels) / result.seconds:.0f} images/s'
-    )
+    top5 = f'top-5 {100 * result.top5:.2f} %, ' if classes > 5 else ''
+    speed = f'{len(result.labels) / result.seconds:.0f} images/s'
+    print(f'{views}{top5}loss {result.loss:.4f}, {speed}')
     write_report(config, weights, dataset, result, classes)
 
 

@@ -50,7 +50,9 @@ def main() -> None:
     weights = chosen_weights.find_weights(path)
     config = chosen_weights.with_their_normalisation(config, weights.content, print)
     os.environ.setdefault('GLOG_minloglevel', '2')  # paddle.jit.save warns of what is no harm
-    print(environment.prepare_cpu(), runtime.start_paddle(config.device), sep='\n')
+    environment.prepare_cpu()
+    device = runtime.start_paddle(config.device)
+    print(environment.describe_cpu(), device, sep='\n')
     calibration = load_calibration(config, weights) if args.int8 else None
     export(
         config,

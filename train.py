@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -37,9 +38,10 @@ def main() -> None:
         run.require_free()
         if args.resume is None:
             run.require_new()
-    machine = [environment.prepare_cpu(), runtime.start_paddle(config.device)]
-    machine += support.check(config)
-    train(config, run, args.resume, machine)
+    settings = environment.prepare_cpu()
+    device = runtime.start_paddle(config.device)
+    log = open_log(config, settings, [device, *support.check(config)])
+    train(config, run, args.resume, log)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -61,15 +63,24 @@ def settle_config(args: argparse.Namespace) -> Config:
     return cli.load_settled(args, Path(args.resume) if args.resume else None)
 
 
-def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[str]) -> None:
-    """Set everything up, train, and say what to do next."""
-    from engine import data
+def open_log(config: Config, settings: str, machine: list[str]) -> Log:
+    """The log, which begins with what computes."""
+    from engine import cpu_conv
     from engine.log import Log, Silence
-    from engine.loop import Trainer
 
     log = Log() if job.RANK == 0 else Silence()
+    log.line(environment.describe_cpu(onednn=cpu_conv.choose(config)[0] is not None))
+    log.note(settings)
     for text in machine:
         log.line(text)
+    return log
+
+
+def train(config: Config, run: RunFolder, resume: Optional[str], log: Log) -> None:
+    """Set everything up, train, and say what to do next."""
+    from engine import data
+    from engine.loop import Trainer
+
     runtime.seed_everything(config.seed)
     snapshot = find_snapshot(run, resume, log) if resume is not None else None
     config, pretrained = start_from(config, snapshot, log)
@@ -78,10 +89,11 @@ def train(config: Config, run: RunFolder, resume: Optional[str], machine: list[s
     batches, tests = data.train_batches(dataset, config), data.test_batches(dataset, config)
     require_same(config, dataset, snapshot)
     model = build_model(config, dataset, log, pretrained)
-    log.line(describe_step(config, batches))
+    log.line(describe_step(config, batches, len(dataset.train or ())))
     trainer = Trainer(model, config, batches=batches, classes=dataset.classes, log=log)
     if snapshot is not None:
         restore(trainer, snapshot, run, log)
+    warn_of_rate(trainer, log)
     if trainer.step > trainer.steps:  # or the records of what is done would be dropped
         log.line(f'nothing is left to train: {trainer.step} of {trainer.steps} steps are done')
         return
@@ -156,8 +168,8 @@ def build_model(
     return model
 
 
-def describe_step(config: Config, batches: Batches) -> str:
-    """How many images make a step, and what that does to the learning rate."""
+def describe_step(config: Config, batches: Batches, images: int) -> str:
+    """How many of the images make a step, and what that does to the learning rate."""
     from engine.schedule import lr_factor
 
     factors = [(job.WORLD, 'processes'), (config.train.accumulate, 'accumulated')]
@@ -165,7 +177,20 @@ def describe_step(config: Config, batches: Batches) -> str:
     text = f'step: {batches.together} images'
     text += f' ({config.data.batch_size}{made_of})' if made_of else ''
     factor = lr_factor(config.optimizer, batches.together)
-    return text if factor == 1.0 else f'{text}, learning rate x {factor:.6g}'
+    text += f', learning rate x {factor:.6g}' if factor != 1.0 else ''
+    if batches.together > images:
+        text += f'; the training set has only {images:,}: each epoch is one step (data.batch_size)'
+    return text
+
+
+def warn_of_rate(trainer: Trainer, log: Log) -> None:
+    """A line where no step of the run changes the weights."""
+    if not any(map(trainer.lr_at, range(trainer.steps))):
+        schedule = trainer.config.schedule.name
+        log.line(
+            f'the learning rate is 0 in all {trainer.steps:,} steps (schedule.name: {schedule}, '
+            f'optimizer.lr: {trainer.config.optimizer.lr:g}): nothing will be learned'
+        )
 
 
 def start_from(
@@ -302,8 +327,10 @@ def say_what_next(trainer: Trainer, run: RunFolder, log: Log) -> None:
         f'(best: {100 * progress.best:.2f} % after epoch {record["best_epoch"] + 1})'
     )
     log.line(f'  curves:            {run.curves_file}')
-    log.line(f'  what it mistakes:  python3 eval.py -w {run.path}')
-    log.line(f'  live, in VisualDL: visualdl --logdir {run.vdl_folder}')
+    folder = shlex.quote(str(run.path))
+    log.line(f'  what it mistakes:  python3 eval.py -w {folder}')
+    log.line(f'  export it:         python3 export.py -w {folder}')
+    log.line(f'  live, in VisualDL: visualdl --logdir {shlex.quote(str(run.vdl_folder))}')
 
 
 if __name__ == '__main__':

@@ -42,7 +42,10 @@ def main() -> int:
     tally = classify(predictor, paths, labels, args)
     console.tell(tally.timing)
     if labels is not None:
-        print(tally.accuracy, file=sys.stdout if args.format == 'table' else sys.stderr)
+        print(
+            tally.accuracy(len(description.classes)),
+            file=sys.stdout if args.format == 'table' else sys.stderr,
+        )
     if args.log_dir:
         write_logs(args.log_dir, tally, labelled=labels is not None)
     return 2 if tally.unreadable else 0
@@ -91,12 +94,11 @@ class Tally:
     network_s: float = 0.0
     seconds: float = 0.0
 
-    @property
-    def accuracy(self) -> str:
-        """As eval.py prints it."""
+    def accuracy(self, classes: int) -> str:
+        """As eval.py prints it; of five classes or fewer, all are among the first five."""
         total = max(1, self.images)
-        top5 = f'top-5 {100 * self.right5 / total:.2f} %'
-        return f'acc:{self.right} total:{self.images} ratio:{self.right / total:.6g}  {top5}'
+        top5 = f'  top-5 {100 * self.right5 / total:.2f} %' if classes > 5 else ''
+        return f'acc:{self.right} total:{self.images} ratio:{self.right / total:.6g}{top5}'
 
     @property
     def timing(self) -> str:

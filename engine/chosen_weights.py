@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional
@@ -67,8 +68,20 @@ def settle(args: argparse.Namespace) -> tuple[Config, Path]:
         return cli.load_settled(args, path), path
     run = Path(cli.load_settled(args, None).output.dir)
     if not is_run(run):
-        raise UserError(f'{run} holds no run yet; train first, or name the weights with -w PATH')
+        raise UserError(f'{run} holds no run yet; {_runs_beside(run)}')
     return load_run_config(run, args.override), run
+
+
+def _runs_beside(run: Path) -> str:
+    """What to write instead of a run that is not there: the newest of those that are."""
+    folders = run.parent.iterdir() if run.parent.is_dir() else ()
+    runs = [folder for folder in folders if is_run(folder)]
+    if not runs:
+        return 'train first, or name the weights with -w PATH'
+    runs.sort(key=lambda folder: (folder / 'config.yaml').stat().st_mtime, reverse=True)
+    named = ', '.join(f'-w {shlex.quote(str(folder))}' for folder in runs[:5])
+    more = f' and {len(runs) - 5} more' if len(runs) > 5 else ''
+    return f'there are {named}{more}'
 
 
 def find_weights(path: Path) -> Weights:

@@ -33,7 +33,7 @@ _ours: set[str] = set()  # variables that an earlier call has set
 
 
 def prepare_cpu() -> str:
-    """Set what Paddle's kernels need, before paddle is imported; returns one line about the CPU.
+    """Set what Paddle's kernels need, before paddle is imported; returns a line for a log.
 
     The wheel's MKL takes a slow path on AMD unless told otherwise, and Paddle uses one thread
     unless told otherwise: together a factor of 3 to 5 in training. Where paddle is imported already
@@ -61,6 +61,14 @@ def prepare_cpu() -> str:
         _set_threads_of_imported_paddle()
     _keep_freed_memory()
     return 'CPU: ' + ', '.join(told)
+
+
+def describe_cpu(*, onednn: bool = False) -> str:
+    """`CPU: 2 threads, oneDNN`, for the console, once prepare_cpu has been called."""
+    threads = os.environ['OMP_NUM_THREADS']
+    text = '1 thread' if threads == '1' else f'{threads} threads'
+    whose = '' if 'OMP_NUM_THREADS' in _ours else ' (your OMP_NUM_THREADS)'
+    return f'CPU: {text}{whose}{", oneDNN" if onednn else ""}'
 
 
 def may_have_npu() -> bool:

@@ -17,7 +17,9 @@ import pytest
 from conftest import REPOSITORY, TINY
 from PIL import Image
 
+import eval as evaluation_command
 from engine import chosen_weights, data, models, plots
+from engine.errors import UserError
 from engine.evaluation import evaluate
 from engine.run_folder import load_run_config
 from engine.weights import load_weights
@@ -73,8 +75,7 @@ def test_console_lines_are_those_that_scripts_grep_for(finished):
     assert re.search(r'^iter:0  loss:\d\.\d{4}(  \S+)+$', out, re.M)
     assert re.search(r'^iter:4  loss:\d\.\d{4}', out, re.M)
     assert re.search(r'^acc:\d+ total:80 ratio:0\.\d+$', out, re.M)
-    assert 'OMP_NUM_THREADS=' in out
-    assert 'device: cpu' in out
+    assert re.match(r'CPU: \d+ threads?( \(your OMP_NUM_THREADS\))?(, oneDNN)?\ndevice: cpu', out)
 
 
 def test_run_folder_holds_everything_that_is_promised(finished):
@@ -98,9 +99,11 @@ def test_metrics_are_one_json_line_an_epoch_and_agree_with_the_log(finished):
     assert records[-1]['step'] == 15
 
 
-def test_plain_log_has_what_the_pipe_has(finished):
+def test_plain_log_has_what_the_pipe_has_and_the_settings_of_the_cpu(finished):
     run, out = finished
-    assert (run / 'train.log').read_text() == out
+    first, settings, *lines = (run / 'train.log').read_text().splitlines()
+    assert settings.startswith('CPU: OMP_NUM_THREADS=')
+    assert [first, *lines] == out.splitlines()
 
 
 def test_the_picture_of_the_first_batch_is_what_the_network_was_given(finished, tmp_path):
@@ -461,6 +464,17 @@ def test_eval_refuses_in_one_line(finished, command, tmp_path, what):
     assert result.returncode == 2
     assert wanted in one_line(result.stderr)
     assert not sentinel.exists()
+
+
+def test_without_a_run_those_that_are_there_are_named(finished, monkeypatch):
+    run, _ = finished
+    monkeypatch.chdir(run.parent.parent)
+    monkeypatch.setattr(sys, 'argv', ['eval.py', '-c', 'wrn16_2_cifar10_short'])
+    with pytest.raises(UserError) as refused:
+        chosen_weights.settle(evaluation_command.parse_arguments())
+    assert str(refused.value) == (
+        'output/wrn16_2_cifar10_short holds no run yet; there are -w output/quickstart'
+    )
 
 
 def test_resuming_another_run_never_overwrites_this_one(finished, command, tmp_path):

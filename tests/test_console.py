@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import os
 import pty
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -18,8 +20,9 @@ import pytest
 from conftest import REPOSITORY, TINY
 
 import train
-from engine import cli, console
+from engine import cli, console, cpu_conv, environment
 from engine.checkpoint import load
+from engine.log import Log
 
 
 def trained(folder, monkeypatch, *overrides, columns=80):
@@ -32,7 +35,7 @@ def trained(folder, monkeypatch, *overrides, columns=80):
         reading = pool.submit(read_all, ours)
         with os.fdopen(theirs, 'w', encoding='utf-8') as terminal:
             patch.setattr(sys, 'stdout', terminal)
-            train.train(config, train.RunFolder(folder), None, [])
+            train.train(config, train.RunFolder(folder), None, Log())
         return reading.result().decode().replace('\r\n', '\n')
 
 
@@ -98,7 +101,7 @@ def test_training_goes_on_without_its_terminal_or_pipe(tmp_path, monkeypatch, ki
         console.outlive()
         print('a line', flush=True)
         assert begun.wait(10)
-        train.train(config, train.RunFolder(tmp_path / 'run'), None, [])
+        train.train(config, train.RunFolder(tmp_path / 'run'), None, Log())
         os.write(writer, b'as a library does it in C++')
     log = (tmp_path / 'run' / 'train.log').read_text()
     assert 'finished after epoch 2' in log
@@ -131,7 +134,7 @@ def test_a_terminal_that_is_closed_has_the_run_saved(tmp_path):
 NAMES = ['cat', 'caf\u00e9', '\u732b', '\U0001f431']  # ASCII, Latin-1, GBK, and none of these
 COMMAND = """
 import sys
-from engine import cli, console
+from engine import cli, console, cpu_conv, environment
 from engine.checkpoint import load
 def main():
     print('names:', *sys.argv[1:])
@@ -170,3 +173,42 @@ def test_closed_streams_end_nothing_and_no_file_takes_their_place(tmp_path, clos
     environment = {**os.environ, 'PYTHONPATH': str(REPOSITORY)}
     assert subprocess.run(arguments, cwd=tmp_path, env=environment).returncode == 0
     assert int((tmp_path / 'written').read_text()) > 2
+
+
+def test_a_batch_that_is_larger_than_the_training_set_and_a_rate_of_zero_are_said(
+    monkeypatch, tmp_path
+):
+    one_step = ('data.batch_size=1000', 'train.epochs=1', 'schedule.name=one_cycle')
+    out = trained(tmp_path / 'run', monkeypatch, *one_step, columns=200)
+    assert (
+        '\nstep: 1000 images; the training set has only 80: each epoch is one step '
+        '(data.batch_size)\n' in out
+    )
+    assert '\nthe learning rate is 0 in all 1 steps (schedule.name: one_cycle, ' in out
+    out = trained(tmp_path / 'good', monkeypatch, 'train.epochs=1', 'data.batch_size=80')
+    assert 'the training set has only' not in out
+    assert 'the learning rate is 0' not in out
+
+
+def test_the_end_of_a_training_names_what_can_be_done_with_it_to_be_copied(monkeypatch, tmp_path):
+    folder = tmp_path / 'a run'
+    out = trained(folder, monkeypatch, 'train.epochs=1', columns=200)
+    for command in ('python3 eval.py -w', 'python3 export.py -w'):
+        (line,) = (line for line in out.splitlines() if command in line)
+        assert shlex.split(line.partition(command)[2]) == [str(folder)]
+
+
+def test_the_first_line_is_short_and_the_log_has_the_settings(monkeypatch, tmp_path):
+    for whose, ours in (('', {'OMP_NUM_THREADS'}), (' (your OMP_NUM_THREADS)', set())):
+        monkeypatch.setattr(environment, '_ours', ours)
+        monkeypatch.setenv('OMP_NUM_THREADS', '2')
+        assert environment.describe_cpu() == f'CPU: 2 threads{whose}'
+        assert environment.describe_cpu(onednn=True) == f'CPU: 2 threads{whose}, oneDNN'
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    assert environment.describe_cpu().startswith('CPU: 1 thread (')
+    config = cli.configs.load_config(cli.DEFAULT_CONFIG, [])
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        log = train.open_log(config, 'CPU: OMP_NUM_THREADS=1 (because)', ['device: cpu'])
+    onednn = ', oneDNN' if cpu_conv.choose(config)[0] else ''
+    assert out.getvalue() == f'{environment.describe_cpu()}{onednn}\ndevice: cpu\n'
+    assert log._early[1] == 'CPU: OMP_NUM_THREADS=1 (because)'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import importlib
 import io
 import json
 import os
@@ -452,6 +453,14 @@ def test_labels_of_a_file_are_numbers_or_names_with_spaces(predict, tmp_path):
         assert len(json.loads(result.stdout)) == 4
         right = 2 + (indices[2] == 3) + (indices[3] == 6)
         assert f'\nacc:{right} total:4 ratio:{right / 4:g}  top-5 ' in result.stderr
+
+
+@pytest.mark.parametrize(('classes', 'told'), [(5, False), (6, True)])
+def test_five_classes_or_fewer_have_no_top_5_and_one_picture_is_one(classes, told):
+    tally = importlib.import_module('predict').Tally(images=1, right=1, right5=1, seconds=1)
+    line = 'acc:1 total:1 ratio:1' + ('  top-5 100.00 %' if told else '')
+    assert tally.accuracy(classes) == line
+    assert tally.timing.startswith('1 picture in 1.0 s, ')
 
 
 def test_labels_that_are_wrong_are_a_line_before_any_work(predict, tmp_path):

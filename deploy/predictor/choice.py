@@ -42,9 +42,10 @@ class Choice:
 
 def choose(description: Description, setting: Setting, *, tell: Callable[[str], None]) -> Choice:
     """UserError if no engine can run the model here; its text says what each one lacks."""
-    missing = {name: ENGINES[name].missing(description, setting) for name in ENGINES}
+    names = [name for name in ENGINES if name != 'tensorrt' or setting.kind != 'cpu']
+    missing = {name: ENGINES[name].missing(description, setting) for name in names}
     lacks = {name: lack for name, lack in missing.items() if lack is not None}
-    able = [name for name in ENGINES if name not in lacks]
+    able = [name for name in names if name not in lacks]
     if not able:
         raise none_of(lacks)
     if len(able) == 1:
