@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional, Sequence
 
 from engine import config as configs
-from engine import console, failures, job, settings
+from engine import console, failures, home, job, settings
 from engine.errors import EXIT_DIVERGED, EXIT_STOPPED, EXIT_USER, Diverged, Stopped, UserError
 from engine.run_folder import find_run, is_checkpoint, load_run_config
 
@@ -190,6 +190,7 @@ def load_settled(args: argparse.Namespace, path: Optional[Path]) -> configs.Conf
 def run(main: Callable[[], None]) -> None:
     """Run a command and leave with its exit code; only our own bugs show a traceback."""
     console.prepare()
+    home.keep_matplotlib_out()
     try:
         with failures.translated():
             main()

@@ -8,7 +8,10 @@ import functools
 import os
 import shutil
 import tempfile
+from pathlib import Path
 from typing import Iterator
+
+from predictor import machine
 
 HOMES = ('HOME', 'USERPROFILE')  # of Unix, and of Windows
 
@@ -39,6 +42,21 @@ def keep_to_static_out() -> None:
     from paddle.jit.dy2static import utils
 
     utils.get_temp_dir = _folder
+
+
+def keep_matplotlib_out() -> None:
+    """Matplotlib's list of fonts goes into our own cache, or, where there is none, vanishes.
+
+    To be called before it is imported. What the user has set stays.
+    """
+    if 'MPLCONFIGDIR' in os.environ:
+        return
+    folder = machine.CACHE / 'matplotlib'
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        folder = Path(tempfile.mkdtemp(prefix='matplotlib-'))
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ['MPLCONFIGDIR'] = str(folder)
 
 
 @functools.cache
