@@ -1,14 +1,16 @@
-"""Measure a network: python3 eval.py [-c configs/....yaml] [-o key=value ...] [-w WEIGHTS]"""
+"""Measure a network: python3 eval.py [-c configs/....yaml] [-o key=value ...] [-w WEIGHTS] [...]"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 from engine import chosen_weights, cli, environment, job, runtime
 from engine.chosen_weights import Weights
 from engine.config import Config
+from engine.errors import UserError
+from engine.files import can_be_written
 from engine.run_folder import find_run
 
 if TYPE_CHECKING:  # these import paddle, which waits until the arguments are known to be good
@@ -20,13 +22,15 @@ def main() -> None:
     args = parse_arguments()
     job.join()
     config, path = chosen_weights.settle(args)
+    if args.output is not None:
+        require_writable(args.output)
     weights = chosen_weights.find_weights(path)
     environment.prepare_cpu()
     machine = [environment.describe_cpu(), runtime.start_paddle(config.device)]
     config = chosen_weights.with_their_normalisation(config, weights.content, machine.append)
     if job.RANK == 0:
         print(*machine, sep='\n')
-    evaluate(config, weights)
+    evaluate(config, weights, args.output)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,10 +40,22 @@ def parse_arguments() -> argparse.Namespace:
         training=False,
     )
     chosen_weights.add_option(parser)
+    parser.add_argument(
+        '--output',
+        type=Path,
+        metavar='DIR',
+        help="where the report goes (default: eval/ in the weights' run, or next to the runs)",
+    )
     return parser.parse_args()
 
 
-def evaluate(config: Config, weights: Weights) -> None:
+def require_writable(folder: Path) -> None:
+    """UserError, before anything slow, where no report can be written."""
+    if not can_be_written(folder):
+        raise UserError(f'--output {folder}: nothing can be written there')
+
+
+def evaluate(config: Config, weights: Weights, output: Optional[Path]) -> None:
     """Measure, print, and write the report."""
     from engine import cpu_inference, data, evaluation, models
     from engine.weights import fit_weights
@@ -68,11 +84,17 @@ def evaluate(config: Config, weights: Weights) -> None:
     top5 = f'top-5 {100 * result.top5:.2f} %, ' if classes > 5 else ''
     speed = f'{len(result.labels) / result.seconds:.0f} images/s'
     print(f'{views}{top5}loss {result.loss:.4f}, {speed}')
-    write_report(config, weights, dataset, result, classes)
+    folder = output or report_folder(config, weights.path)
+    write_report(config, weights, dataset, result, classes, folder)
 
 
 def write_report(
-    config: Config, weights: Weights, dataset: DataSet, result: Evaluation, classes: int
+    config: Config,
+    weights: Weights,
+    dataset: DataSet,
+    result: Evaluation,
+    classes: int,
+    folder: Path,
 ) -> None:
     """The table of classes on the console, everything else in a folder."""
     from engine import fonts, report
@@ -86,7 +108,9 @@ def write_report(
         'model': config.model.name,
         'views': config.eval.views,
     }
-    folder = report_folder(config, weights.path)
+    if not can_be_written(folder):  # of a run on a read-only disk, the figures are enough
+        print(f'no report: nothing can be written in {folder}; --output DIR puts it elsewhere')
+        return
     run = find_run(weights.path)
     of = f'{run.resolve().name}, {weights.path.stem}' if run else weights.path.name
     boxes = fonts.choose([of, *names])

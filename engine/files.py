@@ -91,6 +91,12 @@ def sync_tree(folder: Path) -> None:
     sync_folder(folder)
 
 
+def can_be_written(folder: Path) -> bool:
+    """Whether files can be made in a folder that is there, or can be made."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Within the block no other process has this file or folder locked; waits for that.

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Iterator
 
+from engine.files import can_be_written
 from predictor import machine
 
 HOMES = ('HOME', 'USERPROFILE')  # of Unix, and of Windows
@@ -52,8 +53,7 @@ def keep_matplotlib_out() -> None:
     if 'MPLCONFIGDIR' in os.environ:
         return
     folder = machine.CACHE / 'matplotlib'
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
+    if not can_be_written(folder):
         folder = Path(tempfile.mkdtemp(prefix='matplotlib-'))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ['MPLCONFIGDIR'] = str(folder)

@@ -447,6 +447,26 @@ def test_eval_of_best_and_of_a_lone_copy_of_it_agree(finished, command, tmp_path
     assert line.search(inside.stdout).group() == line.search(outside.stdout).group()
 
 
+def test_the_report_of_a_run_that_cannot_be_written_to_goes_elsewhere(finished, tmp_path, command):
+    """A file where the folder would be stands for the read-only disk."""
+    run = shutil.copytree(finished[0], tmp_path / 'run')
+    shutil.rmtree(run / 'eval', ignore_errors=True)
+    (run / 'eval').write_text('')
+    before = sorted(run.rglob('*'))
+    result = command('eval.py', '-w', str(run))
+    assert result.returncode == 0, result.stderr
+    assert 'total:80' in result.stdout
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith(f'no report: nothing can be written in {run}/eval/epoch_0003; --output')
+    elsewhere = command('eval.py', '-w', str(run), '--output', 'deep/report')
+    assert elsewhere.returncode == 0, elsewhere.stderr
+    assert json.loads((tmp_path / 'deep' / 'report' / 'eval.json').read_text())['total'] == 80
+    refused = command('eval.py', '-w', str(run), '--output', f'{run}/eval/report')
+    assert refused.returncode == 2
+    assert 'nothing can be written' in one_line(refused.stderr)
+    assert sorted(run.rglob('*')) == before
+
+
 @pytest.mark.parametrize('what', ['missing', 'no run', 'other model', 'code'])
 def test_eval_refuses_in_one_line(finished, command, tmp_path, what):
     run, _ = finished
