@@ -93,6 +93,21 @@ def answer(**more: object) -> dict:
     }
 
 
+# Word -> on how many lines it stands, of the names of classes.
+LINES_OF_WORDS = r"""() => {
+  const found = {};
+  for (const { firstChild: text } of document.querySelectorAll('.name')) {
+    for (const { 0: word, index } of text.data.matchAll(/\S+/g)) {
+      const range = document.createRange();
+      range.setStart(text, index);
+      range.setEnd(text, index + word.length);
+      found[word] = range.getClientRects().length;
+    }
+  }
+  return found;
+}"""
+
+
 @pytest.fixture(scope='module')
 def chromium():
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -467,6 +482,26 @@ def test_a_phone_scrolls_in_one_direction(visit, expect):
     assert page.evaluate(widths) == [360, 360, 360]
     expect(page.get_by_text('Choose pictures')).to_be_visible()
     expect(page.get_by_text('Take a picture')).to_be_visible()
+
+
+def test_on_a_narrow_screen_words_stay_whole_and_the_foot_short(visit, expect):
+    reason = 'onnxruntime 1234.5, openvino 1100.1 images/s, as tried on 2026-01-01'
+
+    def prepare(page):
+        about = {'reason': reason, 'engine': 'onnxruntime'}
+        change = lambda route: route.fulfill(json={**route.fetch().json(), **about})  # noqa: E731
+        page.route('**/about', change)
+
+    page = visit(prepare, viewport={'width': 320, 'height': 700})
+    texts = ['Siberian husky', 'white wolf, Canis tundrarum', '西伯利亚雪橇犬']
+    names = [{'name': name, 'index': 0, 'probability': 0.393} for name in texts]
+    page.route('**/classify*', lambda route: route.fulfill(json=answer(classes=names)), times=1)
+    give(page, part('a.png'))
+    expect(page.locator('.name')).to_have_count(3)
+    assert page.evaluate(LINES_OF_WORDS) == dict.fromkeys(' '.join(texts).split(), 1)
+    expect(page.locator('#reason')).to_be_hidden()
+    page.get_by_text('Why ONNX Runtime').click()
+    assert page.locator('#reason li').all_text_contents() == reason.split(', ')
 
 
 def test_names_are_text_and_never_markup(visit, expect):

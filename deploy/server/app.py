@@ -224,7 +224,7 @@ class Service:
                 'model': self._description.model,
                 'classes': len(self._description.classes),
                 'engine': self._first.engine,
-                'reason': self._first.reason,
+                'reason': self._first.reason.partition(f', {machine.CACHE}')[0],  # no paths
                 'input': {'size': image.size, 'resize': image.resize},
                 'accuracy': self._description.accuracy,
                 'limits': {'bytes': limits.body_bytes, 'pixels': limits.pixels},

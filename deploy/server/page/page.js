@@ -43,6 +43,8 @@ const drawing = turns(2);
 
 let about = null;
 
+const items = (texts) => texts.map((text) => Object.assign(document.createElement('li'), { textContent: text }));
+
 async function introduce() {
   let facts = ['The server cannot be reached.'];
   try {
@@ -56,11 +58,13 @@ async function introduce() {
     document.title = `${model} – image classification`;
     $('#model').textContent = model;
     $('#hint').textContent = `Each up to ${mebibytes(limits.bytes)} and ${megapixels(limits.pixels)}`;
-    $('#reason').textContent = reason ? `${engine}: ${reason}` : '';
+    $('#why').hidden = !reason;
+    $('#why summary').textContent = `Why ${engine}`;
+    $('#reason').replaceChildren(...items(reason.split(/[,;] /)));
   } catch {
     about = null;
   } finally {
-    $('#facts').replaceChildren(...facts.map((text) => Object.assign(document.createElement('li'), { textContent: text })));
+    $('#facts').replaceChildren(...items(facts));
   }
 }
 
