@@ -47,7 +47,8 @@ def main() -> int:
     print(table(series), flush=True)
     if args.output:
         content = {**about, 'left_out': lacks, 'series': [one.as_json() for one in series]}
-        write_new(args.output, (json.dumps(content, indent=1) + '\n').encode())
+        text = json.dumps(content, indent=1, ensure_ascii=False) + '\n'
+        write_new(args.output, text.encode(errors='backslashreplace'))
     if not any(one.samples for one in series):
         raise UserError('no engine runs this model here')
     if args.plot:

@@ -191,11 +191,17 @@ def _original(replaced: Path) -> Path:
     return replaced.with_name(replaced.name[1 : -len('.replaced')])
 
 
+def _as_json(content: Any) -> bytes:
+    """To be read by people, too: Chinese as it is, and only what is no text as \\udc80."""
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    return text.encode(errors='backslashreplace')
+
+
 def _write(folder: Path, snapshot: Snapshot, *, saved_at: float) -> None:
     writers: dict[str, Callable[[BinaryIO], Any]] = {
         MODEL: lambda file: write_arrays(file, snapshot.model),
         OPTIMIZER: lambda file: write_arrays(file, snapshot.optimizer),
-        STATE: lambda file: file.write(json.dumps(snapshot.state, indent=1).encode()),
+        STATE: lambda file: file.write(_as_json(snapshot.state)),
     }
     if snapshot.ema is not None:
         ema = snapshot.ema
@@ -206,7 +212,7 @@ def _write(folder: Path, snapshot: Snapshot, *, saved_at: float) -> None:
         files[name] = {'bytes': content.nbytes, 'sha256': hashlib.sha256(content).hexdigest()}
         _write_synced(folder / name, content)
     manifest = {'saved_at': saved_at, 'files': files}
-    _write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    _write_synced(folder / MANIFEST, _as_json(manifest))
     sync_folder(folder)
 
 

@@ -7,6 +7,7 @@ import http.client
 import os
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Sequence
@@ -35,11 +36,28 @@ def download(urls: Sequence[str], target: Path, *, md5: str, timeout_s: float = 
                 _fetch(url, part, timeout_s)
                 _verify(part, md5)
         except (OSError, http.client.HTTPException) as error:
-            problems.append(f'{url}: {error}')
+            problems.append(_describe(url, error))
             continue
         os.replace(part, target)
         return
     raise OSError('; '.join(problems) or 'no address to download from')
+
+
+def _describe(url: str, error: Exception) -> str:
+    """Who failed, and how: with a proxy in between, what fails before an answer is the proxy."""
+    address = urllib.parse.urlsplit(url)
+    proxy = urllib.request.getproxies().get(address.scheme)
+    text = str(getattr(error, 'reason', None) or error)
+    if isinstance(error, urllib.error.HTTPError):
+        text = f'{error.code} {text}'
+    if not proxy or urllib.request.proxy_bypass(address.hostname or ''):
+        return f'{url}: {text}'
+    where = proxy.rpartition('//')[2].rpartition('@')[2].rstrip('/')  # without its password
+    named = f'the proxy {where} ({address.scheme}_proxy)'
+    answered = isinstance(error, urllib.error.HTTPError) and error.code != 407
+    if answered or not isinstance(error, urllib.error.URLError):
+        return f'{url}, through {named}: {text}'
+    return f'{named} does not lead to {url}: {text}'
 
 
 def _continue(url: str, part: Path, md5: str, timeout_s: float) -> None:

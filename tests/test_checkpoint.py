@@ -39,7 +39,7 @@ def snapshot(number: int, *, ema: bool = True, size: int = 50) -> Snapshot:
         model=arrays('conv1.weight fc.bias'),
         optimizer=arrays('conv1.weight/velocity_0'),
         ema=arrays('conv1.weight fc.bias') if ema else None,
-        state={'epoch': number, 'classes': ['cat', 'größer'], 'progress': {'best': 0.1 + 0.2}},
+        state={'epoch': number, 'classes': ['größer', '猫', '\udcb0'], 'best': 0.1 + 0.2},
     )
 
 
@@ -73,6 +73,7 @@ def names(folder: Path) -> list[str]:
 def test_round_trip(tmp_path, ema):
     saved = snapshot(1, ema=ema)
     path = Checkpoints(tmp_path / 'deep' / 'checkpoints').save('epoch_0001', saved)
+    assert '"größer",\n  "猫"' in (path / 'state.json').read_text(encoding='utf-8')
     found, warnings = newest(tmp_path / 'deep' / 'checkpoints')
     assert_equal(found, saved)
     assert warnings == []

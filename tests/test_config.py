@@ -952,6 +952,8 @@ def test_every_text_survives_writing_and_reading(written, text):
 def test_chinese_is_written_as_it_is(written):
     config = load_config(written(''), ['data.root=图片'])
     assert 'root: 图片\n' in to_yaml(config)
+    odd = load_config(written(''), ['data.root=\udcb0猫'])  # a name in another encoding
+    assert load_config(written(to_yaml(odd))).data.root == '\udcb0猫'
 
 
 def test_a_config_cannot_be_changed(written):

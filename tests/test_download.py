@@ -5,6 +5,7 @@ import hashlib
 import socket
 import threading
 import time
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -240,3 +241,72 @@ def test_a_refused_connection_is_an_os_error(target):
 def test_no_address_is_an_os_error_too(target):
     with pytest.raises(OSError, match='no address'):
         download([], target, md5=MD5)
+
+
+@pytest.fixture
+def proxy(serve, monkeypatch):
+    """Go through this server, or through a port that nobody listens on."""
+
+    def through(address, scheme='http'):
+        for name in ('http_proxy', 'https_proxy', 'no_proxy', 'REQUEST_METHOD'):
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.upper(), raising=False)
+        monkeypatch.setenv(f'{scheme}_proxy', address)
+        monkeypatch.setattr(urllib.request, '_opener', None)  # which keeps the proxies
+
+    return through
+
+
+def forbidden(handler, start):
+    handler.send_error(403)
+
+
+def wants_a_password(handler, start):
+    handler.send_error(407)
+
+
+@pytest.mark.parametrize('scheme', ['http', 'https'])
+def test_a_proxy_that_is_not_there_is_named_and_not_the_server(target, proxy, scheme):
+    port = refused_port()
+    proxy(f'http://me:secret@127.0.0.1:{port}', scheme)
+    with pytest.raises(OSError, match='refused') as caught:
+        download([f'{scheme}://example.invalid/file'], target, md5=MD5)
+    assert str(caught.value).startswith(
+        f'the proxy 127.0.0.1:{port} ({scheme}_proxy) does not lead to {scheme}://example.invalid/'
+    )
+    assert 'secret' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('answer', 'start'),
+    [
+        (forbidden, 'http://example.invalid/file, through the proxy 127.0.0.1:{}'),
+        (wants_a_password, 'the proxy 127.0.0.1:{} (http_proxy) does not lead to http://example.'),
+    ],
+)
+def test_a_proxy_that_refuses_is_named(serve, target, proxy, answer, start):
+    server = serve(answer)
+    port = server.url.split(':')[2].split('/')[0]
+    proxy(f'http://127.0.0.1:{port}')
+    with pytest.raises(OSError, match=r'40[37] ') as caught:
+        download(['http://example.invalid/file'], target, md5=MD5)
+    assert str(caught.value).startswith(start.format(port))
+
+
+def test_a_proxy_that_refuses_a_tunnel_is_named(serve, target, proxy):
+    server = serve(sound)  # which knows no CONNECT
+    proxy(server.url.rpartition('/')[0], 'https')
+    with pytest.raises(OSError, match='Tunnel connection failed: 501') as caught:
+        download(['https://example.invalid/file'], target, md5=MD5)
+    assert str(caught.value).startswith('the proxy 127.0.0.1:')
+    assert ' (https_proxy) does not lead to https://example.invalid/file: ' in str(caught.value)
+
+
+def test_each_mirror_that_failed_is_named(serve, target, monkeypatch):
+    monkeypatch.setenv('no_proxy', '*')
+    first, second = serve(not_found), serve(another_file)
+    with pytest.raises(OSError, match='; ') as caught:
+        download([first.url, second.url], target, md5=MD5)
+    text = str(caught.value)
+    assert text.startswith(f'{first.url}: 404 ')
+    assert f'; {second.url}: MD5 is ' in text

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import unicodedata
 import zlib
 from dataclasses import dataclass
@@ -135,7 +136,9 @@ def _split(root: Path, words: Sequence[str], key: str) -> Optional[Path]:
     for word in words:
         own = [name for name in names if split_word(name) == word]
         if len(own) > 1 and word not in own:
-            raise UserError(f'{root} has {" and ".join(own)}: choose with -o {key}={own[0]}')
+            raise UserError(
+                f'{root} has {" and ".join(own)}: choose with -o {key}={shlex.quote(own[0])}'
+            )
         if own:
             return root / (word if word in own else own[0])
     return None
