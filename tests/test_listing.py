@@ -129,6 +129,9 @@ def test_what_pillow_reads_is_read_by_training_and_deploy(name, kind, tmp_path):
     there = open_picture(data).pixels()
     np.testing.assert_array_equal(there, np.asarray(pictures.read_picture(data)))
     assert np.abs(there.astype(int) - PIXELS).mean() < 3
+    for length in (20, 100, len(data) // 2):
+        with pytest.raises(pictures.BadPicture, match=r'^is damaged \('):
+            pictures.read_picture(data[:length])
     suffix = listing.OPTIONAL[name][0][0]
     touch(tmp_path, f'a{suffix}')
     assert len(list(folder.walk(str(tmp_path)))) == 1

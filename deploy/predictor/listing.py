@@ -9,7 +9,7 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Iterator, Optional, Sequence
 
 JPEG_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.jfi', '.jif', '.pjpeg', '.pjp')
 OTHER_SUFFIXES = ('.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.pbm', '.pnm')
@@ -61,12 +61,17 @@ def is_passed_over(name: str) -> bool:
     return name[:1] == '.' or lower in SYSTEM_NAMES or bool(_CHKDSK.fullmatch(lower))
 
 
-def what_it_is(data: bytes) -> str:
-    """Of a file that no decoder here takes: 'is HEIC, which ...', by its first bytes."""
+def what_it_is(data: bytes, readable: Sequence[str]) -> str:
+    """Of a file that no decoder here takes: 'is HEIC, which ...', by its first bytes.
+
+    readable: names of formats in OPTIONAL that are read here, so that the file must be damaged
+    """
     if not data:
         return 'is empty'
     for start, pattern, name in _PICTURES:
         if re.match(pattern, data[start : start + 1024]):
+            if name in readable:
+                return f'is damaged ({name} that cannot be decoded)'
             return f'is {name}, which is not read here; convert it to JPEG or PNG'
     for start, pattern, name in _OTHERS:
         if re.match(pattern, data[start : start + 1024]):

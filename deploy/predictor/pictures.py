@@ -74,7 +74,8 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        raise BadPicture(listing.what_it_is(data)) from None
+        readable = [name for name, own in _OPTIONAL.items() if own in FORMATS]
+        raise BadPicture(listing.what_it_is(data, readable)) from None
     except Exception as error:  # a damaged header can raise anything at all
         raise BadPicture(f'is damaged ({_first_line(error)})') from None
     require_moderate(image.width, image.height, max_pixels)
