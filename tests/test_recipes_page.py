@@ -1,4 +1,4 @@
-"""docs/recipes.md says what the configs do: key by key, in both languages."""
+"""docs/recipes.md says what the configs do, and migrating.md what there is, in both languages."""
 
 from __future__ import annotations
 
@@ -66,3 +66,17 @@ def test_sources_name_a_line():
     for row in rows:
         source = row.split(' | ')[2]
         assert source == 'ours' or re.fullmatch(r'([\w./-]+:\d+(, | / )?)+', source), row
+
+
+def test_what_the_migrating_page_names_is_there():
+    pages = [REPOSITORY / folder / 'migrating.md' for folder in ('docs', 'docs/zh_cn')]
+    english, chinese = (page.read_text(encoding='utf-8') for page in pages)
+    for prefix in ('| ', '## '):
+        counts = [sum(x.startswith(prefix) for x in t.splitlines()) for t in (english, chinese)]
+        assert counts[0] == counts[1] > 4
+    sections = '|'.join(known for known in to_dict(Config()) if known not in ('seed', 'device'))
+    keys = {*re.findall(rf'\b(?:{sections})\.(?!py\b|log\b|pdparams\b)\w+', english)}
+    assert keys <= {*settings.leaves(Config)}
+    assert all(key in chinese for key in keys)
+    for name in re.findall(r'configs/\w+\.yaml', english):
+        assert (REPOSITORY / name).is_file()

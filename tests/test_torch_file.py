@@ -158,6 +158,7 @@ def test_other_zip_archives_are_named(tmp_path):
         (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n', 'git lfs pull'),
         (b'<!DOCTYPE html><html><body>404</body></html>', 'web page'),
         (bytes(257) + b'ustar' + bytes(500), 'tar archive'),
+        (b'\xd8^:\x7f\xb5\x7fb\x8d', 'encrypted by MindSpore'),
         (b'', 'damaged'),
     ],
 )

@@ -65,6 +65,9 @@ _NO_WEIGHTS = {  # how files begin that people take for weights
     b'<!DOCTYPE': 'is a web page: the download has not delivered the weights',
     b'<!doctype': 'is a web page: the download has not delivered the weights',
     b'<html': 'is a web page: the download has not delivered the weights',
+    **dict.fromkeys(  # of AES-GCM, and of AES-CBC and SM4-CBC
+        (b'\xd8^:\x7f', b'\xd9^:\x7f'), 'is encrypted by MindSpore: save it without enc_key'
+    ),
 }
 _NO_WEIGHT_FILES = {  # and how they are called
     **dict.fromkeys(('.json', '.yml', '.yaml'), 'describes a model'),

@@ -17,9 +17,9 @@ from engine.weights.foreign import looks_like
 _DESCRIPTION = """Work on weight files, without Paddle and without running anything in them.
 
 convert reads a weight file of paddle.vision, PaddleClas, Paddle Contrib,
-torchvision, timm or xternalz/WideResNet-pytorch and writes it under the names of
-this repository, for train.py's model.pretrained and eval.py's -w (which read the
-same files directly, too)."""
+torchvision, timm, mmpretrain, xternalz/WideResNet-pytorch or MindSpore's ResNeXts
+and writes it under the names of this repository, for train.py's model.pretrained
+and eval.py's -w (which read the same files directly, too)."""
 
 _EXAMPLE = 'python3 -m engine.weights convert resnext50.pth resnext50.pdparams'
 
@@ -41,8 +41,8 @@ def parse_arguments() -> argparse.Namespace:
     command.add_argument(
         'input',
         metavar='IN',
-        help='a .pdparams, .pth, .pth.tar, .pt, .bin or .safetensors (by content, not by suffix), '
-        "or the name of paddle.vision's weights, e.g. resnext50_32x4d",
+        help='a .pdparams, .pth, .pth.tar, .pt, .bin, .ckpt or .safetensors (by content, not by '
+        "suffix), or the name of paddle.vision's weights, e.g. resnext50_32x4d",
     )
     command.add_argument('output', metavar='OUT', help='a new .pdparams or .safetensors')
     return parser.parse_args()
