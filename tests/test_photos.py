@@ -158,7 +158,9 @@ def test_a_batch_keeps_its_memory_as_long_as_anybody_has_a_part_of_it(files, mon
 
 
 def test_memory_of_batches_that_are_gone_is_used_again(files):
-    addresses = [batch.images.__array_interface__['data'][0] for batch in batches_of(files, batch_size=2)]
+    addresses = [
+        batch.images.__array_interface__['data'][0] for batch in batches_of(files, batch_size=2)
+    ]
     assert len(addresses) == 15
     assert len(set(addresses)) <= photos.AHEAD + 3
 
