@@ -4,12 +4,15 @@ against Pillow's own resize, training against its definition."""
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import cv2
 import numpy as np
 import picture_files
 import pytest
 import simplejpeg
+from conftest import REPOSITORY
 from PIL import Image
 
 from engine.data.pictures import EvalView, TrainView, open_picture, resized
@@ -68,6 +71,24 @@ def test_changed_bytes_never_raise_anything_but_bad_picture():
             except BadPicture:
                 found += 1
     assert found > 100
+
+
+def test_damaged_exif_prints_nothing(tmp_path):
+    exif = Image.Exif()
+    exif[0x010E], exif[0x0112] = 'a long description' * 3, 6
+    for cut in range(12, len(exif.tobytes()), 5):
+        data = picture_files.jpeg(picture_files.smooth(), exif=exif.tobytes()[:cut])
+        (tmp_path / f'{cut}.jpg').write_bytes(data)
+        data = picture_files.encode(picture_files.smooth(), 'PNG', exif=exif.tobytes()[:cut])
+        (tmp_path / f'{cut}.png').write_bytes(data)
+    code = (
+        'import sys, pathlib; from engine.data.pictures import open_picture\n'
+        'for path in pathlib.Path(sys.argv[1]).iterdir(): open_picture(path.read_bytes()).pixels()'
+    )
+    command = [sys.executable, '-W', 'always', '-c', code, str(tmp_path)]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, '')
+    assert 'PIL' not in result.stderr
 
 
 def test_most_lost_sectors_of_a_jpeg_are_noticed():

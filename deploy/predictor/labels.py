@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import unicodedata
 from pathlib import Path
 from typing import Iterator, Sequence
 
@@ -89,6 +90,8 @@ def _place(folder: Path, picture: str) -> Path:
 def _class(name: str, where: str, classes: Sequence[str], *, by_number: bool = False) -> int:
     if by_number and name.isdecimal() and int(name) < len(classes):
         return int(name)
+    if name not in classes:
+        name = unicodedata.normalize('NFC', name)  # macOS writes é as two characters
     if name not in classes:
         some = ', '.join(classes[:3]) + (' ...' if len(classes) > 3 else '')
         raise UserError(f'{where}: {name!r} is no class of the model ({some})')

@@ -8,6 +8,7 @@ from typing import Iterator, Sequence
 
 from engine.errors import UserError
 
+UTF_16 = (b'\xff\xfe', b'\xfe\xff')  # as Windows calls Unicode
 # Of a flat folder's labels: Caffe's and PaddleClas's `name label`, and Kaggle's table.
 LABEL_LISTS = ('val.txt', 'val_list.txt', 'val_labels.txt', 'LOC_val_solution.csv')
 
@@ -51,13 +52,14 @@ def file_name(name: str) -> str:
 def _lines(path: Path) -> Iterator[tuple[int, list[tuple[str, str]]]]:
     """Line numbers and `readings` of the lines that are not empty."""
     try:
-        text = path.read_text(encoding='utf-8-sig')
+        data = path.read_bytes()
+        text = data.decode('utf-16' if data.startswith(UTF_16) else 'utf-8-sig')
     except UnicodeDecodeError:
         raise UserError(
             f'{path} cannot be read as a list of labels: it is not in UTF-8; save it as UTF-8'
         ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f'{path} cannot be read as a list of labels ({error})') from None
+    except OSError as error:
+        raise UserError(f'{path} cannot be read as a list of labels ({error.strerror})') from None
     for number, line in enumerate(text.split('\n'), 1):
         if line.strip() and not line.startswith('ImageId,'):
             yield number, readings(line, kaggle=path.suffix == '.csv')
