@@ -314,8 +314,9 @@ def test_the_confusion_plot_takes_every_such_name(tmp_path):
     from engine import plots
 
     names = ['polar bear', 'v1.0', '熊猫', 'a,b', '50 $']
-    plots.confusion(np.eye(5, dtype=np.int64), names, tmp_path / 'a.png')
-    plots.confusion(np.eye(300, dtype=np.int64), [f'熊{i}' for i in range(300)], tmp_path / 'b.png')
+    plots.confusion(np.eye(5, dtype=np.int64), names, tmp_path / 'a.png', of='run')
+    many = [f'熊{number}' for number in range(300)]
+    plots.confusion(np.eye(300, dtype=np.int64), many, tmp_path / 'b.png', of='run')
     assert (tmp_path / 'a.png').stat().st_size > 1000
     assert (tmp_path / 'b.png').stat().st_size > 1000
 
