@@ -17,7 +17,7 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-from engine import environment
+from engine import environment, home
 from engine.errors import UserError
 from engine.exported_folder import GRAPH, INPUT, ONNX, OUTPUT, VERSION
 
@@ -113,10 +113,17 @@ def _tidy(graph: Any) -> None:
             del graph.node[at]
 
 
-def load(model: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """As a function, by onnxruntime on the CPU. ImportError without onnxruntime."""
+def import_onnxruntime() -> Any:
+    """Without its telemetry: a device id in ~/.cache, and messages to its maker."""
+    os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')
     import onnxruntime
 
+    return onnxruntime
+
+
+def load(model: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """As a function, by onnxruntime on the CPU. ImportError without onnxruntime."""
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = environment.cores_per_process()
     session = onnxruntime.InferenceSession(str(model), options, providers=['CPUExecutionProvider'])
@@ -130,7 +137,8 @@ def load(model: Path) -> Callable[[np.ndarray], np.ndarray]:
 def _convert(graph: str, parameters: str) -> None:
     with os.fdopen(os.dup(1), 'wb') as answer:
         os.dup2(2, 1)  # what paddle2onnx prints, from Python and from C++
-        import paddle2onnx
+        with home.elsewhere():  # it imports paddle
+            import paddle2onnx
 
         # It is not to write a file: before that it would optimise, by packages that it installs.
         answer.write(paddle2onnx.export(graph, parameters, opset_version=OPSET, verbose=False))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ContextManager, Iterable, Iterator, Optio
 
 import numpy as np
 
-from engine import failures, job
+from engine import failures, home, job
 from engine.errors import EXIT_STOPPED, Stopped, UserError
 from installation import unused_card
 
@@ -318,7 +318,9 @@ def _import_quietly() -> Any:
     with warnings.catch_warnings(), contextlib.redirect_stderr(said):
         warnings.filterwarnings('ignore', message='No ccache found')
         warnings.filterwarnings('ignore', message='You are using GPU version Paddle')
-        import paddle
+        with home.elsewhere():
+            import paddle
+    home.keep_to_static_out()
     signal.signal(signal.SIGTERM, job.on_sigterm)  # Paddle's prints a dump that concerns nobody
     for line in said.getvalue().splitlines():
         if 'OMP_NUM_THREADS' not in line:

@@ -143,7 +143,7 @@ def _try_onednn(form: str, folder: Path, fed: np.ndarray, expected: list[np.ndar
 
 def _verify_onnx(folder: Path, fed: np.ndarray, expected: list[np.ndarray]) -> str:
     try:
-        import onnxruntime
+        onnxruntime = onnx_model.import_onnxruntime()
     except ImportError as error:
         return f'warning: {ONNX} was not run, for want of onnxruntime ({first_line(error)})'
     form = f'{ONNX} through onnxruntime {onnxruntime.__version__}'
@@ -235,7 +235,8 @@ def silence() -> Iterator[None]:
             os.dup2(nowhere.fileno(), 2)
         yield
     finally:
-        ctypes.CDLL(None).fflush(None)
+        with contextlib.suppress(OSError, TypeError):  # Windows
+            ctypes.CDLL(None).fflush(None)
         for number, descriptor in zip((1, 2), kept):
             os.dup2(descriptor, number)
             os.close(descriptor)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Callable, Union
+from typing import Any, Callable, Union
 
 from installation import SERVING, require
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from predictor import engines, machine
 from predictor.choice import Choice, choose
+from predictor.errors import UserError
 from predictor.folder import Description, open_folder
 from predictor.setting import Setting
 
@@ -49,10 +50,16 @@ class Predictor:
         self.setting = Setting(
             machine.find_device(device), threads or machine.cores(), batch, precision, onednn
         )
-        choice = Choice(engine, batch, 'as asked for')
-        if engine == 'auto':
-            choice = choose(self.description, self.setting, tell=tell)
-        self._take(choice)
+        try:
+            self._start(engine, tell)
+        except UserError as error:
+            # On a card nothing may start, for want of CUDA's libraries or of an engine for it.
+            for_cpus = engine != 'tensorrt' and precision != 'float16'
+            if device != 'auto' or self.setting.kind == 'cpu' or not for_cpus:
+                raise
+            tell(f'{self.setting.device} is left for the cpu: {error}')
+            self.setting = replace(self.setting, device='cpu')
+            self._start(engine, tell)
 
     @property
     def engine(self) -> str:
@@ -64,10 +71,13 @@ class Predictor:
         return self._choice.reason
 
     def another(self) -> Predictor:
-        """The same again, for another thread."""
+        """The same again, for another thread; on a card, both have the same weights."""
         twin = object.__new__(Predictor)
         twin.description, twin.setting = self.description, self.setting
-        twin._take(replace(self._choice, made=None))
+        engine: Any = self._engine
+        twin._take(
+            replace(self._choice, made=None if self.setting.kind == 'cpu' else engine.another())
+        )
         return twin
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
@@ -94,6 +104,12 @@ class Predictor:
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [N, size, size, 3] -> float32 [N, classes], each row's sum 1."""
         return softmax(self.logits(self.prepare(pixels)))
+
+    def _start(self, engine: str, tell: Callable[[str], None]) -> None:
+        choice = Choice(engine, self.setting.batch, 'as asked for')
+        if engine == 'auto':
+            choice = choose(self.description, self.setting, tell=tell)
+        self._take(choice)
 
     def _take(self, choice: Choice) -> None:
         self._engine = choice.made or engines.make(choice.engine, self.description, self.setting)

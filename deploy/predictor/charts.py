@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
 from typing import Any, Sequence
 
+from predictor import machine
+
+# Its list of fonts goes into our own cache, or where there is none, into a temporary folder.
+os.environ.setdefault('MPLCONFIGDIR', str(machine.CACHE / 'matplotlib'))
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator
 

@@ -16,8 +16,8 @@ from typing import Any, Callable, Iterator, Optional
 import numpy as np
 
 from predictor import machine
-from predictor.engines import ENGINES, in_a_line, make, none_of
-from predictor.errors import UserError
+from predictor.engines import ENGINES, make, none_of
+from predictor.errors import UserError, in_a_line
 from predictor.folder import Description
 from predictor.setting import Engine, Setting
 

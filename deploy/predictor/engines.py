@@ -5,10 +5,9 @@ Before one is made, its class says what it lacks here (`missing`), as one line, 
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from predictor.errors import UserError
+from predictor.errors import UserError, in_a_line
 from predictor.folder import Description
 from predictor.onnx_engines import OnnxRuntime, OpenVino
 from predictor.paddle_engine import Paddle
@@ -40,10 +39,3 @@ def none_of(lacks: dict[str, str]) -> UserError:
     """No engine can be had: what each one lacks."""
     each = '; '.join(f'{name}: {lack}' for name, lack in lacks.items())
     return UserError(f'no engine can run here ({each}); see deploy/requirements.txt')
-
-
-def in_a_line(error: Exception) -> str:
-    """What an engine says, without the headings, rules and C++ frames around it."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    said = [line for line in lines if not re.fullmatch(r'.*:|\d+ .*|[^a-zA-Z]*', line)]
-    return said[0] if said else type(error).__name__

@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 
 class UserError(Exception):
     """Input that cannot work. The text says what is wrong, where, and what to do."""
+
+
+def in_a_line(error: Exception) -> str:
+    """What an engine says, without the headings, rules and C++ frames around it."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if not re.fullmatch(r'.*:|\d+ .*|[^a-zA-Z]*', line)]
+    return said[0] if said else type(error).__name__

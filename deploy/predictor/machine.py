@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib.util
 import math
 import os
@@ -11,13 +12,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Optional
 
-from installation import unused_card
+from installation import built_for, unused_card
 from predictor.errors import UserError
 
+DRIVER = 'nvcuda.dll' if os.name == 'nt' else 'libcuda.so.1'  # NVIDIA's
 CGROUP = Path('/sys/fs/cgroup')
 _HOME = os.path.expanduser('~')  # '~' for a container's user who has none
 _CACHES = Path('/' if _HOME == '~' else _HOME, '.cache')
 CACHE = Path(os.environ.get('XDG_CACHE_HOME') or _CACHES) / 'wide-resnet-resnext'
+
+
+def may_have_npu() -> bool:
+    """Whether importing paddle loads plug-ins of devices: without the variable, those of pip."""
+    folder = os.environ.get('CUSTOM_DEVICE_ROOT')
+    return version('paddle-custom-npu') is not None if folder is None else folder != ''
 
 
 def find_device(wanted: str) -> str:
@@ -28,9 +36,8 @@ def find_device(wanted: str) -> str:
         raise UserError(f'--device {wanted}: auto, cpu, gpu, gpu:1, npu and npu:1 are known')
     if kind == 'cpu':
         return kind
-    hints = version('paddlepaddle-gpu'), version('paddle-custom-npu')
     # Importing paddle takes seconds: by itself, ask it only where it may know of a card.
-    maybe = any(hints) or bool(os.environ.get('CUSTOM_DEVICE_ROOT')) or kind != 'auto'
+    maybe = _may_have_gpu() or may_have_npu() or kind != 'auto'
     cards = _cards() if maybe else {}
     if kind == 'auto':
         return next((f'{name}:0' for name, count in cards.items() if count), 'cpu')
@@ -40,16 +47,33 @@ def find_device(wanted: str) -> str:
     return f'{kind}:{number or 0}'
 
 
+def _may_have_gpu() -> bool:
+    """Whether there is a package for one, and a card."""
+    return (built_for('gpu') or version('onnxruntime-gpu') is not None) and _nvidia_cards() > 0
+
+
 def _cards() -> dict[str, int]:
-    """How many there are. Without paddle, ONNX Runtime for GPUs is taken at its word."""
+    """How many there are."""
     if not installed('paddle'):
-        return {'gpu': 8 if version('onnxruntime-gpu') else 0, 'npu': 0}
+        return {'gpu': _nvidia_cards() if version('onnxruntime-gpu') else 0, 'npu': 0}
     from predictor.paddle_engine import import_paddle
 
     paddle = import_paddle()
     gpus = paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
+    if version('onnxruntime-gpu'):
+        gpus = max(gpus, _nvidia_cards())
     npus = [name for name in paddle.device.get_available_custom_device() if name.startswith('npu')]
     return {'gpu': gpus, 'npu': len(npus)}
+
+
+def _nvidia_cards() -> int:
+    """As the driver counts them, CUDA_VISIBLE_DEVICES included; 0 without a driver."""
+    count = ctypes.c_int(0)
+    with contextlib.suppress(OSError, AttributeError):
+        driver = ctypes.CDLL(DRIVER)
+        if driver.cuInit(0) == 0:
+            driver.cuDeviceGetCount(ctypes.byref(count))
+    return count.value
 
 
 def installed(module: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Any, Optional
 
 import numpy as np
@@ -23,14 +25,15 @@ class OnnxRuntime:
         return _onnx_missing(description, setting, 'onnxruntime')
 
     def __init__(self, description: Description, setting: Setting) -> None:
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = setting.threads
         options.log_severity_level = 3
         providers: list[Any] = ['CPUExecutionProvider']
         if setting.kind == 'gpu':
-            providers = [('CUDAExecutionProvider', {'device_id': setting.number})]
+            # By itself it tries all algorithms at the first batch of each size, for seconds.
+            options_of_cuda = {'device_id': setting.number, 'cudnn_conv_algo_search': 'HEURISTIC'}
+            providers = [('CUDAExecutionProvider', options_of_cuda)]
         self._session = onnxruntime.InferenceSession(
             str(description.onnx(setting.precision)), options, providers=providers
         )
@@ -38,6 +41,10 @@ class OnnxRuntime:
         if setting.kind == 'gpu' and 'CUDAExecutionProvider' not in self._session.get_providers():
             raise RuntimeError('onnxruntime-gpu does not find CUDA')
         self._names = [description.output], description.input.name
+
+    def another(self) -> OnnxRuntime:
+        """For another thread: a session answers any number of them."""
+        return self
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         outputs, name = self._names
@@ -54,9 +61,7 @@ class OpenVino:
         return _onnx_missing(description, setting, 'openvino')
 
     def __init__(self, description: Description, setting: Setting) -> None:
-        import openvino
-
-        core = openvino.Core()
+        core = import_openvino().Core()
         options = {
             'INFERENCE_NUM_THREADS': setting.threads,
             'INFERENCE_PRECISION_HINT': 'f32',  # by itself it takes bfloat16 where it is quicker
@@ -69,6 +74,27 @@ class OpenVino:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         (logits,) = self._request.infer([images], share_inputs=True).values()
         return np.array(logits)  # what it hands out is written again by the next call
+
+
+def import_onnxruntime() -> Any:
+    """Without its telemetry: a device id in ~/.cache, and messages to its maker."""
+    os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')  # its documented switch
+    import onnxruntime
+
+    return onnxruntime
+
+
+def import_openvino() -> Any:
+    """Without its telemetry: files in ~/intel, messages, and a crash where there is no home.
+
+    It does without where the package openvino_telemetry is missing, as it is here. The documented
+    switch, `opt_in_out --opt_out`, is a file in the user's home, too, and it sends a last message.
+    """
+    if 'openvino' not in sys.modules:
+        sys.modules.setdefault('openvino_telemetry', None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino
 
 
 def _onnx_missing(description: Description, setting: Setting, module: str) -> Optional[str]:

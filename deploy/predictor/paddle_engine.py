@@ -5,19 +5,32 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import sys
 import threading
 import warnings
+from pathlib import Path
 from typing import Any, Iterator, Optional
 
 import numpy as np
 
-from installation import paddle_problem
+from installation import built_for, paddle_problem
 from predictor import machine
+from predictor.errors import UserError
 from predictor.folder import Description
 from predictor.setting import Setting
 
 GPU_MEMORY_MB = 256  # to begin with; it grows
+# What Paddle's page on NPUs and PaddleX set; paddle-custom-npu reads them when it is loaded.
+NPU_FLAGS = {
+    'FLAGS_npu_storage_format': '0',  # no private layout: the plug-in warns of its accuracy
+    'FLAGS_npu_jit_compile': '0',  # no compiling of operators while answering
+    'FLAGS_npu_scale_aclnn': 'True',  # not CANN's old Power operator
+    'FLAGS_npu_split_aclnn': 'True',
+    'FLAGS_use_stride_kernel': '0',  # its kernels expect contiguous memory
+    'FLAGS_allocator_strategy': 'auto_growth',
+}
+PLUGIN = re.compile(r'Fail to open library: (\S+) with error: (.*)')
 _SILENCE = threading.Lock()  # or one thread would take another's silence for standard output
 
 
@@ -28,6 +41,12 @@ class Paddle:
     def missing(description: Description, setting: Setting) -> Optional[str]:
         if setting.precision == 'float16' and setting.kind == 'cpu':
             return 'float16 needs a GPU or an NPU'
+        if (
+            setting.precision == 'float16'
+            and setting.kind == 'npu'
+            and not _version().startswith('2')
+        ):
+            return 'Paddle 3 computes in float32 on an NPU, whatever is asked for'
         return paddle_missing(description, setting)
 
     def __init__(self, description: Description, setting: Setting) -> None:
@@ -35,10 +54,20 @@ class Paddle:
         config = self._config(inference, description, setting)
         config.disable_glog_info()
         with quiet():
-            self._predictor = inference.create_predictor(config)
-            self._input = self._predictor.get_input_handle(self._predictor.get_input_names()[0])
-            self._output = self._predictor.get_output_handle(self._predictor.get_output_names()[0])
+            self._open(inference.create_predictor(config))
             self(np.zeros((1, *description.input.shape), description.input.type))
+
+    def another(self) -> Paddle:
+        """For another thread, with the same weights."""
+        twin = object.__new__(type(self))
+        with quiet():
+            twin._open(self._predictor.clone())
+        return twin
+
+    def _open(self, predictor: Any) -> None:
+        self._predictor = predictor
+        self._input = predictor.get_input_handle(predictor.get_input_names()[0])
+        self._output = predictor.get_output_handle(predictor.get_output_names()[0])
 
     def _config(self, inference: Any, description: Description, setting: Setting) -> Any:
         config = inference.Config(str(description.graph), str(description.parameters))
@@ -71,21 +100,57 @@ def paddle_missing(description: Description, setting: Setting) -> Optional[str]:
         return 'paddlepaddle is not installed'
     if problem := paddle_problem():
         return problem
-    found = machine.version('paddlepaddle', 'paddlepaddle-gpu') or '3'
+    if setting.kind == 'gpu' and not built_for('gpu'):
+        return 'the installed Paddle is for CPUs'
+    found = _version()
     if description.graph.suffix == '.json' and found.startswith('2.'):
         return f'inference.json needs Paddle 3, and {found} is installed (export: --format pdmodel)'
     return None
 
 
+def _version() -> str:
+    """Of a paddle that was built under another name: taken for a new one."""
+    return machine.version('paddlepaddle', 'paddlepaddle-gpu') or '3.0.0'
+
+
 def import_paddle() -> Any:
+    """UserError where it, or its plug-in for an NPU, does not load."""
     # To be set before paddle is imported. MKL takes a slow path on AMD otherwise.
     os.environ.setdefault('GLOG_minloglevel', '2')
     os.environ.setdefault('MKL_DEBUG_CPU_TYPE', '5')
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of a missing ccache, with which it compiles plug-ins
-        import paddle
-        import paddle.inference
+    if machine.may_have_npu():
+        for name, value in NPU_FLAGS.items():
+            os.environ.setdefault(name, value)
+    try:
+        with warnings.catch_warnings(), _no_folders():
+            warnings.simplefilter('ignore')  # of a missing ccache, with which it compiles plug-ins
+            import paddle
+            import paddle.inference
+    except ImportError as error:
+        raise UserError(f'paddle does not load: {error}') from None
+    except ValueError as error:
+        reason = PLUGIN.search(str(error))
+        if reason is None:
+            raise
+        raise UserError(
+            f'the plug-in {reason[1]} cannot be loaded: {reason[2].strip()}; source the set_env.sh '
+            'of CANN and of its nnal/atb, or export CUSTOM_DEVICE_ROOT= to do without it'
+        ) from None
     return paddle
+
+
+@contextlib.contextmanager
+def _no_folders() -> Iterator[None]:
+    """Importing paddle leaves ~/.cache/paddle/dataset, empty, where a home can be written to."""
+    home = Path(os.path.expanduser('~'))
+    path = home / '.cache' / 'paddle' / 'dataset'
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 @contextlib.contextmanager
@@ -98,7 +163,8 @@ def quiet() -> Iterator[None]:
             os.dup2(nowhere, 1)
             yield
         finally:
-            ctypes.CDLL(None).fflush(None)  # what C has written there may be in its buffer still
+            with contextlib.suppress(OSError, TypeError):  # Windows
+                ctypes.CDLL(None).fflush(None)  # what C has written may be in its buffer still
             os.dup2(kept, 1)
             os.close(kept)
             os.close(nowhere)

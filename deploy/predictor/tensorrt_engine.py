@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
 from predictor import machine
+from predictor.errors import in_a_line
 from predictor.folder import PARAMETERS, Description
 from predictor.paddle_engine import Paddle, import_paddle, paddle_missing
 from predictor.setting import Setting
 
+DAY_S = 86400.0
 WORKSPACE = 1 << 30  # bytes that TensorRT may use while it builds
 
 
@@ -27,10 +31,11 @@ class TensorRT(Paddle):
             return f'TensorRT needs an NVIDIA GPU, and the device is {setting.device}'
         if paddle_missing(description, setting):
             return paddle_missing(description, setting)
-        if description.graph.suffix == '.pdmodel':
-            return None
-        if not machine.installed('tensorrt'):
-            return 'the package tensorrt is not installed'
+        if description.input.type == 'uint8':
+            return 'it takes no uint8: export the model without --uint8'
+        lack = _tensorrt_missing(description.graph.suffix == '.pdmodel')
+        if lack or description.graph.suffix == '.pdmodel':
+            return lack
         if setting.number:  # paddle.tensorrt.convert knows no other
             return 'it builds on gpu:0 alone; choose the card with CUDA_VISIBLE_DEVICES'
         return None
@@ -38,7 +43,8 @@ class TensorRT(Paddle):
     def _config(self, inference: Any, description: Description, setting: Setting) -> Any:
         paddle = import_paddle()
         card = paddle.device.cuda.get_device_name(setting.number).replace(' ', '_')
-        name = f'{description.identity}-{card}-{paddle.__version__}'
+        tensorrt = '.'.join(map(str, _found(description.graph.suffix == '.pdmodel')))
+        name = f'{description.identity}-{card}-{paddle.__version__}-{tensorrt}'
         cache = machine.CACHE / 'tensorrt' / f'{name}-{setting.precision}-{setting.batch}'
         cache.mkdir(parents=True, exist_ok=True)
         if description.graph.suffix == '.pdmodel':
@@ -71,6 +77,33 @@ class TensorRT(Paddle):
         return config
 
 
+def _tensorrt_missing(old: bool) -> Optional[str]:
+    """Whether there is the TensorRT that this paddle was built with. `old`: for .pdmodel."""
+    wanted = import_paddle().inference.get_trt_compile_version()
+    if not any(wanted):
+        return 'this paddle was built without TensorRT'
+    text = '.'.join(map(str, wanted))
+    try:
+        found = _found(old)
+    except Exception as error:  # from C++, where there is no library
+        return f'TensorRT {text} is not found ({in_a_line(error)})'
+    if found[0] != wanted[0]:
+        return f'this paddle needs TensorRT {text}, and {".".join(map(str, found))} is installed'
+    if not old and not machine.installed('paddle.tensorrt'):
+        return 'this paddle has no paddle.tensorrt'
+    return None
+
+
+def _found(old: bool) -> list[int]:
+    """The version of TensorRT that is used: of the library, or of the Python package."""
+    if old:
+        return list(import_paddle().inference.get_trt_runtime_version())
+    version = machine.version('tensorrt', 'tensorrt-cu11', 'tensorrt-cu12', 'tensorrt-cu13')
+    if version is None:
+        raise RuntimeError('the package tensorrt is not installed')
+    return [int(part) for part in version.split('.')[:3]]
+
+
 def _convert(description: Description, setting: Setting, cache: Path) -> None:
     """For .json: a graph that holds the built engine, whole under its name or not at all."""
     import paddle
@@ -81,15 +114,19 @@ def _convert(description: Description, setting: Setting, cache: Path) -> None:
         min_input_shape=tuple(least),
         optim_input_shape=tuple(most),
         max_input_shape=tuple(most),
-        input_data_type=description.input.type,
-        input_range=(0, 255) if description.input.type == 'uint8' else (-2.0, 2.0),
+        input_data_type='float32',
+        input_range=(-2.0, 2.0),
         name=description.input.name,
     )
     config = TensorRTConfig(inputs=[image], workspace_size=WORKSPACE)
     config.precision_mode = PrecisionMode[{'float16': 'FP16'}.get(setting.precision, 'FP32')]
+    for left in cache.glob('building-*'):  # by a build that was interrupted
+        if left.stat().st_mtime < time.time() - DAY_S:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
     building = cache / f'building-{os.getpid()}'
     config.save_model_dir = str(building)
-    paddle.tensorrt.convert(str(description.graph), config)
+    # Without its suffix: convert hands it on to a loader that appends one.
+    paddle.tensorrt.convert(str(description.graph.with_suffix('')), config)
     for name in (PARAMETERS, 'inference.json'):  # that which is looked for comes last
         os.replace(building.with_suffix(Path(name).suffix), cache / name)
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from predictor.engines import in_a_line
+from predictor.errors import in_a_line
 
 HERE = Path(__file__).resolve().parent.parent  # where `predictor` is imported from
 SETTLE_S = 0.3
