@@ -49,9 +49,12 @@ class Log:
         for text in self._early:
             self._file.write(f'{text}\n')
         self._records = [r for r in read_records(folder.path) if r['epoch'] < epoch]
-        text = ''.join(f'{json.dumps(record)}\n' for record in self._records)
-        write_atomically(folder.metrics_file, lambda file: file.write(text.encode()))
+        self._write_records()
         self._vdl = vdl.writer(folder.vdl_folder, step=step, epoch=epoch)
+
+    def _write_records(self) -> None:
+        text = ''.join(f'{json.dumps(record)}\n' for record in self._records)
+        write_atomically(self._folder.metrics_file, lambda file: file.write(text.encode()))
 
     def line(self, text: str) -> None:
         """One line for everybody."""
@@ -144,8 +147,7 @@ class Log:
 
     def epoch_ends(self, record: dict[str, Any], *, last: bool) -> None:
         self._records.append(record)
-        with self._folder.metrics_file.open('a', encoding='utf-8') as file:
-            file.write(f'{json.dumps(record)}\n')
+        self._write_records()
         for name in ('train_loss', 'train_accuracy', 'eval_loss', 'eval_accuracy', 'eval_top5'):
             if name in record:
                 self._vdl.add_scalar(f'epoch/{name}', record[name], record['epoch'])

@@ -120,7 +120,7 @@ class RunFolder:
 
 
 def _this_process() -> bytes:
-    return f'{os.getpid()} {socket.gethostname()}\n'.encode()
+    return f'{os.getpid()} {socket.gethostname()}'.encode()  # a line's end is another on Windows
 
 
 def read_classes(run: Path) -> Optional[list[str]]:

@@ -22,6 +22,16 @@ def library(name, *given, **more):
 
 
 ctypes.CDLL = library
+_open = os.open
+
+
+def open_file(path, flags, *given, **more):
+    if os.path.isdir(path):
+        raise PermissionError(13, 'Permission denied', path)
+    return _open(path, flags, *given, **more)
+
+
+os.open = open_file
 del sys.argv[0]
 sys.path[0] = os.path.dirname(sys.argv[0])
 runpy.run_path(sys.argv[0], run_name='__main__')

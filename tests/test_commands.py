@@ -270,6 +270,20 @@ def test_divergence_before_any_checkpoint_promises_none(tmp_path, command):
     assert again.returncode == 0, again.stderr
 
 
+def test_train_eval_and_export_do_without_what_windows_lacks(finished, tmp_path, command):
+    """By imitation; the parts that are left out for it say so in a line, or are not missed."""
+    on_windows, run = 'tests/as_on_windows.py', tmp_path / 'output' / 'quickstart'
+    trained = command(on_windows, str(REPOSITORY / 'train.py'), *QUICK)
+    assert trained.returncode == 0, trained.stderr
+    assert weights(run) == weights(finished[0])
+    assert trained.stderr.startswith(f'cannot lock {run.relative_to(tmp_path)}')
+    for arguments in (('eval.py', '-w', str(run)), ('export.py', '-w', str(run))):
+        result = command(on_windows, str(REPOSITORY / arguments[0]), *arguments[1:])
+        assert result.returncode == 0, result.stderr
+    assert (run / 'inference' / 'inference.yml').is_file()
+    assert (run / 'eval' / 'epoch_0003' / 'eval.json').is_file()
+
+
 def test_max_steps_ends_inside_an_epoch_and_more_steps_go_on_there(finished, tmp_path, command):
     short = command('train.py', *QUICK, 'train.max_steps=7')
     assert short.returncode == 0, short.stderr
