@@ -470,8 +470,8 @@ def test_labels_that_are_wrong_are_a_line_before_any_work(predict, tmp_path):
         'a.png 0\nb.png zebra\n': "list.txt, line 2: 'zebra' is no class of the model (1e3, Kä",
         'a.png 0\nb.png 7\n': "list.txt, line 2: '7' is no class",
         'a.png 0\n\nb.png\n': 'list.txt, line 3: not a picture and a class',
-        'a.png 0\n': 'list.txt has no line for b.png (1 such pictures)',
-        '': 'list.txt has no line for a.png (2 such pictures)',
+        'a.png 0\n': 'list.txt has no line for b.png; its first line is for ',
+        '': 'list.txt has no line for a.png and 1 more',
     }
     arguments = (exported.folder(), 'a.png', 'b.png', '--log-dir', 'logs', '--labels')
     for text, wanted in cases.items():

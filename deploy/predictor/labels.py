@@ -26,7 +26,9 @@ def find_labels(source: str, pictures: Sequence[Path], classes: Sequence[str]) -
     named = _read(Path(source), classes)
     missing = [path for path in pictures if path.resolve() not in named]
     if missing:
-        raise UserError(f'{source} has no line for {missing[0]} ({len(missing)} such pictures)')
+        others = f' and {len(missing) - 1:,} more' if missing[1:] else ''
+        there = f'; its first line is for {next(iter(named))}' if named else ''
+        raise UserError(f'{source} has no line for {missing[0]}{others}{there}')
     return [named[path.resolve()] for path in pictures]
 
 
