@@ -88,6 +88,15 @@ def test_every_damaged_file_is_refused_in_a_line(name):
     assert 'BytesIO' not in text
 
 
+def test_libraries_print_nothing_about_damage(capfd):
+    """libtiff writes to standard error by itself, in C."""
+    whole = picture_files.encode(picture_files.noisy(), 'TIFF', compression='tiff_lzw')
+    for share in (0.2, 0.5, 0.8):
+        with pytest.raises(BadPicture, match='is damaged'):
+            read_picture(picture_files.overwritten(whole, share))
+    assert capfd.readouterr() == ('', '')
+
+
 def test_a_file_cut_off_anywhere_is_refused_or_complete():
     for name in ('baseline.jpg', 'progressive.JPG', 'rgba.png', 'animated.gif', 'plain.bmp'):
         data = WHOLE[name].data

@@ -6,6 +6,7 @@ Pillow alone: it decodes JPEG with the library that training decodes it with.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import io
 import math
@@ -15,7 +16,7 @@ import zlib
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, _imaging, features
 
 from predictor import listing
 
@@ -32,6 +33,10 @@ Image.MAX_IMAGE_PIXELS = None  # checked here, by an error instead of a warning
 # 16 bits, big-endian, white is zero: Pillow knows its little-endian twin alone.
 TiffImagePlugin.OPEN_INFO.setdefault((b'MM', 0, (1,), 1, (16,), ()), ('I;16B', 'I;16B'))
 warnings.filterwarnings('ignore', module=r'PIL\.')  # of EXIF; damaged pixels are errors
+with contextlib.suppress(OSError, AttributeError):  # libtiff prints what Pillow raises, too
+    _set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
+    _set_handler.argtypes, _set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+    _set_handler(None)
 
 
 class BadPicture(Exception):
