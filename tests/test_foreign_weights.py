@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import pickle
@@ -16,6 +17,7 @@ import pytest
 from paddle import nn
 from safetensors.numpy import save_file
 
+from engine import chosen_weights
 from engine.errors import UserError
 from engine.models import build
 from engine.weights import (
@@ -31,6 +33,7 @@ from engine.weights import (
 from engine.weights.foreign import looks_like
 
 ROOT = Path(__file__).resolve().parent.parent
+QUICKSTART = ROOT / 'configs' / 'quickstart.yaml'
 WIDE_NAME = 'wide_resnet16_1'
 
 
@@ -366,8 +369,9 @@ def test_weights_in_several_files(tmp_path):
 def test_a_folder_from_a_hub(tmp_path):
     expected = state_arrays(network())
     (tmp_path / 'config.json').write_text('{}')
-    write(tmp_path / 'pytorch_model.bin', as_torch(expected))
+    file = write(tmp_path / 'pytorch_model.bin', as_torch(expected))
     assert_same(read_weights(tmp_path).arrays, expected)
+    assert chosen_weights.find_weights(tmp_path).file == file
     write(tmp_path / 'inference.pdiparams', {})
     with pytest.raises(UserError, match='is an exported network, whose arrays have no names'):
         read_weights(tmp_path)
@@ -614,6 +618,10 @@ def test_the_suffix_may_be_left_out(tmp_path):
     """As Paddle's suites write it."""
     write(tmp_path / 'best.pdparams', state_arrays(network()))
     assert resolve(tmp_path / 'best') == tmp_path / 'best.pdparams'
+    args = argparse.Namespace(weights=tmp_path / 'best', config=QUICKSTART, override=[])
+    _, path = chosen_weights.settle(args)
+    assert path == tmp_path / 'best.pdparams'
+    assert chosen_weights.find_weights(path).file == path
     (tmp_path / 'best').mkdir()
     assert resolve(tmp_path / 'best') == tmp_path / 'best'
 

@@ -488,6 +488,20 @@ def test_objects_beside_the_weights_stay_inert(tmp_path):
     assert list(found.arrays) == ['w']
 
 
+def test_what_mmengine_keeps_beside_the_weights(tmp_path):
+    """Its records name their functions by getattr, which is not called; nor for anything else."""
+    history = Name('mmengine.logging.history_buffer', 'HistoryBuffer')
+    function = Call(Name('builtins', 'getattr'), (history, 'mean'))
+    content = {
+        'meta': Call(Name('mmengine.config.config', 'ConfigDict'), ()),
+        'state_dict': {'w': tensor()},
+        'message_hub': {'loss': Built(Call(history, ()), {'statistics_methods': function})},
+    }
+    assert list(read_weights(archive(tmp_path / 'epoch_3.pth', content)).arrays) == ['w']
+    content['x'] = Call(Name('builtins', 'getattr'), (Name('collections', 'OrderedDict'), 'update'))
+    assert 'holds builtins.getattr' in refused(archive(tmp_path / 'x.pth', content))
+
+
 def test_tensor_checks_for_itself():
     of = Storage('0', 'float32', 6, lambda key, size: np.arange(6, dtype='<f4').tobytes())
     np.testing.assert_array_equal(Tensor(of, 1, (2, 2), (2, 1)).array(), [[1, 2], [3, 4]])

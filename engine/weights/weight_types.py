@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.safe_pickle import ARRAYS, Known, placeholder
+from engine.errors import UserError
+from engine.safe_pickle import ARRAYS, Global, Known, Placeholder, placeholder
 
 
 def as_float32(halves: np.ndarray) -> np.ndarray:
@@ -19,6 +20,14 @@ def _dictionary(*_: Any) -> dict[Any, Any]:
     return {}
 
 
+def _function_of_history(owner: Any, *_: Any) -> Placeholder:
+    """What mmengine keeps with its records, in the place of looking anything up."""
+    if not isinstance(owner, Global) or owner.name != '.'.join(_HISTORY):
+        raise UserError('holds builtins.getattr, which is neither an array nor a container')
+    return Placeholder('a function')
+
+
+_HISTORY = 'mmengine.logging.history_buffer', 'HistoryBuffer'
 _IGNORED = {
     'argparse': ('Namespace',),
     'types': ('SimpleNamespace',),
@@ -34,6 +43,8 @@ _IGNORED = {
     'omegaconf.listconfig': ('ListConfig',),
     'omegaconf.base': ('ContainerMetadata', 'Metadata'),
     'omegaconf.nodes': ('AnyNode',),
+    'mmengine.config.config': ('ConfigDict',),
+    _HISTORY[0]: _HISTORY[1:],
 }
 
 # Checkpoints of training scripts carry settings and the like. Nothing of these is rebuilt.
@@ -50,6 +61,7 @@ OTHER_CLASSES: Known = {
     ('builtins', 'tuple'): lambda items=(): tuple(items),  # nested tensors in Paddle's files
     ('builtins', 'dict'): _dictionary,
     ('builtins', 'bytearray'): placeholder('builtins.bytearray'),
+    ('builtins', 'getattr'): _function_of_history,
     ('collections', 'defaultdict'): _dictionary,
     ('copyreg', '_reconstructor'): placeholder('an object'),
 }
