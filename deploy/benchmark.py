@@ -58,7 +58,10 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = console.parser('Measure how quick an exported network is with each engine.')
+    parser = console.parser(
+        'Measure how quick an exported network is with each engine.',
+        example='benchmark.py output/quickstart/inference',
+    )
     parser.add_argument(
         '--engines',
         type=engine_names,

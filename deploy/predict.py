@@ -52,7 +52,10 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = console.parser('Classify pictures with what export.py has written.')
+    parser = console.parser(
+        'Classify pictures with what export.py has written.',
+        example='predict.py output/quickstart/inference cat.jpg folder/',
+    )
     parser.add_argument(
         'pictures',
         nargs='+',

@@ -32,7 +32,10 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = console.parser('Serve an exported network over HTTP.')
+    parser = console.parser(
+        'Serve an exported network over HTTP.',
+        example='serve.py output/quickstart/inference --port 8000',
+    )
     parser.add_argument('--host', default='127.0.0.1', help='(default: this machine alone)')
     parser.add_argument('--port', type=port, default=8000, help='(default: 8000; 0: any)')
     parser.add_argument(

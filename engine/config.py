@@ -272,14 +272,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 # What the commands that do not train leave alone: sections, and keys of the others.
 _OF_TRAINING = (
-    *(
-        'optimizer.',
-        'schedule.',
-        'train.',
-        'model.dropout',
-        'model.init',
-        'model.zero_init_last_bn',
-    ),
+    *('optimizer.', 'schedule.', 'train.', 'model.dropout', 'model.init', 'model.zero_init'),
     *('model.data_format', 'model.pretrained', 'data.batch_size', 'data.scale', 'data.ratio'),
     *('data.crop_padding', 'data.padding_mode', 'data.flip', 'data.auto_augment'),
     *('data.randaugment_', 'data.color_jitter', 'data.cutout', 'data.random_erasing', 'data.mixup'),
@@ -289,7 +282,7 @@ _OF_TRAINING = (
 
 def is_read(name: str, *, training: bool) -> bool:
     """Whether a command that trains, or one that does not, reads this key."""
-    return training or not name.startswith(_OF_TRAINING)
+    return training or name == 'train.cpu_conv' or not name.startswith(_OF_TRAINING)
 
 
 def describe_keys(*, training: bool) -> str:

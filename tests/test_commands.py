@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from conftest import REPOSITORY, TINY
 from PIL import Image
 
 import eval as evaluation_command
-from engine import chosen_weights, data, models, plots
+import export as export_command
+from engine import chosen_weights, data, models, plots, settings
+from engine.config import Config, is_read
 from engine.errors import UserError
 from engine.evaluation import evaluate
 from engine.run_folder import load_run_config
@@ -498,6 +501,34 @@ def test_eval_refuses_in_one_line(finished, command, tmp_path, what):
     assert result.returncode == 2
     assert wanted in one_line(result.stderr)
     assert not sentinel.exists()
+
+
+@pytest.fixture
+def keys_read(monkeypatch) -> set[str]:
+    """The keys that are read from a config, other than by the module that checks it."""
+    found: set[str] = set()
+
+    def read(section, name):
+        if sys._getframe(1).f_globals['__name__'] != 'engine.config':
+            prefix = '' if type(section) is Config else f'{type(section).__name__.lower()}.'
+            found.add(prefix + name)
+        return object.__getattribute__(section, name)
+
+    sections = [type(value) for value in vars(Config()).values() if is_dataclass(value)]
+    for section in (Config, *sections):
+        monkeypatch.setattr(section, '__getattribute__', read, raising=False)
+    return found
+
+
+def test_help_of_eval_and_export_leaves_out_no_key_that_they_read(finished, keys_read, tmp_path):
+    run, _ = finished
+    config, weights = load_run_config(run, []), chosen_weights.find_weights(run)
+    keys_read.clear()
+    evaluation_command.evaluate(config, weights, tmp_path / 'eval')
+    export_command.export(config, weights, tmp_path / 'exported')
+    keys = set(keys_read) & set(settings.leaves(Config))
+    assert {'model.name', 'data.name', 'eval.batch_size', 'data.num_images'} <= keys
+    assert {name for name in keys if not is_read(name, training=False)} == set()
 
 
 def test_without_a_run_those_that_are_there_are_named(finished, monkeypatch):

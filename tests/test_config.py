@@ -1,6 +1,7 @@
 """The config: what wins over what, and each mistake answered in one line that says where."""
 
 import dataclasses
+import importlib
 import os
 import subprocess
 import sys
@@ -1031,6 +1032,27 @@ def test_help_lists_the_keys_without_importing_anything_slow(tmp_path, script):
     assert '--override' in text
     assert out[0].startswith(f'example: python3 {script} ')
     assert max(map(len, out)) <= 80
+
+
+@pytest.mark.parametrize(
+    'command',
+    ['deploy/predict.py', 'deploy/serve.py', 'deploy/benchmark.py', 'engine/weights/__main__.py'],
+)
+def test_help_of_the_other_commands_is_as_narrow_and_begins_with_an_example(
+    command, monkeypatch, capsys
+):
+    module = command[: -len('.py')].replace('/', '.').replace('deploy.', '')
+    monkeypatch.setattr(sys, 'argv', [command, '--help'])
+    monkeypatch.setenv('COLUMNS', '200')
+    with pytest.raises(SystemExit, match='0'):
+        importlib.import_module(module).parse_arguments()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith('example: python3 ')
+    assert max(map(len, lines)) <= 80
+    monkeypatch.setattr(sys, 'argv', [command, '--frobnicate'])
+    with pytest.raises(Exception, match='--help shows how to write it') as refused:
+        importlib.import_module(module).parse_arguments()
+    assert type(refused.value).__name__ == 'UserError'
 
 
 @pytest.mark.parametrize('script', ['train.py', 'eval.py', 'export.py'])

@@ -17,9 +17,9 @@ from engine.weights.foreign import looks_like
 _DESCRIPTION = """Work on weight files, without Paddle and without running anything in them.
 
 convert reads a weight file of paddle.vision, PaddleClas, Paddle Contrib,
-torchvision, timm, mmpretrain, xternalz/WideResNet-pytorch or MindSpore's ResNeXts
-and writes it under the names of this repository, for train.py's model.pretrained
-and eval.py's -w (which read the same files directly, too)."""
+torchvision, timm, mmpretrain, xternalz/WideResNet-pytorch or MindSpore's
+ResNeXts and writes it under the names of this repository, for train.py's
+model.pretrained and eval.py's -w (which read the same files directly, too)."""
 
 _EXAMPLE = 'python3 -m engine.weights convert resnext50.pth resnext50.pdparams'
 
@@ -70,4 +70,5 @@ def convert(source: Path, target: Path) -> None:
     print(f'wrote {target}, {target.stat().st_size:,} bytes')
 
 
-cli.run(main)
+if __name__ == '__main__':
+    cli.run(main)
