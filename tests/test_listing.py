@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import picture_files
 import pytest
+from conftest import REPOSITORY
 from PIL import Image
 
 from engine.data import folder, packing
@@ -159,3 +161,11 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(listing.os, 'scandir', refuse)
     with pytest.raises(UserError, match=r'cannot read .*in: Permission denied'):
         list(folder.walk(str(tmp_path)))
+
+
+@pytest.mark.parametrize('page', ['docs/data.md', 'docs/zh_cn/data.md'])
+def test_the_page_names_every_suffix(page):
+    text = (REPOSITORY / page).read_text(encoding='utf-8')
+    named = set(re.findall(r'(?<=[` ])\.[a-z0-9]+(?=[` ])', text))
+    optional = (suffix for suffixes, _ in listing.OPTIONAL.values() for suffix in suffixes)
+    assert named == {*listing.SUFFIXES, *optional}
