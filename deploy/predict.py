@@ -13,6 +13,7 @@ from predictor import Predictor, answers, console, machine
 from predictor.answers import Answer, Writer
 from predictor.errors import UserError
 from predictor.folder import open_folder
+from predictor.listing import counted
 
 if TYPE_CHECKING:  # Pillow waits until the arguments are known to be good
     from predictor.inputs import Picture
@@ -106,8 +107,7 @@ class Tally:
     @property
     def timing(self) -> str:
         each = 1000 * self.network_s / max(1, self.images)
-        count = '1 picture' if self.images == 1 else f'{self.images:,} pictures'
-        text = f'{count} in {self.seconds:.1f} s, {each:.2f} ms each in the network'
+        text = f'{counted(self.images)} in {self.seconds:.1f} s, {each:.2f} ms each in the network'
         return text + (f'; {self.unreadable} could not be read' if self.unreadable else '')
 
 

@@ -19,6 +19,7 @@ from engine import config as configs
 from engine import console, failures, home, job, settings
 from engine.errors import EXIT_DIVERGED, EXIT_STOPPED, EXIT_USER, Diverged, Stopped, UserError
 from engine.run_folder import find_run, is_checkpoint, load_run_config
+from installation import TRAINING, require
 
 EXIT_PIPE = 141  # what a shell says of a program that SIGPIPE has ended; Windows has none
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -189,6 +190,7 @@ def load_settled(args: argparse.Namespace, path: Optional[Path]) -> configs.Conf
 
 def run(main: Callable[[], None]) -> None:
     """Run a command and leave with its exit code; only our own bugs show a traceback."""
+    require(REPOSITORY, TRAINING)  # python3 -m engine.models has a name only now
     console.prepare()
     home.keep_matplotlib_out()
     try:

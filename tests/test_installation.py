@@ -12,7 +12,7 @@ import pytest
 from conftest import REPOSITORY
 
 import installation
-from engine import runtime
+from engine import cli, runtime
 from engine.errors import UserError
 from installation import SERVING, TRAINING
 from predictor import machine
@@ -60,6 +60,14 @@ def test_an_old_python_can_read_as_far_as_the_check(file):
         checked = [name for name in ('engine', 'predictor', 'installation') if name in first]
         before = first[: min(map(first.index, checked))] if checked else first
         assert not {*sum({**TRAINING, **SERVING}.values(), ())} & {*before}
+
+
+def test_the_table_of_networks_needs_paddle(monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', [str(REPOSITORY / 'engine' / 'models.py')])
+    monkeypatch.setattr(installation, 'installed', lambda name: name != 'paddle')
+    with pytest.raises(SystemExit, match=r'^2$'):
+        cli.run(lambda: pytest.fail('it was run'))
+    assert capsys.readouterr().err.startswith(f'models.py: {sys.executable} lacks paddle: ')
 
 
 @pytest.fixture

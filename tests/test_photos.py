@@ -444,7 +444,7 @@ def test_the_check_command_of_a_sound_folder_and_of_none(tmp_path):
     picture_files.write_set(tmp_path / 'set')
     result = command('-m', 'engine.data', '--check', str(tmp_path / 'set'), cwd=REPOSITORY)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == f'all 24 pictures below {tmp_path / "set"} can be read\n'
+    assert result.stdout == f'24 pictures below {tmp_path / "set"}: all can be read\n'
     (tmp_path / 'empty').mkdir()
     for name, wanted in (('empty', 'no pictures below'), ('missing', 'is not a folder')):
         result = command('-m', 'engine.data', '--check', str(tmp_path / name), cwd=REPOSITORY)

@@ -139,3 +139,8 @@ def describe_left_out(paths: list[str]) -> str:
         parts.append(f'{count:,} {suffix or "without a suffix"}{"".join(needs)}')
     rest = len(paths) - sum(count for _, count in most)
     return ', '.join(parts) + (f', {rest:,} others' if rest else '')
+
+
+def counted(pictures: int) -> str:
+    """1 picture, 2,000 pictures."""
+    return '1 picture' if pictures == 1 else f'{pictures:,} pictures'

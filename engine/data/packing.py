@@ -22,7 +22,7 @@ from engine.data.photos import check_fully, read_file
 from engine.data.pictures import Jpeg, open_picture, resized
 from engine.errors import UserError
 from engine.files import LONGEST_NAME, write_atomically
-from predictor.listing import describe_left_out
+from predictor.listing import counted, describe_left_out
 from predictor.pictures import MAX_PIXELS, BadPicture
 
 JPEG_SIDE = 65500  # libjpeg's limit
@@ -33,8 +33,8 @@ def check(folder: Path, *, workers: int, max_pixels: int = MAX_PIXELS) -> None:
     paths = _pictures(folder)
     bad = _run(partial(check_fully, max_pixels=max_pixels), paths, workers=workers, complaint='')
     if bad:
-        raise UserError(f'{len(bad):,} of {len(paths):,} pictures below {folder} cannot be read')
-    print(f'all {len(paths):,} pictures below {folder} can be read')
+        raise UserError(f'{len(bad):,} of {counted(len(paths))} below {folder} cannot be read')
+    print(f'{counted(len(paths))} below {folder}: all can be read')
 
 
 def pack(
@@ -82,7 +82,7 @@ def pack(
     packed.update((os.path.relpath(path, source), None) for path in bad)
     _copy_lists(source, unfinished, packed)
     unfinished.rename(target)
-    print(f'wrote {len(paths) - len(bad):,} pictures of short side {size} to {target}')
+    print(f'wrote {counted(len(paths) - len(bad))} of short side {size} to {target}')
 
 
 def _run(
