@@ -176,6 +176,8 @@ class Series:
     def figures(self, batch: int) -> dict[str, Any]:
         calls = [value for sample in self.samples[batch] for value in sample.call_s]
         p50, p95, p99 = self.latencies(batch)
+        # Batch sizes are measured in order, so that larger ones have no part in it.
+        memory = self.samples[batch][0].memory
         return {
             'batch': batch,
             'p50_ms': round(p50, 4),
@@ -183,8 +185,7 @@ class Series:
             'p99_ms': round(p99, 4),
             'images_per_second': round(batch * len(calls) / sum(calls), 3),
             'calls': len(calls),
-            # Batch sizes are measured in order, so that larger ones have no part in it.
-            'peak_memory_mib': round(self.samples[batch][0].memory / 2**20),
+            'peak_memory_mib': memory and round(memory / 2**20),
         }
 
     def as_json(self) -> dict[str, Any]:
@@ -237,7 +238,7 @@ def table(series: Sequence[Series]) -> str:
         for batch in one.samples:
             # images/s, calls and memory, after the batch and three latencies
             _, *latencies, speed, calls, memory = one.figures(batch).values()
-            cells = [*(f'{value:.2f}' for value in latencies), f'{speed:.1f}', calls, memory]
+            cells = [*(f'{value:.2f}' for value in latencies), f'{speed:.1f}', calls, memory or '']
             lines.append(f'{start}{batch:7}' + ''.join(f'{x:>12}' for x in cells))
         if one.error:
             lines.append(f'{start}  {one.error}')

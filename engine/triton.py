@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from engine.exported_folder import INPUT, ONNX, OUTPUT, input_shape
 from engine.files import sha256_of
@@ -34,8 +35,7 @@ dynamic_batching {{
 # On each GPU, or on the CPU where there is none.
 instance_group [ {{ count: 1, kind: KIND_AUTO }} ]
 
-# Before the model is ready, so that no request waits: the smallest and the largest batch, between
-# which TensorRT's engines then hold.
+# Before the model is ready, so that no request waits: the smallest and the largest batch.
 {warmup}
 # For GPUs only: an instance on the CPU does not look here. Where Triton was built without TensorRT,
 # or its engines are not wanted, delete this block: CUDA runs the model then.
@@ -46,7 +46,7 @@ optimization {{
         name: "tensorrt"
         parameters {{ key: "precision_mode" value: "FP32" }}  # FP16 is faster, and rounds more
         parameters {{ key: "max_workspace_size_bytes" value: "1073741824" }}
-        parameters {{ key: "trt_engine_cache_enable" value: "true" }}
+{profile}        parameters {{ key: "trt_engine_cache_enable" value: "true" }}
         # Building engines takes minutes; a volume here keeps them. ONNX Runtime names them by the
         # graph, not by the weights (its issue 6455), so each model.onnx has a folder of its own.
         parameters {{ key: "trt_engine_cache_path" value: "/tmp/tensorrt-{name}-{digest}" }}
@@ -54,6 +54,13 @@ optimization {{
     ]
   }}
 }}
+"""
+PROFILE = """\
+        # One engine for all batches, where each larger one would have another built. Triton before
+        # 24.04 does not know these three: delete them there.
+        parameters {{ key: "trt_profile_min_shapes" value: "{input}:1x{dims}" }}
+        parameters {{ key: "trt_profile_opt_shapes" value: "{input}:{max_batch}x{dims}" }}
+        parameters {{ key: "trt_profile_max_shapes" value: "{input}:{max_batch}x{dims}" }}
 """
 WARMUP = """\
 model_warmup {{
@@ -76,11 +83,14 @@ def write(
     # A line a class, whatever a folder of pictures was called.
     labels = [' '.join(label.splitlines()) for label in classes]
     (folder / 'labels.txt').write_text('\n'.join([*labels, '']), encoding='utf-8')
-    known = {
+    known: dict[str, Any] = {
         'kind': 'TYPE_UINT8' if uint8 else 'TYPE_FP32',
         'dims': input_shape(MAX_BATCH, size, uint8=uint8)[1:],
         'input': INPUT,
     }
+    # A uint8 input is cast before TensorRT's part begins, whose own input has another name.
+    dims = 'x'.join(map(str, known['dims']))
+    profile = {'input': INPUT, 'max_batch': MAX_BATCH, 'dims': dims}
     config = CONFIG.format(
         name=name,
         max_batch=MAX_BATCH,
@@ -88,6 +98,7 @@ def write(
         classes=len(classes),
         warmup=''.join(WARMUP.format(batch=batch, **known) for batch in (1, MAX_BATCH)),
         digest=sha256_of(model)[:12],
+        profile='' if uint8 else PROFILE.format(**profile),
         **known,
     )
     (folder / 'config.pbtxt').write_text(config, encoding='utf-8')

@@ -4,12 +4,14 @@ import ctypes
 import os
 import runpy
 import signal
+import subprocess
 import sys
 
 for name in ('fcntl', 'resource', 'termios', 'pwd', 'grp'):
     sys.modules[name] = None  # ImportError
 for name in ('SIGHUP', 'SIGPIPE', 'SIGKILL', 'SIGUSR1', 'SIGUSR2'):
     delattr(signal, name)
+subprocess.Popen.kill = subprocess.Popen.terminate  # the same there
 if hasattr(os, 'sched_getaffinity'):
     del os.sched_getaffinity
 _library = ctypes.CDLL

@@ -20,6 +20,7 @@ import yaml
 from conftest import REPOSITORY
 
 import benchmark
+from predictor import timing
 from predictor.errors import UserError
 from predictor.timing import Sample
 
@@ -150,6 +151,33 @@ def test_figures_of_known_samples():
     assert (figures['calls'], figures['images_per_second'], figures['p50_ms']) == (4, 20.0, 100.0)
     assert 100 < figures['p95_ms'] < figures['p99_ms'] < 500
     assert figures['peak_memory_mib'] == 5  # what larger batches took later is not this one's
+    one.samples[4][0] = Sample([0.1], None)  # on a card, whose memory it is not
+    assert one.figures(4)['peak_memory_mib'] is None
+    assert benchmark.table([one]).rstrip().endswith(' 2')
+
+
+@pytest.mark.skipif(not exported.HAS_ONNX, reason='paddle2onnx or onnxruntime is not installed')
+def test_it_runs_without_what_windows_lacks(tmp_path):
+    driver, command = REPOSITORY / 'tests' / 'as_on_windows.py', [COMMAND, exported.folder()]
+    options = ('--seconds', '0.1', '--batch-sizes', '1', '--threads', '1')
+    engines = ('--engines', 'onnxruntime')
+    result = subprocess.run(
+        [sys.executable, driver, *command, *options, *engines],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, 'CUSTOM_DEVICE_ROOT': '', 'XDG_CACHE_HOME': str(tmp_path)},
+    )
+    assert result.returncode == 0, result.stderr
+    assert re.search(r'\nonnxruntime +1 +1 +\d', result.stdout)
+
+
+def test_memory_is_left_out_where_the_system_does_not_say_it(monkeypatch):
+    assert timing.peak_memory() > 1 << 20
+    monkeypatch.setattr(timing, 'STATUS', Path('nowhere'))
+    assert timing.peak_memory() > 1 << 20
+    monkeypatch.setitem(sys.modules, 'resource', None)
+    assert timing.peak_memory() is None
 
 
 @pytest.mark.parametrize(

@@ -191,3 +191,18 @@ def test_every_engine_runs_for_a_user_without_a_home(home, tmp_path, picture, en
     assert process.returncode == 0, errors
     assert str(picture) in output
     home.require_untouched()
+
+
+@pytest.mark.parametrize('missing', ['home', 'what windows lacks'])
+def test_export_where_there_is_no(missing, run, home, tmp_path):
+    driver = (REPOSITORY / 'tests' / 'as_on_windows.py',) if missing != 'home' else ()
+    where = dict.fromkeys(('HOME', 'USERPROFILE', 'XDG_CACHE_HOME'), '/proc/nowhere')
+    home.environment.update(where if missing == 'home' else {})
+    process = home.start(
+        tmp_path, *driver, REPOSITORY / 'export.py', '-w', run, '--output', tmp_path / 'out'
+    )
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert 'wrote ' in output
+    assert 'warning' not in output + errors
+    home.require_untouched()

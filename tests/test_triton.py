@@ -118,5 +118,7 @@ def test_other_weights_have_other_engines_and_a_label_is_a_line(tmp_path):
         assert (config.input[0].dims, config.input[0].data_type) == ([3, 8, 8], 11)
         (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
         paths.append(accelerator.parameters['trt_engine_cache_path'])
+        assert accelerator.parameters['trt_profile_min_shapes'] == 'image:1x3x8x8'
+        assert accelerator.parameters['trt_profile_max_shapes'] == 'image:32x3x8x8'
         assert (folder / 'labels.txt').read_text(encoding='utf-8') == 'a b\nKätzchen\n'
     assert paths[0] != paths[1]

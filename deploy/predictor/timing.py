@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -20,13 +19,14 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
 from predictor.errors import in_a_line
 
 HERE = Path(__file__).resolve().parent.parent  # where `predictor` is imported from
+STATUS = Path('/proc/self/status')
 SETTLE_S = 0.3
 
 
@@ -52,7 +52,7 @@ class Sample:
     """Some calls, one after the other."""
 
     call_s: list[float]
-    memory: int  # the most that the process has had so far, in bytes
+    memory: Optional[int]  # the most that the process has had so far, in bytes; none of a card's
 
 
 class Process(contextlib.ExitStack):
@@ -147,15 +147,20 @@ class Engine:
             self._predictor.logits(images)
             taken.append(time.perf_counter() - start)
         self._last_s[batch] = taken[-1]
-        return Sample(taken, peak_memory())
+        on_cpu = self._predictor.setting.kind == 'cpu'
+        return Sample(taken, peak_memory() if on_cpu else None)
 
 
-def peak_memory() -> int:
-    """Of this process so far, in bytes."""
+def peak_memory() -> Optional[int]:
+    """Of this process so far, in bytes; None where the system does not say it."""
     with contextlib.suppress(OSError):  # getrusage would count what its parent had, too
-        for line in Path('/proc/self/status').read_text().splitlines():
+        for line in STATUS.read_text().splitlines():
             if line.startswith('VmHWM:'):
                 return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     unit = 1 if sys.platform == 'darwin' else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
