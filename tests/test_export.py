@@ -45,7 +45,7 @@ from engine.errors import UserError
 from engine.photographs import photographs
 from engine.run_folder import read_records
 from engine.weights import load_weights, read_weights, write_arrays
-from export import choose_forms, class_names, default_output, paddle_major
+from export import choose_forms, class_names, default_output
 
 CLASSES = ['1e3', 'Kätzchen', 'no']  # two of which YAML can take for something else
 SIZE = 16
@@ -359,13 +359,12 @@ def test_onednn_that_fails_or_differs_is_a_warning(tmp_path, monkeypatch, troubl
 
 def test_the_format_is_chosen_before_paddle_is_imported(monkeypatch):
     """That pdmodel is then written, test_triton.py shows."""
-    assert paddle_major() == int(paddle.__version__.split('.')[0])
     for graph, flag in (('pdmodel', '0'), ('json', '1')):
-        monkeypatch.setattr('export.paddle_major', lambda: 3)
+        monkeypatch.setattr('installation.paddle_version', lambda: '3.3.1')
         monkeypatch.setenv('FLAGS_enable_pir_api', 'unset')
         choose_forms(onnx=False, graph=graph)
         assert ('FLAGS_enable_pir_api', flag) in os.environ.items()
-    monkeypatch.setattr('export.paddle_major', lambda: 2)
+    monkeypatch.setattr('installation.paddle_version', lambda: '2.6.2')
     choose_forms(onnx=False, graph='pdmodel')
     with pytest.raises(UserError, match='--format json needs Paddle 3'):
         choose_forms(onnx=False, graph='json')

@@ -325,6 +325,7 @@ def test_several_last_layers_are_named(tmp_path):
         ('net.mindir', 'is an exported model'),
         ('model.onnx', 'is an exported model'),
         ('best.pdopt', "is an optimizer's state"),
+        ('latest.pdstates', 'how far a training is'),
         ('resnext_50_32x4d.t7', 'Torch 7'),
     ],
 )

@@ -74,6 +74,7 @@ _NO_WEIGHT_FILES = {  # and how they are called
     **dict.fromkeys(('.onnx', '.pdmodel', '.mindir', '.air', '.om'), 'is an exported model'),
     '.pdiparams': "is an exported model's parameters without their names",
     '.pdopt': "is an optimizer's state",
+    '.pdstates': 'says how far a training is',
     '.t7': 'is a file of Torch 7 (Lua), which is not read',
 }
 
