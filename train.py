@@ -78,7 +78,7 @@ def open_log(config: Config, settings: str, machine: list[str]) -> Log:
 
 def train(config: Config, run: RunFolder, resume: Optional[str], log: Log) -> None:
     """Set everything up, train, and say what to do next."""
-    from engine import data
+    from engine import data, memory
     from engine.loop import Trainer
 
     runtime.seed_everything(config.seed)
@@ -97,6 +97,8 @@ def train(config: Config, run: RunFolder, resume: Optional[str], log: Log) -> No
     if trainer.step > trainer.steps:  # or the records of what is done would be dropped
         log.line(f'nothing is left to train: {trainer.step} of {trainer.steps} steps are done')
         return
+    images = len(batches.images)
+    memory.check(trainer.model, trainer.precision, config, images=images, tell=log.line)
     if job.RANK == 0:
         run.open(config, dataset.classes)
         if trainer.progress.best_epoch is not None:

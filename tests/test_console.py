@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import REPOSITORY, TINY
+from PIL import Image
 
 import train
 from engine import cli, console, cpu_conv, environment
@@ -134,8 +135,7 @@ def test_a_terminal_that_is_closed_has_the_run_saved(tmp_path):
 NAMES = ['cat', 'caf\u00e9', '\u732b', '\U0001f431']  # ASCII, Latin-1, GBK, and none of these
 COMMAND = """
 import sys
-from engine import cli, console, cpu_conv, environment
-from engine.checkpoint import load
+from engine import cli
 def main():
     print('names:', *sys.argv[1:])
     print('more:', *sys.argv[1:], file=sys.stderr)
@@ -212,3 +212,25 @@ def test_the_first_line_is_short_and_the_log_has_the_settings(monkeypatch, tmp_p
     onednn = ', oneDNN' if cpu_conv.choose(config)[0] else ''
     assert out.getvalue() == f'{environment.describe_cpu()}{onednn}\ndevice: cpu\n'
     assert log._early[1] == 'CPU: OMP_NUM_THREADS=1 (because)'
+
+
+def test_a_python_that_reads_names_in_ascii_is_named(tmp_path):
+    """LC_ALL=C alone gives a Python in UTF-8; without it, a class's name is bytes."""
+    for split in ('train', 'val'):
+        for name in ('\u732b', 'dog'):
+            folder = tmp_path / split / name
+            folder.mkdir(parents=True)
+            Image.new('RGB', (8, 8)).save(folder / '1.png')
+    environment = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONPATH': str(REPOSITORY)}
+    code = f"""if True:
+        from engine import cli, config, data
+        settings = ['data.name=folder', 'data.root={tmp_path}']
+        cli.run(lambda: data.load_data(config.load_config(cli.DEFAULT_CONFIG, settings)))
+    """
+    result = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, env={**os.environ, **environment}
+    )
+    assert result.returncode == 2, result.stderr
+    line = result.stderr.decode('ascii')
+    assert r'the name of the class \u732b in ' in line
+    assert 'export PYTHONUTF8=1' in line

@@ -13,6 +13,7 @@ import contextlib
 import os
 import re
 import shlex
+import sys
 import unicodedata
 import zlib
 from dataclasses import dataclass
@@ -209,6 +210,13 @@ def _class_name(folder: Path, name: str) -> str:
     with contextlib.suppress(UnicodeError):
         name.encode()  # else its bytes are of another encoding: Chinese, more often than not
         raise UserError(f'{folder}: rename {name!r}: a class needs a name of one line')
+    with contextlib.suppress(UnicodeError):
+        read = os.fsencode(name).decode('utf-8')
+        here = sys.getfilesystemencoding()
+        raise UserError(
+            f'{folder}: Python reads the name of the class {read} in {here} here: export '
+            'PYTHONUTF8=1, or set LC_ALL to a locale in UTF-8'
+        )
     with contextlib.suppress(UnicodeError):
         read = os.fsencode(name).decode('gbk')
         advice = f' (in GBK: {read}; unpack anew with unzip -O GBK, or convmv -f gbk -t utf8)'

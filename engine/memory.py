@@ -1,0 +1,178 @@
+"""How much memory a step of training needs, before the first one: too much of it ends a process
+without a word.
+
+What the backward pass needs of one image is counted by Paddle's allocator while one and two small
+images go forward; it grows with their number and their pixels. Gradients and the optimizer's state
+are as large as the weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from pathlib import Path
+from typing import Callable, Iterator, Optional
+
+import paddle
+from paddle import nn
+
+from engine import job, models
+from engine.config import Config
+from engine.data import preparation
+from engine.environment import CGROUP, PROC
+from engine.errors import UserError
+from engine.precision import Precision
+
+PROBE = {False: 32, True: 64}  # pixels of the small images; of networks for photographs
+LARGE = 2  # a network for small images sees some that are so many times as high
+ROOM = 0.7  # of the free memory is offered: processes were seen to take half as much again
+
+
+def check(
+    model: nn.Layer,
+    precision: Precision,
+    config: Config,
+    *,
+    images: int,
+    tell: Callable[[str], None],
+) -> None:
+    """Say what a step needs. UserError, with what would fit, if the device has less.
+
+    `images` are those of the training set: no batch is larger.
+    """
+    spec, size = models.parse(config.model.name), preparation(config).size
+    shape = f'{size}x{size}'
+    advice = ''
+    if not spec.for_photos and size > LARGE * spec.image_size:
+        times = (size / spec.image_size) ** 2
+        advice = (
+            f'{config.model.name} is a network for images of {spec.image_size}x{spec.image_size}, '
+            f'and takes {times:.0f} times as long for {shape}; for photographs take -c '
+            'configs/finetune_folder.yaml or -o model.name=resnext50_32x4d'
+        )
+    batch, probe = min(config.data.batch_size, images), min(size, PROBE[spec.for_photos])
+    image = 0.0
+    if not config.train.to_static:  # would be compiled once more for this
+        image = retained_by_an_image(model, precision, probe) * (size / probe) ** 2
+    fixed = 8 * models.parameter_count(model)  # float32 gradients and momentum
+    needed, free = batch * image + fixed, free_memory()
+    has = '' if free is None else f', and {amount(free)} are free'
+    text = f'a step of {batch} images needs about {amount(needed)} more ({amount(image)} an image'
+    if not image or free is None or needed <= free:
+        if image:  # 0: the plug-in of this device does not count
+            tell(f'memory: {text}){has}')
+        if advice:
+            tell(f'warning: {advice}')
+        return
+    raise UserError(
+        f'out of memory: {text} of {shape}){has}; '
+        f'{_what_fits(config, int((ROOM * free - fixed) / image))}{advice and f"; {advice}"}'
+    )
+
+
+def _what_fits(config: Config, fitting: int) -> str:
+    if fitting < 1:
+        return 'not even one image fits: take a smaller network (model.name) or smaller images'
+    together = config.data.batch_size * config.train.accumulate
+    parts = math.ceil(together / fitting)
+    return (
+        f'-o data.batch_size={math.ceil(together / parts)} would fit, and train.accumulate={parts} '
+        'keeps as many images a step'
+    )
+
+
+def retained_by_an_image(model: nn.Layer, precision: Precision, side: int) -> int:
+    """Bytes that the backward pass needs of one image of that side, itself included."""
+    held = []
+    with _as_it_was(model):
+        for count in (1, 2):
+            before = _in_use()
+            images = paddle.zeros([count, 3, side, side])
+            with precision.autocast():
+                logits = model(images)
+            held.append(_in_use() - before)
+            del images, logits
+    return max(0, held[1] - held[0])
+
+
+@contextlib.contextmanager
+def _as_it_was(model: nn.Layer) -> Iterator[None]:
+    """Within, the model is in training; what its batch norms have recorded is put back then."""
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    kept += [(p, p.clone()) for p in model.parameters() if p.stop_gradient]
+    training = model.training
+    model.train()
+    try:
+        yield
+    finally:
+        for tensor, value in kept:
+            tensor.set_value(value)
+        model.train() if training else model.eval()
+
+
+def _in_use() -> int:
+    """Bytes of tensors on the device."""
+    kind, _, number = paddle.get_device().partition(':')
+    core = paddle.base.core
+    if kind == 'cpu':
+        return int(core.host_memory_stat_current_value('Allocated', 0))
+    return int(core.device_memory_stat_current_value('Allocated', int(number or 0)))
+
+
+def free_memory() -> Optional[float]:
+    """Bytes that this process may still take on its device; None where that cannot be known."""
+    kind = paddle.get_device().partition(':')[0]
+    if kind == 'gpu':
+        return float(paddle.device.cuda.get_device_properties().total_memory - _in_use())
+    if kind == 'cpu':
+        free = min(_host_memory(), _left_by_container())
+        here = int(os.environ.get('PADDLE_LOCAL_SIZE', job.WORLD))
+        return None if math.isinf(free) else free / here
+    return None
+
+
+def _host_memory() -> float:
+    """Bytes that Linux can give, with what it can swap out; elsewhere, what the machine has."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        lines = (PROC / 'meminfo').read_text().splitlines()
+        kilobytes = {name: int(rest.split()[0]) for name, rest in (s.split(':') for s in lines)}
+        return 1024.0 * (kilobytes['MemAvailable'] + kilobytes['SwapFree'])
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # not on Windows
+        return float(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
+    return math.inf
+
+
+def _left_by_container() -> float:
+    """Bytes left by the limits of the control groups that this process is in (docker run -m)."""
+    left = math.inf
+    for folder, limit, used, prefix in _groups():
+        with contextlib.suppress(OSError, ValueError):  # ValueError: 'max'
+            stat = dict(s.split() for s in (folder / 'memory.stat').read_text().splitlines())
+            files = sum(int(stat.get(f'{prefix}{kind}_file', 0)) for kind in ('active', 'inactive'))
+            taken = int((folder / used).read_text()) - files  # what was read can be dropped
+            left = min(left, max(0, int((folder / limit).read_text()) - taken))
+    return left
+
+
+def _groups() -> Iterator[tuple[Path, str, str, str]]:
+    """Folders of the groups of this process and those around it, with their files' names."""
+    names = ('memory.max', 'memory.current', '')  # version 2
+    older = ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_')
+    with contextlib.suppress(OSError, ValueError):
+        for line in (PROC / 'self' / 'cgroup').read_text().splitlines():
+            _, controllers, path = line.split(':', 2)
+            if controllers in ('', 'memory'):
+                root = CGROUP / controllers
+                own = root / path.strip('/')
+                for folder in (own, *own.parents):
+                    yield (folder, *(older if controllers else names))
+                    if folder == root:
+                        break
+
+
+def amount(size: float) -> str:
+    """1.2 GB, 340 MB, 0.5 MB."""
+    if size >= 1e9:
+        return f'{size / 1e9:.1f} GB'
+    return f'{size / 1e6:.0f} MB' if size >= 1e7 else f'{size / 1e6:.1f} MB'
