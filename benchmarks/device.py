@@ -2,6 +2,7 @@
 
 Claim: these are the figures that users of train.py get. For GPUs and NPUs there are none so far.
 Falsified by: python3 -m benchmarks device --device gpu (or npu, cpu; auto takes the first of these)
+What works on such a machine: python3 -m benchmarks.device (with a dot; benchmarks/device_suite.py)
 
 Each row is train.py's own main with a recipe of configs/, on random images, in a process of its
 own. Speed, and the share of the time in which the loop waits for data, are those of its
@@ -72,7 +73,8 @@ class Mode:
         if kind == 'cpu':  # oneDNN rounds to bfloat16, and has a layout of its own
             by_onednn = (self.amp, self.dtype, self.layout) == BY_ONEDNN and has_bfloat16()
             return self.amp == 'none' or by_onednn
-        return kind == 'gpu' or self.layout == 'NCHW'
+        refused = self.layout == 'NHWC' or self.dtype == 'bfloat16' or self.amp == 'O2'
+        return kind == 'gpu' or not refused
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,8 @@ MODES = (
     Mode('O1', 'float16'),
     Mode('O1', 'bfloat16'),
     Mode('O1', 'float16', 'NHWC'),
+    Mode('O1', 'bfloat16', 'NHWC'),
     Mode('O2', 'float16', 'NHWC'),
-    Mode('O2', 'bfloat16', 'NHWC'),
     Mode('O2', 'float16', 'NHWC', to_static=True),
 )
 WRN_28 = Network('WRN-28-10', 'wrn28_10_cifar10', 'wide_resnet28_10', 128)
@@ -192,8 +194,8 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith('FLAGS_')}
 
 
-def start_worker() -> Worker:
-    return Worker('device_worker', {'environment': environment()})
+def start_worker(variables: Optional[dict[str, str]] = None) -> Worker:
+    return Worker('device_worker', {'environment': {**environment(), **(variables or {})}})
 
 
 def ask_about(device: str) -> dict[str, Any]:
@@ -231,9 +233,9 @@ def count_multiply_adds(kind: str, networks: tuple[Network, ...]) -> dict[Networ
     return counts
 
 
-def measure(row: Row, kind: str, scale: Scale) -> Row:
-    """The row with the figures of its run."""
-    with tempfile.TemporaryDirectory() as folder, start_worker() as worker:
+def measure(row: Row, kind: str, scale: Scale, variables: Optional[dict[str, str]] = None) -> Row:
+    """The row with the figures of its run, in an environment with these variables."""
+    with tempfile.TemporaryDirectory() as folder, start_worker(variables) as worker:
         output = Path(folder) / 'run'
         overrides = [f'output.dir={output}', f'device={kind}', *settings(row, scale)]
         config = f'configs/{row.network.config}.yaml'
@@ -333,3 +335,9 @@ def figures_of(row: Row, peaks: Peaks) -> dict[str, Any]:
         'data_wait': round(row.data_wait, 4),
         'peak_gib': row.peak_bytes and round(row.peak_bytes / 2**30, 3),
     }
+
+
+if __name__ == '__main__':  # whether all of it works there, in ten minutes
+    from benchmarks import device_suite
+
+    device_suite.main()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import subprocess
 import sys
 from typing import Optional
 
@@ -26,8 +29,18 @@ def start(device: str) -> Answer:
     import paddle
 
     kind = paddle.get_device().partition(':')[0]
-    name = paddle.device.cuda.get_device_name() if kind == 'gpu' else kind.upper()
+    name = paddle.device.cuda.get_device_name() if kind == 'gpu' else npu_name() or kind.upper()
     return {'kind': kind, 'name': name, 'paddle': paddle.__version__, 'cuda': paddle.version.cuda()}
+
+
+def npu_name() -> str:
+    """910B3 or the like, by CANN's tool, where that is."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ['npu-smi', 'info']
+        said = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
+        if found := re.search(r'\b(910\w*|310\w*)\b', said):
+            return f'Ascend {found[1]}'
+    return ''
 
 
 def train_as_told(arguments: list[str]) -> Answer:
@@ -46,7 +59,7 @@ def peak_bytes() -> Optional[int]:
         return memory_bytes('VmHWM')
     try:
         return int(paddle.device.cuda.max_memory_allocated(int(number)))  # of an npu, too
-    except ValueError:  # but not with Paddle 2.6
+    except ValueError:  # but not before Paddle 3.1
         return None
 
 

@@ -21,9 +21,10 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
     spec = parse(settings['model'])
-    model = build(spec, settings['dropout'])
-    images = torch.randn(settings['batch'], 3, spec.image_size, spec.image_size)
-    labels = torch.randint(0, 10, (settings['batch'],))
+    device = torch.device(settings.get('device', 'cpu'))
+    model = build(spec, settings['dropout']).to(device)
+    images = torch.randn(settings['batch'], 3, spec.image_size, spec.image_size, device=device)
+    labels = torch.randint(0, 10, (settings['batch'],), device=device)
     if settings['channels_last']:
         model = model.to(memory_format=torch.channels_last)
         images = images.to(memory_format=torch.channels_last)
@@ -31,19 +32,32 @@ def main() -> None:
         model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
 
+    dtype = getattr(torch, settings['dtype'])
+    scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+
     def step() -> None:
-        with torch.autocast('cpu', torch.bfloat16, enabled=settings['dtype'] == 'bfloat16'):
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = model(images)
-        F.cross_entropy(logits.float(), labels).backward()
-        optimizer.step()
+        scaler.scale(F.cross_entropy(logits.float(), labels)).backward()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
+
+    def steps(times: int) -> Answer:
+        def take() -> None:
+            for _ in range(times):
+                step()
+            if device.type == 'cuda':
+                torch.cuda.synchronize()
+
+        return {'seconds': seconds(take)}
 
     def matmul(size: int, times: int) -> Answer:
         a, b = torch.randn(2, size, size)
         a @ b
         return {'seconds': seconds(lambda: a @ b, times)}
 
-    serve({'steps': lambda times: {'seconds': seconds(step, times)}, 'matmul': matmul})
+    serve({'steps': steps, 'matmul': matmul})
 
 
 def build(spec: Spec, dropout: float) -> nn.Module:

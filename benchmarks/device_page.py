@@ -1,0 +1,145 @@
+"""The page of benchmarks/device_suite.py, and the processes that its checks run in."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional, Sequence
+
+from benchmarks.device import environment
+from benchmarks.processes import REPOSITORY, clean_environment
+
+LIMIT_S = 150  # of one process
+PASS, FAIL, SKIPPED = 'pass', 'fail', 'skipped'
+KEPT = ('PADDLE_XCCL_BACKEND',)
+
+
+class Failure(Exception):
+    """What a check says that does not hold."""
+
+
+class Skipped(Exception):
+    """Why a check cannot be made here."""
+
+
+@dataclass
+class Page:
+    """The machine, and what was found so far."""
+
+    file: Path
+    scratch: Path
+    quick: bool
+    end: float  # by time.monotonic()
+    about: dict[str, Any]
+    found: list[tuple[str, str, str]] = field(default_factory=list)  # check, outcome, what it says
+    rows: list[tuple[str, str, str]] = field(default_factory=list)  # of speed
+
+    @property
+    def kind(self) -> str:
+        return str(self.about['kind'])
+
+    @property
+    def seconds_left(self) -> float:
+        return self.end - time.monotonic()
+
+    def note(self, check: str, outcome: str, text: str) -> None:
+        self.found.append((check, outcome, text))
+        print(f'{check}: {outcome}  {text}', flush=True)
+        self.write()
+
+    def write(self) -> None:
+        machine = ', '.join(f'{name} {value}' for name, value in self.about.items())
+        counts = [f'{sum(o == kind for _, o, _ in self.found)} {kind}' for kind in (PASS, FAIL)]
+        parts = [f'# {self.about["name"]}: {", ".join(counts)}', machine]
+        parts.append(_table(('check', 'outcome', ''), self.found))
+        if self.rows:
+            parts.append(_table(('training', 'images/s', 'PyTorch'), self.rows))
+        self.file.write_text('\n\n'.join(parts) + '\n', encoding='utf-8')
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ['---'] * len(header), *rows]
+    cells = [[' '.join(cell.replace('|', '/').split()) for cell in line] for line in lines]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in cells)
+
+
+# ------------------------------------------------------------------ processes
+
+
+def ask(
+    page: Page,
+    check: str,
+    *,
+    processes: int = 1,
+    variables: Optional[dict[str, str]] = None,
+    **arguments: Any,
+) -> Any:
+    """What a check of device_checks.py answers; of several processes, a list. Failure if it has
+    none."""
+    with tempfile.TemporaryDirectory(dir=page.scratch) as folder:
+        answer = Path(folder) / 'answer'
+        command = ['-m', 'benchmarks.device_checks', check, json.dumps(arguments), str(answer)]
+        if processes > 1:
+            script = str(REPOSITORY / 'benchmarks' / 'device_checks.py')
+            command = [*launch(page.kind, processes, folder), script, *command[2:]]
+        run(page, command, variables, logs=Path(folder))
+        answers = [Path(f'{answer}.{rank}') for rank in range(processes)]
+        if not all(path.exists() for path in answers):
+            raise Failure('ended without an answer')
+        said = [json.loads(path.read_text()) for path in answers]
+    return said if processes > 1 else said[0]
+
+
+def launch(kind: str, processes: int, folder: str) -> list[str]:
+    numbers = ','.join(map(str, range(processes)))
+    cards = {'gpu': ['--gpus', numbers], 'npu': ['--npus', numbers]}
+    which = cards.get(kind, ['--nproc_per_node', str(processes)])
+    return ['-m', 'paddle.distributed.launch', *which, '--log_dir', folder]
+
+
+def run(
+    page: Page,
+    arguments: list[str],
+    variables: Optional[dict[str, str]] = None,
+    *,
+    logs: Optional[Path] = None,
+) -> str:
+    """Python with these arguments; what it printed. Failure, with the telling line, if it fails."""
+    limit = max(5.0, min(LIMIT_S, page.seconds_left))
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    try:
+        process = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=page.scratch,
+            env={
+                **clean_environment(),
+                **environment(),
+                **kept,
+                'PYTHONPATH': str(REPOSITORY),
+                **(variables or {}),
+            },
+            capture_output=True,
+            text=True,
+            errors='replace',
+            timeout=limit,
+        )
+    except subprocess.TimeoutExpired:
+        raise Failure(f'took more than {limit:.0f} s') from None
+    if process.returncode:
+        said = [process.stderr, *(log.read_text() for log in (logs or Path()).glob('workerlog.*'))]
+        raise Failure(f'exit code {process.returncode}: {telling(said)}')
+    return process.stdout
+
+
+def telling(said: list[str]) -> str:
+    """The last line that names an error, or the last."""
+    lines = [line.strip() for text in said for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if re.search(r'Error\b|error:|\.py: ', line)]
+    return (errors or lines or ['it said nothing'])[-1][:300]

@@ -1,0 +1,92 @@
+"""python3 -m benchmarks.device: a page of what works on a device, whatever fails on the way."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import fake_npu
+import paddle
+import pytest
+from conftest import REPOSITORY
+
+from benchmarks import device_suite
+from benchmarks.device_page import Failure, Page, Skipped
+
+
+def outcomes(page: Path) -> dict[str, str]:
+    """Check -> pass, fail or skipped, of the page's first table."""
+    lines = [line.split(' | ') for line in page.read_text().splitlines() if line.startswith('| ')]
+    return {line[0][2:]: line[1] for line in lines if line[1] in ('pass', 'fail', 'skipped')}
+
+
+def raising(error: Exception):
+    def check(page: Page) -> None:
+        raise error
+
+    return check
+
+
+def test_no_failure_ends_it_and_the_page_has_them_all(tmp_path, monkeypatch):
+    page = tmp_path / 'page.md'
+    about = {'kind': 'gpu', 'name': 'Card', 'cards': 1}
+    monkeypatch.setattr(device_suite, 'ask', lambda *given, **options: about)
+    checks = {
+        'wrong': raising(Failure('off by | 3')),
+        'absent': raising(Skipped('there is one card')),
+        'broken': raising(ZeroDivisionError('our own bug')),
+        'right': lambda page: page.note('right', 'pass', 'off by 0'),
+    }
+    monkeypatch.setattr(device_suite, 'CHECKS', checks)
+    monkeypatch.setattr(sys, 'argv', ['device', '--output', str(page)])
+    with pytest.raises(SystemExit) as end:
+        device_suite.main()
+    assert end.value.code == 1
+    wanted = {'wrong': 'fail', 'absent': 'skipped', 'broken': 'fail', 'right': 'pass'}
+    assert outcomes(page) == wanted
+    text = page.read_text()
+    assert text.startswith('# Card: 1 pass, 2 fail\n')
+    assert '| wrong | fail | off by / 3 |\n' in text
+    assert 'our own bug' in text
+
+
+def run(tmp_path: Path, device: str, *only: str, **variables: str) -> dict[str, str]:
+    page = tmp_path / 'page.md'
+    command = [sys.executable, '-m', 'benchmarks.device', '--device', device, '--quick']
+    command += ['--output', str(page), '--only', *only]
+    done = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        env={**os.environ, **variables},
+    )
+    assert page.exists(), done.stderr
+    found = outcomes(page)
+    assert done.returncode == ('fail' in found.values()), done.stdout
+    return found
+
+
+@pytest.mark.slow
+def test_on_a_cpu_everything_passes(tmp_path):
+    found = run(tmp_path, 'cpu', *device_suite.CHECKS)
+    assert 'fail' not in found.values(), found
+    for check in ('device', 'losses: oneDNN', 'same_seed', 'resume', 'processes', 'speed'):
+        assert found[check] == 'pass'
+    assert found['engines: paddle float32'] == 'pass'
+    assert found['sync_bn'] == 'skipped'
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(paddle.__version__.startswith('2.'), reason='no float16 kernels to build')
+def test_on_a_fake_npu_it_says_what_works_and_what_does_not(tmp_path):
+    """Its momentum ignores master weights, as the plug-in's does; its collectives do nothing."""
+    machine = fake_npu.build(tmp_path, half=True)
+    found = run(tmp_path, 'npu', 'device', 'losses', 'o2', 'resume', 'processes', **machine)
+    for check in ('device', 'losses: float32', 'losses: O1 float16', 'o2', 'resume'):
+        assert found[check] == 'pass', found
+    assert found['losses: O2, which becomes O1'] == 'pass'
+    assert found['processes'] == 'fail'
