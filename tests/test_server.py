@@ -42,7 +42,8 @@ from serving import (
     status_of,
 )
 
-from predictor import Predictor, softmax
+import serve
+from predictor import Predictor, console, softmax
 from predictor.machine import cores
 from predictor.pictures import centre, read_picture
 from server.limits import Bodies, Limits, Refused
@@ -1205,7 +1206,15 @@ def test_the_command_says_where_it_is_and_with_what(folder):
         assert len(server.classify(PICTURE).json['classes']) == 5
 
 
-def test_wrong_arguments(folder, tmp_path):
+def test_wrong_arguments(folder, tmp_path, monkeypatch, capsys):
+    def refused(*arguments: str) -> str:
+        """In this process: what ends it is a line, and the exit code 2."""
+        monkeypatch.setattr(sys, 'argv', ['serve.py', *arguments])
+        with pytest.raises(SystemExit) as end:
+            console.run(serve.main)
+        assert end.value.code == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
     good = str(folder)
     assert 'is no folder' in refused(str(tmp_path / 'nothing'))
     assert 'holds no inference.yml' in refused(str(tmp_path))
