@@ -93,8 +93,9 @@ def sync_tree(folder: Path) -> None:
 
 def can_be_written(folder: Path) -> bool:
     """Whether files can be made in a folder that is there, or can be made."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    # Not Path.exists, which raises what os.path.exists takes for no: /root of another user.
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
+    return os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from engine import safe_pickle
 from engine.data import cifar
 from engine.data.cifar import load_cifar
 from engine.errors import UserError
+from engine.weights import resolve
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -592,3 +593,17 @@ def test_train_refuses_in_one_line_and_creates_nothing(base, home, damaged):
 def test_parts_know_their_coarse_labels():
     part = Part(np.zeros((2, 3, 32, 32), np.uint8), np.array([0, 99]))
     assert part.coarse.tolist() == [0, 19]
+
+
+def test_a_user_without_a_home_has_no_earlier_downloads(tmp_path, monkeypatch):
+    """As of `docker run --user 1234`: no HOME, and no line in /etc/passwd."""
+
+    def unknown(number):
+        raise KeyError(number)
+
+    monkeypatch.delenv('HOME')
+    monkeypatch.setattr('pwd.getpwuid', unknown)
+    with pytest.raises(UserError, match='CIFAR-10 is not in'):
+        load_cifar('cifar10', tmp_path, fetch=False)
+    with pytest.raises(UserError, match='there is no home to keep its weights in'):
+        resolve('resnext50_32x4d')

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import exported
@@ -206,3 +207,43 @@ def test_export_where_there_is_no(missing, run, home, tmp_path):
     assert 'wrote ' in output
     assert 'warning' not in output + errors
     home.require_untouched()
+
+
+def nobody() -> dict[str, object]:
+    """For subprocess: a user id without rights or a home, as of `docker run --user`."""
+    own: dict[str, object] = {'user': 65534, 'group': 65534, 'extra_groups': []}
+    if os.name != 'posix' or os.geteuid() != 0:
+        pytest.skip('only root can start a process of another user')
+    for readable in (['-c', 'import numpy'], ['-c', f'open({str(REPOSITORY / "train.py")!r})']):
+        try:
+            done = subprocess.run([sys.executable, *readable], cwd='/', capture_output=True, **own)
+        except PermissionError:
+            done = None
+        if done is None or done.returncode:
+            pytest.skip("another user may not read this user's Python or this folder")
+    return own
+
+
+@pytest.mark.parametrize(
+    'user',
+    [
+        'with a home that cannot be made',
+        'with the home of another',
+        pytest.param('without', marks=pytest.mark.slow),
+    ],
+)
+def test_training_and_its_export_need_no_home(home, user):
+    """The first is imitated, which root can do, too: below a device no folder is made."""
+    homes = {'without': '/', 'with the home of another': '/root'}
+    own = nobody() if user in homes else {}
+    home.environment |= {'HOME': homes.get(user, '/dev/null/home')}
+    with tempfile.TemporaryDirectory() as folder:  # pytest's are for one user alone
+        os.chmod(folder, 0o777)
+        for arguments in (
+            ('train.py', '-c', 'quickstart', '-o', *TINY, 'train.epochs=1'),
+            ('export.py', '-w', 'output/quickstart'),
+        ):
+            process = home.start(folder, REPOSITORY / arguments[0], *arguments[1:], **own)
+            _, errors = process.communicate(timeout=240)
+            assert process.returncode == 0, errors
+            assert 'ermission denied' not in errors

@@ -128,9 +128,10 @@ def load_cifar(name: str, root: Path, *, fetch: bool) -> tuple[Arrays, Arrays, l
     Raises UserError naming the file that is missing, damaged or mislabelled.
     """
     variant = VARIANTS[name]
-    found = _find(variant, root) or _find(
-        variant, Path('~/.cache/paddle/dataset/cifar').expanduser()
-    )
+    found = _find(variant, root)
+    downloads = os.path.expanduser('~/.cache/paddle/dataset/cifar')  # of Paddle
+    if found is None and os.access(downloads, os.R_OK):
+        found = _find(variant, Path(downloads))
     if found is None and fetch:
         found = _fetch(variant, root)
     if found is None:

@@ -46,7 +46,13 @@ def resolve(path_or_name: Union[str, Path]) -> Path:
         near = difflib.get_close_matches(name, OFFICIAL, n=1)
         hint = f'; did you mean {near[0]}?' if near else ''
         raise UserError(f'cannot read the weights {name}: No such file or directory{hint}')
-    target = CACHE.expanduser() / f'{name}.pdparams'
+    try:
+        target = CACHE.expanduser() / f'{name}.pdparams'
+    except RuntimeError:
+        raise UserError(
+            f'{name}: there is no home to keep its weights in; fetch {ADDRESS.format(name)} and '
+            'name the file'
+        ) from None
     try:
         _fetch(name, target)
     except OSError as error:
