@@ -342,14 +342,32 @@ def _check_model(model: Model, refuse: Refuse) -> None:
         refuse('model.zero_init_last_bn', f'is not for {model.name}: its blocks end otherwise')
 
 
+def _check_normalisation(
+    mean: Optional[tuple[float, ...]], std: Optional[tuple[float, ...]], refuse: Refuse
+) -> None:
+    if (mean is None) != (std is None):
+        refuse('data.mean' if std is None else 'data.std', 'needs the other of mean and std')
+    if mean is None or std is None:
+        return
+    if len(mean) != 3 or len(std) != 3:
+        refuse('data.mean', 'and data.std need three values each, red, green and blue')
+    if min(std) <= 0:
+        refuse('data.std', 'must be above 0')
+    small = [max(values) <= 1 for values in (mean, std)]
+    if small[1] or (small[0] and max(mean) > 0):
+        levels = [
+            [round(255 * value, 4) if share else value for value in values]
+            for share, values in zip(small, (mean, std))
+        ]
+        refuse(
+            'data.std' if small[1] else 'data.mean',
+            'has shares of 255, as other programs write them; here it counts from 0 to 255: '
+            f"-o 'data.mean={levels[0]}' 'data.std={levels[1]}'",
+        )
+
+
 def _check_data(data: Data, refuse: Refuse) -> None:
-    if (data.mean is None) != (data.std is None):
-        refuse('data.mean' if data.std is None else 'data.std', 'needs the other of mean and std')
-    if data.mean is not None and data.std is not None:
-        if len(data.mean) != 3 or len(data.std) != 3:
-            refuse('data.mean', 'and data.std need three values each, red, green and blue')
-        if min(data.std) <= 0:
-            refuse('data.std', 'must be above 0')
+    _check_normalisation(data.mean, data.std, refuse)
     for name, sets in _APPLIES.items():
         if data.name not in sets and getattr(data, name) != getattr(Data, name):
             refuse(

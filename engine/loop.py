@@ -158,11 +158,12 @@ class Trainer:
     def _train_step(self, batch: Batch) -> None:
         runtime.seed_step(self.config.seed, self.step)
         self.optimizer.set_lr(self.lr_at(self.step))
-        images, together = len(batch.labels), self.batches.size(self.progress.batch)
+        together = self.batches.size(self.progress.batch)
         # As many in every process: a SyncBatchNorm waits for all in each. A compiled network loses
         # the gradients of a part when the next one has another size.
         count = math.ceil(together // job.WORLD / self.config.data.batch_size)
         parts = batch.parts(1 if self.config.train.to_static else count)
+        images = sum(len(part.labels) for part in parts)
         loss, correct = 0.0, 0
         for part in parts:
             last = part is parts[-1]

@@ -281,7 +281,7 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_place(written, key, value
         ('data.cutmix', '-1', '1'),
         ('data.randaugment_operations', '-1', '0'),
         ('data.randaugment_magnitude', '-0.5', '0'),
-        ('data.workers', '0', '1'),
+        ('data.workers', '-1', '0'),
         ('data.num_images', '0', '1'),
         ('data.image_size', '0', '1'),
         ('optimizer.lr', '-0.1', '0.1'),
@@ -613,6 +613,15 @@ FOLDER, RESNEXT = 'data.name=folder', 'model.name=resnext50_32x4d'
         ),
         (['schedule.name=step', 'schedule.step_size=0'], ['schedule.step_size', 'above 0']),
         (['data.mean=[1, 2, 3]'], ['-o data.mean', 'std']),
+        (
+            ['data.mean=[0.485, 0.456, 0.406]', 'data.std=[0.229, 0.224, 0.225]'],
+            ["'data.mean=[123.675, 116.28, 103.53]' 'data.std=[58.395, 57.12, 57.375]'"],
+        ),
+        (['data.mean=[0, 0, 0]', 'data.std=[1, 1, 1]'], ["'data.std=[255.0, 255.0, 255.0]'"]),
+        (
+            ['data.mean=[0.5, 0.5, 0.5]', 'data.std=[60, 60, 60]'],
+            ["[127.5, 127.5, 127.5]' 'data.std=[60"],
+        ),
         (['data.std=[1, 2, 3]'], ['-o data.std', 'mean']),
         (['data.mean=[1, 2]', 'data.std=[1, 2]'], ['data.mean', 'three']),
         (['data.mean=[1, 2, 3]', 'data.std=[1, 2]'], ['three']),
@@ -692,6 +701,7 @@ def test_a_combination_is_blamed_on_the_line_that_says_it(written):
         [PIECEWISE, 'schedule.boundaries=[1, 2]', 'schedule.values=[0.1, 0.01, 0.001]'],
         [PIECEWISE, 'schedule.values=[0.1]'],
         ['data.mean=[1, 2, 3]', 'data.std=[1, 2, 3]'],
+        ['data.mean=[0, 0, 0]', 'data.std=[255, 255, 255]', 'data.workers=0'],
         ['schedule.warmup_epochs=4.5', 'train.epochs=5'],
         [FOLDER],
         [FOLDER, 'data.crop_padding=4', 'data.padding_mode=zero'],  # the defaults say nothing

@@ -589,6 +589,28 @@ def test_batches_that_are_accumulated_make_the_step_of_one_large_batch(
         assert one == pytest.approx(other, rel=1e-5)
 
 
+@pytest.mark.parametrize('left', [1, 2, 3])
+def test_a_step_has_as_many_parts_where_images_could_not_be_read(left, monkeypatch):
+    """Processes that wait for each other in each of them would wait for ever."""
+    trainer = several(2, 4)
+    batch = next(iter(trainer.batches))
+    batch = batch._replace(images=batch.images[:left], labels=batch.labels[:left])
+    seen = []
+    forward = trainer._forward_backward
+
+    def record(part: Batch, share: float, *, last: bool):
+        seen.append((part.labels.tolist(), last))
+        return forward(part, share, last=last)
+
+    monkeypatch.setattr(trainer, '_forward_backward', record)
+    trainer._train_step(batch)
+    trainer.collect()
+    assert [last for _, last in seen] == [False, False, False, True]
+    labels = batch.labels.tolist()
+    assert [part for part, _ in seen] == [[labels[place % left]] for place in range(4)]
+    assert np.isfinite(trainer.last_loss)
+
+
 def test_live_batch_norms_normalise_each_accumulated_batch_by_itself():
     """So that what is accumulated is not quite a large batch: as in every framework."""
     large, parts = several(8, 1), several(4, 2)

@@ -147,6 +147,24 @@ def test_images_of_an_epoch_are_cropped_each_in_its_own_way(files):
     assert len({image.tobytes() for image in images}) >= 15
 
 
+def test_a_batch_keeps_its_memory_as_long_as_anybody_has_a_part_of_it(files, monkeypatch):
+    monkeypatch.setattr(sys, 'getrefcount', lambda thing: 1)  # borrowed ones are not counted
+    batches = batches_of(files, batch_size=4)
+    wanted = [batch.images.copy() for batch in batches]
+    assert len(wanted) == 8
+    parts = [batch.images[-1:, 0] for batch in batches]  # views, of batches that are gone
+    for part, images in zip(parts, wanted):
+        np.testing.assert_array_equal(part, images[-1:, 0])
+
+
+def test_memory_of_batches_that_are_gone_is_used_again(files):
+    addresses = [
+        batch.images.__array_interface__['data'][0] for batch in batches_of(files, batch_size=2)
+    ]
+    assert len(addresses) == 15
+    assert len(set(addresses)) <= photos.AHEAD + 3
+
+
 def test_leaving_out_the_first_images_gives_the_rest_to_the_bit(files):
     options = {'augmentation': Augmentation(random_erasing=0.5, mixup=0.4), 'seed': 3}
     whole, resumed = batches_of(files, **options), batches_of(files, **options)

@@ -47,8 +47,13 @@ class Batch(NamedTuple):
         return self._replace(images=move(self.images), labels=move(self.labels), partners=partners)
 
     def parts(self, count: int) -> list[Batch]:
-        """The batch in so many parts of about the same size, as far as it has images (one view)."""
-        split = np.array_split(np.arange(len(self.labels)), min(count, len(self.labels)))
+        """The batch (of one view) in so many parts of about the same size.
+
+        A batch of fewer images, as most of it could not be read, gives some of them more than once:
+        in a step, each process has to have as many parts.
+        """
+        places = np.arange(max(len(self.labels), count)) % len(self.labels)
+        split = np.array_split(places, count)
         slices = [slice(part[0], part[-1] + 1) for part in split]
         return [
             Batch(

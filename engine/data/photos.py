@@ -7,9 +7,9 @@ doesn't matter.
 
 from __future__ import annotations
 
+import math
 import os
 import stat
-import sys
 import threading
 import time
 from collections import deque
@@ -195,22 +195,33 @@ class _Reading:
 
 
 class _Memory:
-    """Arrays for batches, each used again once nobody else holds it or a view of it.
+    """Arrays for batches, each used again when nobody has it, or a view of it, any more.
 
     Fresh memory of that size comes from the system page by page, and that takes time.
     """
 
     def __init__(self) -> None:
-        self._arrays: list[np.ndarray] = []
+        self._free: list[np.ndarray] = []
 
     def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of that shape with any content."""
-        for array in self._arrays:
-            # Held by the list, by `array`, and by the call itself.
-            if sys.getrefcount(array) <= 3 and array.shape == shape:
-                return array
-        self._arrays.append(np.empty(shape, np.float32))
-        return self._arrays[-1]
+        """A float32 array of that shape with any content."""
+        size = math.prod(shape)
+        array = self._free.pop() if self._free else np.empty(size, np.float32)
+        if array.size < size:
+            array = np.empty(size, np.float32)
+        return np.asarray(_Lent(array, self._free))[:size].reshape(shape)
+
+
+class _Lent:
+    """The owner of a lent array as NumPy sees it: all views keep it, and at its end, which is
+    theirs, the array is free again."""
+
+    def __init__(self, array: np.ndarray, free: list[np.ndarray]) -> None:
+        self._array, self._free = array, free
+        self.__array_interface__ = array.__array_interface__
+
+    def __del__(self) -> None:
+        self._free.append(self._array)
 
 
 _ADVICE = (
