@@ -62,3 +62,30 @@ def test_numbers_that_count_from_1_are_refused(labels):
     assert labels('a.png great white shark\n', 'a.png') == 1
     assert labels('a.png 2\nb.png 1\n', 'a.png', ['0', '1', '2']) == 2  # they are names
     assert labels('a.png 家猫\n', 'a.png', CLASSES) == 6
+
+
+@pytest.mark.parametrize(
+    ('content', 'says'),
+    [
+        ('a.png 0\nb.png zebra\n', "list.txt, line 2: 'zebra' is no class of the model (cat, gre"),
+        ('a.png 0\nb.png 3\n', "list.txt, line 2: '3' is no class"),
+        ('a.png 0\n\nb.png\n', 'list.txt, line 3: not a picture and a class'),
+        ('b.png 0\n', 'list.txt has no line for a.png; its first line is for '),
+        ('', 'list.txt has no line for a.png'),
+        ('a.png 家猫'.encode('gbk'), 'list.txt is not in UTF-8; save it as UTF-8'),
+    ],
+)
+def test_lists_that_are_wrong(labels, content, says):
+    with pytest.raises(UserError) as caught:
+        labels(content, 'a.png')
+    assert says in str(caught.value)
+
+
+def test_what_is_missing_is_said(labels):
+    Path('list.txt').write_text('c.png 0')
+    with pytest.raises(
+        UserError, match=r'no line for a.png and 1 more; its first line is for .*c\.png'
+    ):
+        find_labels('list.txt', [Path('a.png'), Path('b.png')], ANIMALS)
+    with pytest.raises(UserError, match="there is no such file; 'folder' takes folders' names"):
+        find_labels('nowhere.txt', [Path('a.png')], ANIMALS)
