@@ -3,8 +3,8 @@
 uvicorn waits for ever for a request's head and for a client that doesn't read its answer, and
 accepts every connection. What is done here about that needs more of its protocol class than its
 documentation has, so that requirements.txt allows the versions between the two that are tested.
-It parses with h11 here, which bounds what it buffers of a head or of a
-chunk's framing; httptools doesn't, and would save 0.1 ms a request.
+It parses with h11 here, which bounds what it buffers of a head or of a chunk's framing; httptools
+doesn't, and would save 0.1 ms a request.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BACKLOG = 256  # connections that the system holds until they are accepted
 SPARE_FILES = 200  # descriptors for all else than connections
 KEEP_ALIVE_S = 5  # uvicorn's own default: between two requests
 LAST_S = 0.5  # after a signal, for a client that has connected to send its request
-PROBE_S = 0.1  # between two looks whether a client that sends no more still reads
+PROBE_S = 0.1  # until the first look whether a client that sends no more still reads
 LINE_END, CONTINUE = b'\r\n', b'HTTP/1.1 100 Continue\r\n\r\n'
 
 
@@ -201,10 +201,10 @@ class Connection(H11Protocol):
         self._ended = self._in_request() and not self.cycle.more_body
         if self._ended:
             self.cycle.keep_alive = False
-            self._probe()
+            self._probe(PROBE_S)
         return self._ended
 
-    def _probe(self) -> None:
+    def _probe(self, wait_s: float) -> None:
         """End the connection if the client has closed its side for reading, too.
 
         Both look alike until something is sent: then only the one that has gone resets.
@@ -214,9 +214,9 @@ class Connection(H11Protocol):
         if self.transport.get_extra_info('socket').getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self.transport.abort()
             return
-        if not self.cycle.response_started:
+        if not self.cycle.response_started and self.scope['http_version'] == '1.1':
             self.transport.write(CONTINUE)
-        self.loop.call_later(PROBE_S, self._probe)
+        self.loop.call_later(wait_s, self._probe, 2 * wait_s)
 
     def shutdown(self) -> None:
         """The server stops. What is on its way here is still answered."""
