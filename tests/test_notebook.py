@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import json
 import re
@@ -23,6 +22,7 @@ from engine.config import load_config
 
 PATH = REPOSITORY / 'notebooks' / 'aistudio.ipynb'
 NOTEBOOK = nbformat.read(PATH, as_version=nbformat.NO_CONVERT)
+SHELL = r'^ *%shell (.*)$'
 LARGEST = 600_000  # bytes of a file that everybody clones
 MACHINE = re.compile(r'(?<![\w.~])/(tmp|work|home|root|opt|usr|mnt|Users)\b')
 
@@ -39,15 +39,9 @@ def commands() -> list[str]:
 
 
 def run_by(source: str) -> list[str]:
-    """The arguments of run(...), less pip's, with a setting for what only a run knows."""
-    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
-    texts = [filled(c.args[0]) for c in calls if getattr(c.func, 'id', '') == 'run']
-    return [text for text in texts if '-m pip ' not in text]
-
-
-def filled(text: ast.expr) -> str:
-    parts = text.values if isinstance(text, ast.JoinedStr) else [text]
-    return ''.join(p.value if isinstance(p, ast.Constant) else 'data.root=data' for p in parts)
+    """The commands after %shell, with a setting for what only a run knows."""
+    whole = re.sub(r'\s*\\\n\s*', ' ', source)
+    return [line.replace('{where}', 'data.root=data') for line in re.findall(SHELL, whole, re.M)]
 
 
 def advised_by(source: str) -> list[str]:
@@ -136,7 +130,7 @@ def test_it_measures_and_exports_what_it_has_trained(monkeypatch):
 def test_a_command_that_fails_stops_it(tmp_path):
     notebook = nbformat.read(PATH, as_version=4)
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type == 'code'][:2]
-    notebook.cells[1].source = "run('python3 train.py -o train.lr=1')"
+    notebook.cells[1].source = '%shell python3 train.py -o train.lr=1'
     with pytest.raises(CellExecutionError, match='exit code 2: python3 train'):
         execute(notebook, PATH.parent)
     assert 'did you mean optimizer.lr?' in printed(notebook)

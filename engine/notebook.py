@@ -1,0 +1,52 @@
+"""For notebooks: `%load_ext engine.notebook` gives %shell, which runs a command as a terminal does.
+
+    %shell python3 train.py -c configs/quickstart.yaml
+
+IPython's own `!` ends a command 0.2 seconds after Stop is clicked, too soon to save. Here the
+command has a session of its own, Stop is Ctrl-C, and what it saves is waited for. A command that
+fails stops the notebook. Nothing here needs more than IPython.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Optional
+
+from IPython.core.error import UsageError
+from IPython.display import Image, display
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    ipython.register_magic_function(shell, magic_name='shell')
+
+
+def shell(command: str) -> None:
+    """Run it; `python3` is the notebook's own Python. UsageError unless it ends with 0."""
+    program, *arguments = shlex.split(command)
+    print(f'$ {shlex.join([program, *arguments])}', flush=True)
+    with subprocess.Popen(
+        [sys.executable if program.startswith('python') else program, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding='utf-8',
+        errors='replace',
+        start_new_session=True,
+    ) as process:
+        while process.poll() is None:
+            try:
+                for line in process.stdout or ():
+                    print(line, end='', flush=True)
+                process.wait()
+            except KeyboardInterrupt:  # Stop; a second one ends at once
+                process.send_signal(signal.SIGINT)
+    if process.returncode:
+        raise UsageError(f'exit code {process.returncode}: {command}')
+
+
+def show(path: str | Path, width: Optional[int] = None) -> None:
+    """Display the picture of a file."""
+    display(Image(filename=str(path), width=width))  # type: ignore[no-untyped-call]
