@@ -114,7 +114,7 @@ class ConfigParser(Parser):
             )
             return f'{option} is for the launcher: {command} ...'
         options = [name for name in self._option_string_actions if name.startswith('--')]
-        near = difflib.get_close_matches(option, options, n=1, cutoff=0.8)
+        near = difflib.get_close_matches(option, options, n=1, cutoff=0.75)
         if near:
             return f'unknown option {option}; did you mean {near[0]}?'
         name = option.lstrip('-').replace('-', '_')
@@ -134,6 +134,8 @@ class ConfigParser(Parser):
         with contextlib.suppress(UserError):
             if find_config(Path(word)).is_file():
                 return f'a config follows -c: write -c {shlex.quote(word)}'
+        if '--resume' in self._option_string_actions and (Path(word) / 'config.yaml').is_file():
+            return f'a run follows --resume: write --resume {shlex.quote(word)}'
         if '--weights' in self._option_string_actions and Path(word).exists():
             return f'weights and runs follow -w: write -w {shlex.quote(word)}'
         return 'it is neither an option nor a config; --help lists the options'

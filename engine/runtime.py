@@ -318,8 +318,12 @@ def _import_quietly() -> Any:
     with warnings.catch_warnings(), contextlib.redirect_stderr(said):
         warnings.filterwarnings('ignore', message='No ccache found')
         warnings.filterwarnings('ignore', message='You are using GPU version Paddle')
-        with home.elsewhere():
-            import paddle
+        try:
+            with home.elsewhere():
+                import paddle
+        except ImportError as error:  # of the system's libraries, or NumPy
+            problem = str(error).strip().splitlines()[0]
+            raise UserError(f'{sys.executable} cannot import its Paddle: {problem}') from None
     home.keep_to_static_out()
     signal.signal(signal.SIGTERM, job.on_sigterm)  # Paddle's prints a dump that concerns nobody
     for line in said.getvalue().splitlines():

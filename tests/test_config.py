@@ -1125,6 +1125,8 @@ MEANT = [
     (['-c', 'quickstart', 'output.dir=a b'], "write -o 'output.dir=a b'"),
     (['--resume', 'seed=1'], 'write --resume -o seed=1'),
     (['--resum'], 'did you mean --resume?'),
+    (['--cfg', 'quickstart.yaml'], 'did you mean --config?'),
+    (['a run'], "write --resume 'a run'"),
     (['--frobnicate'], 'unknown option --frobnicate'),
     (['-o'], '-o/--override: expected at least one argument'),
     (['nonsense'], 'neither an option nor a config'),
@@ -1137,6 +1139,8 @@ def test_an_option_of_other_suites_is_answered_with_what_is_meant(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'argv', ['train.py', *arguments])
+    (tmp_path / 'a run').mkdir()
+    (tmp_path / 'a run' / 'config.yaml').touch()
     with pytest.raises(UserError) as caught:
         train.parse_arguments()
     assert words in str(caught.value)

@@ -154,6 +154,14 @@ def test_an_old_paddle_is_named_with_the_command(monkeypatch, tmp_path, about, w
         assert problem.endswith(f'{sys.executable} -m pip install -U "{wheel}>=2.6.2,<4"')
 
 
+def test_a_paddle_that_cannot_be_imported_is_one_line(monkeypatch, tmp_path):
+    fake_paddle(monkeypatch, tmp_path, '')
+    (tmp_path / 'paddle' / '__init__.py').write_text('raise ImportError("libgomp.so.1: no\\nsuch")')
+    with pytest.raises(UserError) as refused:
+        runtime.start_paddle('cpu')
+    assert str(refused.value) == f'{sys.executable} cannot import its Paddle: libgomp.so.1: no'
+
+
 @pytest.fixture
 def card(monkeypatch, tmp_path):
     """A machine that has the device file of a card."""
