@@ -7,27 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib.metadata
 import math
 import os
 import sys
 from pathlib import Path
 
 from engine import job
+from predictor import machine
 
 CGROUP = Path('/sys/fs/cgroup')
 PROC = Path('/proc')
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-
-# What Paddle's page on NPUs and PaddleX set; paddle-custom-npu reads them when it is loaded.
-NPU_FLAGS = {
-    'FLAGS_npu_storage_format': '0',  # no private layout: the plug-in warns of its accuracy
-    'FLAGS_npu_jit_compile': '0',  # no compiling of operators while training
-    'FLAGS_npu_scale_aclnn': 'True',  # not CANN's old Power operator
-    'FLAGS_npu_split_aclnn': 'True',
-    'FLAGS_use_stride_kernel': '0',  # its kernels expect contiguous memory
-    'FLAGS_allocator_strategy': 'auto_growth',
-}
 
 _ours: set[str] = set()  # variables that an earlier call has set
 
@@ -54,9 +44,7 @@ def prepare_cpu() -> str:
         else:
             _ours.add(name)
         told.append(f'{name}={os.environ.setdefault(name, value)} ({reason})')
-    if may_have_npu():
-        for name, value in NPU_FLAGS.items():
-            os.environ.setdefault(name, value)
+    machine.set_npu_flags()
     if 'paddle' in sys.modules:
         _set_threads_of_imported_paddle()
     _keep_freed_memory()
@@ -69,18 +57,6 @@ def describe_cpu(*, onednn: bool = False) -> str:
     text = '1 thread' if threads == '1' else f'{threads} threads'
     whose = '' if 'OMP_NUM_THREADS' in _ours else ' (your OMP_NUM_THREADS)'
     return f'CPU: {text}{whose}{", oneDNN" if onednn else ""}'
-
-
-def may_have_npu() -> bool:
-    """Whether importing paddle loads plug-ins of devices: without the variable, those of pip."""
-    folder = os.environ.get('CUSTOM_DEVICE_ROOT')
-    if folder is not None:
-        return folder != ''
-    try:
-        importlib.metadata.version('paddle-custom-npu')
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _set_by_paddle() -> bool:

@@ -226,6 +226,13 @@ def test_the_tensorrt_that_this_paddle_needs_is_named(card, converted, monkeypat
     assert 'without --uint8' in engines.TensorRT.missing(bytes_in, GPU)
 
 
+def test_tensorrt_where_nothing_can_be_kept_says_so(card, tmp_path, monkeypatch):
+    (tmp_path / 'file').touch()
+    monkeypatch.setattr(machine, 'CACHE', tmp_path / 'file')
+    with pytest.raises(RuntimeError, match='Not a directory; XDG_CACHE_HOME names another'):
+        card(graph_of('pdmodel'), GPU)
+
+
 # ------------------------------------------------------------------ ONNX Runtime with CUDA
 
 # onnxruntime 1.32, cuda_execution_provider_info.cc: an unknown name or value is an error.
@@ -343,7 +350,7 @@ def test_a_plug_in_that_does_not_load_is_a_line(tmp_path):
 
 
 def test_the_flags_of_npus_are_set_and_what_the_user_has_set_stays(tmp_path, monkeypatch):
-    for name in paddle_engine.NPU_FLAGS:
+    for name in machine.NPU_FLAGS:
         monkeypatch.setenv(name, 'unset')
         monkeypatch.delenv(name)
     flag, users = 'FLAGS_use_stride_kernel', 'FLAGS_npu_jit_compile'

@@ -194,14 +194,12 @@ def test_every_engine_runs_for_a_user_without_a_home(home, tmp_path, picture, en
     home.require_untouched()
 
 
-@pytest.mark.parametrize('missing', ['home', 'what windows lacks'])
-def test_export_where_there_is_no(missing, run, home, tmp_path):
-    driver = (REPOSITORY / 'tests' / 'as_on_windows.py',) if missing != 'home' else ()
-    where = dict.fromkeys(('HOME', 'USERPROFILE', 'XDG_CACHE_HOME'), '/proc/nowhere')
-    home.environment.update(where if missing == 'home' else {})
-    process = home.start(
-        tmp_path, *driver, REPOSITORY / 'export.py', '-w', run, '--output', tmp_path / 'out'
-    )
+def test_export_without_a_home_and_without_what_windows_lacks(run, home, tmp_path):
+    nowhere = dict.fromkeys(('HOME', 'USERPROFILE', 'XDG_CACHE_HOME'), '/proc/nowhere')
+    home.environment.update(nowhere)
+    driver = REPOSITORY / 'tests' / 'as_on_windows.py'
+    command = (REPOSITORY / 'export.py', '-w', run, '--output', tmp_path / 'out')
+    process = home.start(tmp_path, driver, *command)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert 'wrote ' in output

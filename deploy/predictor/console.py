@@ -60,7 +60,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         '--precision',
         choices=('float32', 'float16', 'int8'),
         default='float32',
-        help='float16 needs a GPU or an NPU, int8 what export.py --int8 writes',
+        help='float16 needs a GPU, or an NPU with Paddle 2.6; int8 what export.py --int8 writes',
     )
     group.add_argument('--no-onednn', action='store_true', help="Paddle's own CPU kernels, slower")
 

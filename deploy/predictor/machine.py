@@ -16,6 +16,15 @@ from installation import built_for, unused_card
 from predictor.errors import UserError
 
 DRIVER = 'nvcuda.dll' if os.name == 'nt' else 'libcuda.so.1'  # NVIDIA's
+# What Paddle's page on NPUs and PaddleX set; paddle-custom-npu reads them when it is loaded.
+NPU_FLAGS = {
+    'FLAGS_npu_storage_format': '0',  # no private layout: the plug-in warns of its accuracy
+    'FLAGS_npu_jit_compile': '0',  # no compiling of operators while running
+    'FLAGS_npu_scale_aclnn': 'True',  # not CANN's old Power operator
+    'FLAGS_npu_split_aclnn': 'True',
+    'FLAGS_use_stride_kernel': '0',  # its kernels expect contiguous memory
+    'FLAGS_allocator_strategy': 'auto_growth',
+}
 CGROUP = Path('/sys/fs/cgroup')
 _HOME = os.path.expanduser('~')  # '~' for a container's user who has none
 _CACHES = Path('/' if _HOME == '~' else _HOME, '.cache')
@@ -26,6 +35,13 @@ def may_have_npu() -> bool:
     """Whether importing paddle loads plug-ins of devices: without the variable, those of pip."""
     folder = os.environ.get('CUSTOM_DEVICE_ROOT')
     return version('paddle-custom-npu') is not None if folder is None else folder != ''
+
+
+def set_npu_flags() -> None:
+    """Before paddle is imported, where it may load a plug-in. What the user has set stays."""
+    if may_have_npu():
+        for name, value in NPU_FLAGS.items():
+            os.environ.setdefault(name, value)
 
 
 def find_device(wanted: str) -> str:

@@ -21,15 +21,6 @@ from predictor.folder import Description
 from predictor.setting import Setting
 
 GPU_MEMORY_MB = 256  # to begin with; it grows
-# What Paddle's page on NPUs and PaddleX set; paddle-custom-npu reads them when it is loaded.
-NPU_FLAGS = {
-    'FLAGS_npu_storage_format': '0',  # no private layout: the plug-in warns of its accuracy
-    'FLAGS_npu_jit_compile': '0',  # no compiling of operators while answering
-    'FLAGS_npu_scale_aclnn': 'True',  # not CANN's old Power operator
-    'FLAGS_npu_split_aclnn': 'True',
-    'FLAGS_use_stride_kernel': '0',  # its kernels expect contiguous memory
-    'FLAGS_allocator_strategy': 'auto_growth',
-}
 PLUGIN = re.compile(r'Fail to open library: (\S+) with error: (.*)')
 _SILENCE = threading.Lock()  # or one thread would take another's silence for standard output
 
@@ -118,9 +109,7 @@ def import_paddle() -> Any:
     # To be set before paddle is imported. MKL takes a slow path on AMD otherwise.
     os.environ.setdefault('GLOG_minloglevel', '2')
     os.environ.setdefault('MKL_DEBUG_CPU_TYPE', '5')
-    if machine.may_have_npu():
-        for name, value in NPU_FLAGS.items():
-            os.environ.setdefault(name, value)
+    machine.set_npu_flags()
     try:
         with warnings.catch_warnings(), _no_folders():
             warnings.simplefilter('ignore')  # of a missing ccache, with which it compiles plug-ins

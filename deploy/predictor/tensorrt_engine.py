@@ -46,7 +46,11 @@ class TensorRT(Paddle):
         tensorrt = '.'.join(map(str, _found(description.graph.suffix == '.pdmodel')))
         name = f'{description.identity}-{card}-{paddle.__version__}-{tensorrt}'
         cache = machine.CACHE / 'tensorrt' / f'{name}-{setting.precision}-{setting.batch}'
-        cache.mkdir(parents=True, exist_ok=True)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # no home; and to build anew at each start would take minutes
+            reason = f'{cache}: {error.strerror}; XDG_CACHE_HOME names another folder'
+            raise RuntimeError(reason) from None
         if description.graph.suffix == '.pdmodel':
             return self._inside_paddle(inference, description, setting, cache)
         built = cache / 'inference.json'
