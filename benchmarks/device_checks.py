@@ -76,16 +76,21 @@ def describe(device: str) -> dict[str, Any]:
     return about
 
 
-def kernels(device: str) -> dict[str, Any]:
-    """{operator: types that it has on the device}."""
+def kernels(device: str) -> dict[str, list[str]]:
+    """Of the device, what `registered` says."""
     start(device)
+    return registered(runtime.device_kind())
+
+
+def registered(kind: str) -> dict[str, list[str]]:
+    """{operator: types that this Paddle has of it for cpu, gpu or npu}; no device is needed."""
     import paddle
 
-    registered = paddle.base.core._get_all_register_op_kernels('phi')
-    place, found = f'place[place({runtime.device_kind()}', {}
+    entries_of = paddle.base.core._get_all_register_op_kernels('phi')
+    place, found = f'place[place({kind}', {}
     for names in KERNELS:
         name, *_ = names.split()
-        known = [entry for alias in names.split() for entry in registered.get(alias, [])]
+        known = [entry for alias in names.split() for entry in entries_of.get(alias, [])]
         entries = [entry for entry in known if place in entry.lower()]
         types = [re.search(r'data_type\[(?:.*::)?(\w+)\]', entry) for entry in entries]
         found[name] = sorted({match[1] for match in types if match})

@@ -70,7 +70,8 @@ class Progress:
 class _Pending:
     """Steps whose results are still on the device, so that a step never waits for it.
 
-    (Except in float16, where Paddle asks at each step whether the scaled gradients overflowed.)
+    (Except in float16, where Paddle asks at each step whether the scaled gradients overflowed, and
+    on an npu for what comes from the host: each copy waits for the device's queue.)
     """
 
     first_step: int

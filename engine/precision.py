@@ -47,6 +47,7 @@ class Precision:
             return
         runtime.broadcast(model.state_dict().values())  # all masters are the first process's
         exact = state_arrays(model)
+        optimizer._use_multi_tensor = False  # as in make_optimizer
         paddle.amp.decorate(
             models=model,
             optimizers=optimizer,

@@ -100,6 +100,26 @@ def test_one_thread_is_the_users_setting_unless_an_import_of_paddle_has_set_it(
     assert environment.prepare_cpu() == said  # a second command in the same process
 
 
+# ------------------------------------------------------------------ for an Ascend
+
+
+@pytest.mark.parametrize('there', [True, False])
+def test_the_flags_of_an_npu_are_set_where_there_is_a_plugin_and_the_users_stay(
+    there, tmp_path, monkeypatch
+):
+    for name in environment.NPU_FLAGS:
+        monkeypatch.setenv(name, 'x')  # so that what is set now does not stay
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(paddle.base.core, 'set_num_threads', lambda threads: None)
+    monkeypatch.setenv('CUSTOM_DEVICE_ROOT', str(tmp_path) if there else '')
+    monkeypatch.setenv('FLAGS_npu_jit_compile', '1')
+    environment.prepare_cpu()
+    wanted = '0' if there else None
+    for name in ('FLAGS_use_stride_kernel', 'FLAGS_npu_storage_format'):
+        assert os.environ.get(name) == wanted
+    assert [os.environ[name] for name in environment.NPU_FLAGS if 'jit' in name] == ['1']
+
+
 @pytest.mark.slow
 def test_after_an_import_of_paddle_a_command_has_all_cores_inside_and_as_a_child():
     """As in a notebook: %run, and a shell."""

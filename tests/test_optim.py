@@ -486,6 +486,43 @@ def test_averages_of_16_bit_weights_are_those_of_their_masters():
     assert_arrays(state_arrays(model), own)
 
 
+# ------------------------------------------------------------------ one kernel for all tensors
+
+
+@pytest.mark.parametrize(
+    'options',
+    [{}, {'nesterov': True, 'decay_bn_and_bias': False}, {'clip_norm': 0.1, 'weight_decay': 1e-3}],
+)
+def test_one_kernel_for_all_tensors_equals_one_for_each_to_the_bit(options, monkeypatch):
+    """And they go on with each other's state: a checkpoint doesn't know which has written it."""
+    config = Optimizer(lr=0.1, **options)
+
+    def train(*devices: str) -> tuple[optim.Arrays, optim.Arrays]:
+        paddle.seed(0)
+        weights: optim.Arrays = {}
+        state: optim.Arrays = {}
+        for step, device in enumerate(devices):
+            layers = nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.Flatten(), nn.Linear(16, 2)
+            model = nn.Sequential(*layers)
+            model.set_state_dict(weights)
+            monkeypatch.setattr(runtime, 'device_kind', lambda device=device: device)
+            optimizer = optim.make_optimizer(model, config)
+            assert optimizer._use_multi_tensor == (device != 'npu')
+            optim.load_optimizer_arrays(optimizer, model, state, weights)
+            images = np.random.default_rng(step).normal(size=(5, 3, 4, 4)).astype(np.float32)
+            model(paddle.to_tensor(images)).square().mean().backward()
+            optimizer.step()
+            optimizer.clear_grad()
+            weights, state = state_arrays(model), optim.optimizer_arrays(optimizer, model)
+        return weights, state
+
+    alone, together, mixed = train(*['npu'] * 4), train(*['cpu'] * 4), train(*['npu', 'cpu'] * 2)
+    for other in (together, mixed):
+        for ours, wanted in zip(other, alone):
+            assert_arrays(ours, wanted)
+    assert len(alone[1]) == 6
+
+
 # ------------------------------------------------------------------ loss
 
 

@@ -123,10 +123,14 @@ def gradient(model, scale, values):
     (weight * (values * scale)).sum().backward()
 
 
-def made(**train):
+def model_and_optimizer():
     model = nn.Linear(3, 2, bias_attr=False)
     model.weight.set_value(np.ones((3, 2), np.float32))
-    optimizer = optim.make_optimizer(model, Optimizer(lr=0.5, momentum=0.9, weight_decay=0.0))
+    return model, optim.make_optimizer(model, Optimizer(lr=0.5, momentum=0.9, weight_decay=0.0))
+
+
+def made(**train):
+    model, optimizer = model_and_optimizer()
     precision = Precision(Train(amp='O1', **train))
     precision.prepare(model, optimizer)
     with precision.autocast():  # as in a step: GradScaler looks at the type of the last one
@@ -184,6 +188,22 @@ def fixed():
     gradient(model, 1.0, np.inf)
     precision.step(optimizer)
     found['fixed overflow'] = model.weight.numpy().tolist(), precision.state()['scale']
+
+
+def together():
+    """One momentum kernel for all tensors, as off an npu."""
+    kind, runtime.device_kind = runtime.device_kind, lambda: 'gpu'
+    model, optimizer = model_and_optimizer()
+    runtime.device_kind = kind
+    precision = Precision(Train(amp='O1'))
+    with precision.autocast():
+        pass
+    found['together'] = [optimizer._use_multi_tensor]
+    for gradient_of in (0.25 * 2.0**16, np.inf):
+        precision.scale(paddle.to_tensor([3.0]))
+        gradient(model, 1.0, gradient_of)
+        precision.step(optimizer)
+        found['together'] += [model.weight.numpy().tolist(), precision.state()['scale']]
 
 
 def bfloat16():
@@ -299,7 +319,7 @@ with open(sys.argv[1], 'w') as file:
     json.dump(found, file)
 '''
 
-PARTS = ('supported', 'loss_scale', 'growth', 'fixed', 'bfloat16', 'checkpoints')
+PARTS = ('supported', 'loss_scale', 'together', 'growth', 'fixed', 'bfloat16', 'checkpoints')
 
 
 @pytest.fixture(scope='module')
@@ -338,6 +358,10 @@ def test_an_overflow_leaves_the_step_out_and_halves_the_scale(npu):
     assert npu['overflow 0']['incr_count'] == 0
     assert npu['weight 0'] == npu['weight 1'] == STEPPED
     assert npu['velocity stays']
+
+
+def test_one_kernel_for_all_tensors_heeds_the_loss_scale_too(npu):
+    assert npu['together'] == [True, STEPPED, 2**16, STEPPED, 2**15]
 
 
 def test_the_scale_doubles_after_many_steps_without_overflow(npu):
@@ -512,6 +536,21 @@ def test_what_a_gpu_has_no_kernel_for_is_refused(card, kernels, train, line, mon
     Gpu(monkeypatch, card, kernels)
     with pytest.raises(UserError, match=line):
         support.check(Config(train=train))
+
+
+def test_with_o2_the_masters_of_all_processes_are_the_first_ones(monkeypatch):
+    """Unlike cards draw unlike initial weights, and DataParallel sends the 16-bit ones alone."""
+    sent = []
+    monkeypatch.setattr(job, 'WORLD', 2)
+    monkeypatch.setattr(support, 'mixed_precision', lambda train: support.Mixed('O2', 'float16'))
+    monkeypatch.setattr(paddle.amp, 'decorate', lambda **options: sent.append('decorated'))
+    monkeypatch.setattr(job, 'wait_for_all', lambda: None)
+    monkeypatch.setattr(
+        paddle.distributed, 'broadcast', lambda tensor, src: sent.append((tensor.name, src))
+    )
+    model = nn.Linear(3, 2)
+    Precision(Train(amp='O2')).prepare(model, optim.make_optimizer(model, Optimizer()))
+    assert sent == [(model.weight.name, 0), (model.bias.name, 0), 'decorated']
 
 
 def test_o2_in_bfloat16_is_taken_where_momentum_has_it(monkeypatch):
