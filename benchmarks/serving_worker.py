@@ -21,6 +21,7 @@ Run = Callable[[], Any]
 
 
 def main() -> None:
+    sys.path.insert(0, str(REPOSITORY / 'deploy'))
     settings = json.loads(sys.argv[1])
     folder, threads = Path(settings['folder']), settings['threads']
     rng = np.random.default_rng(0)
@@ -51,7 +52,6 @@ def main() -> None:
 
 def ours(folder: Path, threads: int, images: np.ndarray) -> tuple[Run, dict[str, str]]:
     """As `Predictor` chooses by itself, at its first start on this machine."""
-    sys.path.insert(0, str(REPOSITORY / 'deploy'))
     from predictor import Predictor
 
     predictor = Predictor(
@@ -62,8 +62,9 @@ def ours(folder: Path, threads: int, images: np.ndarray) -> tuple[Run, dict[str,
 
 
 def onnxruntime(folder: Path, threads: int, images: np.ndarray) -> Run:
-    import onnxruntime as ort
+    from predictor.onnx_engines import import_onnxruntime  # without telemetry
 
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     file = str(folder / 'model.onnx')
@@ -72,14 +73,14 @@ def onnxruntime(folder: Path, threads: int, images: np.ndarray) -> Run:
 
 
 def openvino(folder: Path, threads: int, images: np.ndarray) -> Run:
-    import openvino as ov
+    from predictor.onnx_engines import import_openvino
 
     options = {
         'PERFORMANCE_HINT': 'LATENCY',
         'INFERENCE_PRECISION_HINT': 'f32',
         'INFERENCE_NUM_THREADS': threads,
     }
-    compiled = ov.Core().compile_model(str(folder / 'model.onnx'), 'CPU', options)
+    compiled = import_openvino().Core().compile_model(str(folder / 'model.onnx'), 'CPU', options)
     return lambda: compiled([images])
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from engine import onnx_model
 from engine.errors import UserError
 from engine.exported_folder import INPUT, INT8, ONNX
+from predictor.onnx_engines import import_onnxruntime
 
 if TYPE_CHECKING:
     from engine.data import DataSet
@@ -58,7 +59,7 @@ def write(folder: Path, dataset: DataSet, feed: Feed) -> str:
 
 
 def _quantise(folder: Path, images: Iterator[np.ndarray]) -> None:
-    onnx_model.import_onnxruntime()
+    import_onnxruntime()
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

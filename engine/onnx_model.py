@@ -20,6 +20,7 @@ import numpy as np
 from engine import environment, home
 from engine.errors import UserError
 from engine.exported_folder import GRAPH, INPUT, ONNX, OUTPUT, VERSION
+from predictor.onnx_engines import import_onnxruntime
 
 OPSET = 17
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -111,14 +112,6 @@ def _tidy(graph: Any) -> None:
     for at in reversed(range(len(graph.node))):
         if not read.intersection(graph.node[at].output):
             del graph.node[at]
-
-
-def import_onnxruntime() -> Any:
-    """Without its telemetry: a device id in ~/.cache, and messages to its maker."""
-    os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')
-    import onnxruntime
-
-    return onnxruntime
 
 
 def load(model: Path) -> Callable[[np.ndarray], np.ndarray]:

@@ -22,6 +22,7 @@ from paddle import nn
 from engine import environment, onnx_model
 from engine.errors import UserError
 from engine.exported_folder import FORMATS, GRAPH, INPUT, ONNX, input_shape
+from predictor.onnx_engines import import_onnxruntime
 
 if TYPE_CHECKING:
     from engine.data import Preparation
@@ -143,7 +144,7 @@ def _try_onednn(form: str, folder: Path, fed: np.ndarray, expected: list[np.ndar
 
 def _verify_onnx(folder: Path, fed: np.ndarray, expected: list[np.ndarray]) -> str:
     try:
-        onnxruntime = onnx_model.import_onnxruntime()
+        onnxruntime = import_onnxruntime()
     except ImportError as error:
         return f'warning: {ONNX} was not run, for want of onnxruntime ({first_line(error)})'
     form = f'{ONNX} through onnxruntime {onnxruntime.__version__}'
