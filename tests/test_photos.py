@@ -14,10 +14,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+import paddle
 import picture_files
 import pytest
 from conftest import REPOSITORY
 
+from engine import runtime
 from engine.config import Config, Data, Eval
 from engine.data import load_data, photos, test_batches, train_batches
 from engine.data.augment import Augmentation
@@ -155,6 +157,28 @@ def test_a_batch_keeps_its_memory_as_long_as_anybody_has_a_part_of_it(files, mon
     parts = [batch.images[-1:, 0] for batch in batches]  # views, of batches that are gone
     for part, images in zip(parts, wanted):
         np.testing.assert_array_equal(part, images[-1:, 0])
+
+
+@pytest.mark.parametrize(
+    'options', [{'train': True}, {'train': False, 'five_crops': True}], ids=str
+)
+def test_pixels_that_are_normalised_on_the_device_are_the_same_to_rounding(files, options):
+    there = list(batches_of(files, on_device=True, **options))
+    here = list(batches_of(files, **options))
+    assert len(there) == len(here) == 4
+    for one, other in zip(there, here):
+        assert isinstance(one.images, paddle.Tensor)
+        np.testing.assert_allclose(one.images.numpy(), other.images, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(one.rows, other.rows)
+
+
+@pytest.mark.parametrize(
+    'changes', [{'mixup': 1.0}, {'random_erasing': 1.0}, {'cutout': 4}], ids=str
+)
+def test_what_is_done_to_normalised_images_is_done_on_the_host(files, changes):
+    augmentation = Augmentation(**changes)
+    there = list(batches_of(files, on_device=True, augmentation=augmentation))
+    assert_same(there, list(batches_of(files, augmentation=augmentation)))
 
 
 def test_memory_of_batches_that_are_gone_is_used_again(files):
@@ -404,6 +428,17 @@ def config_of(root: Path, **data) -> Config:
         data=Data(name='folder', root=str(root), image_size=32, batch_size=16, **data),
         eval=Eval(resize=40, batch_size=16),
     )
+
+
+@pytest.mark.parametrize('kind', ['cpu', 'gpu', 'npu'])
+def test_a_gpu_is_sent_bytes(tmp_path, kind, monkeypatch):
+    picture_files.write_set(tmp_path)
+    monkeypatch.setattr(runtime, 'device_kind', lambda: kind)
+    monkeypatch.setattr(runtime, 'to_device', paddle.to_tensor)
+    config = config_of(tmp_path)
+    data = load_data(config, tell=lambda text: None)
+    for batches in (train_batches(data, config), test_batches(data, config)):
+        assert isinstance(next(iter(batches)).images, paddle.Tensor) == (kind == 'gpu')
 
 
 def test_with_stop_a_bad_file_is_named_before_the_first_step(hundred):

@@ -137,7 +137,8 @@ def test_batches(data: DataSet, config: Config) -> Batches:
     assert isinstance(data.test, Photos)
     crops = 5 if config.eval.views == 'ten_crop' else 1  # at once; then their mirror images
     options['batch_size'] = max(1, config.eval.batch_size // crops)
-    return PhotoBatches(data.test, view=data.test.view, **options)
+    on_device = runtime.device_kind() == 'gpu'
+    return PhotoBatches(data.test, view=data.test.view, on_device=on_device, **options)
 
 
 def class_count(data: DataSet, wanted: int | None) -> int:
@@ -213,7 +214,8 @@ def _photo_batches(
         jitter=augmentation.jitter,
         max_pixels=images.view.max_pixels,
     )
-    return PhotoBatches(images, view=view, augmentation=augmentation, **options)
+    options = {**options, 'augmentation': augmentation, 'on_device': runtime.device_kind() == 'gpu'}
+    return PhotoBatches(images, view=view, **options)
 
 
 def _cifar(config: Config) -> DataSet:

@@ -64,6 +64,11 @@ class Augmentation:
         """Whether some of it is done to one image after another, which is the host's work."""
         return self.policy is not None or bool(self.jitter) or self.random_erasing > 0
 
+    @property
+    def of_normalised(self) -> bool:
+        """Whether some of it is done to images that are normalised already."""
+        return bool(self.cutout or self.random_erasing or self.mixup or self.cutmix or self.sides)
+
 
 class Crops(NamedTuple):
     """Where each image of a batch begins inside its padding, and whether it is mirrored then."""

@@ -41,6 +41,22 @@ class _Drawn:
     mix: Optional[Mix]
 
 
+class Normaliser:
+    """(x - mean) / std on the device, with mean and std in 0-255, one value a channel."""
+
+    def __init__(self, mean: np.ndarray, std: np.ndarray) -> None:
+        self._scale, self._shift = map(runtime.to_device, scale_and_shift(mean, std))
+
+    def __call__(self, images: paddle.Tensor) -> paddle.Tensor:
+        """float32 [N, C, H, W] -> the same"""
+        return images * self._scale + self._shift
+
+    def upload(self, pixels: np.ndarray) -> paddle.Tensor:
+        """uint8 [N, C, H, W] of the host, a quarter of the bytes -> float32 on the device"""
+        with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
+            return self(runtime.to_device(pixels).astype('float32'))
+
+
 class DeviceBatches(Batches):
     """What ArrayBatches is, with all but the draws done on the device, which nobody waits for."""
 
@@ -62,7 +78,7 @@ class DeviceBatches(Batches):
         flat = padded.reshape(-1).astype(runtime.pixel_dtype(), copy=False)
         self._pixels = runtime.to_device(flat)
         self._averaging: dict[int, list[paddle.Tensor]] = {}  # of the sides so far, the matrices
-        self._scale, self._shift = map(runtime.to_device, scale_and_shift(self.mean, self.std))
+        self._normaliser = Normaliser(self.mean, self.std)
 
     def __iter__(self) -> Iterator[Batch]:
         remaining = (self._draw(rows, rng) for rows, rng in self.remaining())
@@ -99,7 +115,7 @@ class DeviceBatches(Batches):
         # Where an evaluation runs in 16 bits, the network's input still comes in 32.
         with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
             images = self._crop(_per_image(integers[FIRST]), _per_image(integers[STEP]))
-            images = images * self._scale + self._shift
+            images = self._normaliser(images)
             if self.augmentation.cutout:
                 top, left = _per_image(integers[TOP]), _per_image(integers[LEFT])
                 size = self.augmentation.cutout

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from engine import job, runtime
-from engine.data.batches import Batch, Batches
+from engine.data.batches import Array, Batch, Batches
 from engine.data.folder import Files, legible
 from engine.data.parallel import parallel
 from engine.data.pictures import (
@@ -80,23 +80,40 @@ class Photos:
 class PhotoBatches(Batches):
     """Each image draws from a generator seeded by (seed, epoch, its place in the set): the same for
     any batch size and any number of processes and threads. Of an epoch that is not used to its end,
-    nothing goes on in the background."""
+    nothing goes on in the background.
+
+    With `on_device`, pixels go up as bytes and are normalised there, unless something is to be done
+    to normalised images; they are the same to the rounding of float32.
+    """
 
     images: Photos
 
-    def __init__(self, images: Photos, *, view: TrainView | EvalView, **options: Any) -> None:
+    def __init__(
+        self,
+        images: Photos,
+        *,
+        view: TrainView | EvalView,
+        on_device: bool = False,
+        **options: Any,
+    ) -> None:
         super().__init__(images, **options)
         self._view = view
         self._views = 5 if isinstance(view, EvalView) and view.five_crops else 1
-        # Pixel value -> normalised value, a row a channel.
+        # Pixel value -> what the batch holds, a row a channel.
         grey = np.arange(256)
         self._table = ((grey - self.mean[:, None]) / self.std[:, None]).astype(np.float32)
+        self._upload: Optional[Callable[[np.ndarray], Array]] = None
+        if on_device and not self.augmentation.of_normalised:
+            from engine.data.on_device import Normaliser
+
+            self._table = np.tile(grey.astype(np.uint8), (3, 1))
+            self._upload = Normaliser(self.mean, self.std).upload
 
     def __iter__(self) -> Iterator[Batch]:
         pool = ThreadPoolExecutor(self.images.workers, 'reader')
         stop = threading.Event()
         waiting: deque[_Reading] = deque()
-        memory = _Memory()
+        memory = _Memory(self._table.dtype)
         try:
             for rows, rng in self.remaining():
                 images = memory.take((len(rows), self._views, 3, self._view.size, self._view.size))
@@ -157,7 +174,10 @@ class PhotoBatches(Batches):
         if not good.all():
             self._report(rows[~good], [problem for problem in problems if problem])
             images, rows = (images[good], rows[good]) if good.any() else self._other(reading)
-        return self.finish(images.reshape(-1, *images.shape[2:]), rows, reading.rng)
+        batch = self.finish(images.reshape(-1, *images.shape[2:]), rows, reading.rng)
+        if self._upload is None or not len(rows):
+            return batch
+        return batch._replace(images=self._upload(np.asarray(batch.images)))
 
     def _other(self, reading: _Reading) -> tuple[np.ndarray, np.ndarray]:
         """Instead of a batch of which nothing can be read: one other image, as a step of training
@@ -200,15 +220,16 @@ class _Memory:
     Fresh memory of that size comes from the system page by page, and that takes time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: np.dtype) -> None:
         self._free: list[np.ndarray] = []
+        self._dtype = dtype
 
     def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        """A float32 array of that shape with any content."""
+        """An array of that shape with any content."""
         size = math.prod(shape)
-        array = self._free.pop() if self._free else np.empty(size, np.float32)
+        array = self._free.pop() if self._free else np.empty(size, self._dtype)
         if array.size < size:
-            array = np.empty(size, np.float32)
+            array = np.empty(size, self._dtype)
         return np.asarray(_Lent(array, self._free))[:size].reshape(shape)
 
 
