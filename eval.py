@@ -60,7 +60,7 @@ def evaluate(config: Config, weights: Weights, output: Optional[Path]) -> None:
     from engine import cpu_inference, data, evaluation, models
     from engine.weights import fit_weights
 
-    dataset = data.load_data(config, train=False)
+    dataset = data.load_data(config, train=False, classes=weights.classes)
     chosen_weights.require_classes(weights, dataset)
     job.require_same('the data set', dataset.describe)
     job.require_same('the weights', lambda: weights.sha256)

@@ -205,6 +205,17 @@ def test_only_evaluation_needs_no_training_images(tmp_path):
     assert f'there is no {tmp_path / "train"}' in refusal(tmp_path)
 
 
+def test_without_training_images_the_classes_of_the_weights_say_what_is_missing(tmp_path):
+    touch(tmp_path, 'val/cat/a.jpg', 'val/dog/b.jpg')
+    data = find_folder(tmp_path, train=False, known=['ant', 'dog', 'cat'])
+    assert data.classes == ['ant', 'dog', 'cat']
+    assert found(data.test, tmp_path) == {'val/cat/a.jpg': 2, 'val/dog/b.jpg': 1}
+    assert 'no image of 1 of 3 classes: ant' in data.notes[0]
+    assert find_folder(tmp_path, train=False, known=['dog', 'fox']).classes == ['cat', 'dog']
+    touch(tmp_path, *TRAIN)
+    assert find_folder(tmp_path, known=['ant', 'dog', 'cat']).classes == ['cat', 'dog']
+
+
 def test_evaluation_takes_the_classes_of_training_where_they_are(tmp_path):
     touch(tmp_path, *TRAIN, 'val/dog/a.jpg')
     data = find_folder(tmp_path, train=False)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Sequence
 
 import numpy as np
 
@@ -49,17 +49,22 @@ class DataSet:
 
 
 def load_data(
-    config: Config, *, train: bool = True, tell: Callable[[str], None] = print
+    config: Config,
+    *,
+    train: bool = True,
+    classes: Optional[Sequence[str]] = None,
+    tell: Callable[[str], None] = print,
 ) -> DataSet:
     """The data set that the config names. UserError if it is missing or damaged.
 
-    Without `train`, the training images need not be there. `tell` hears of bad files.
+    Without `train`, the training images need not be there; `classes`, of the weights, then say
+    which ones the test images lack. `tell` gets a line for each bad file.
     """
     name = config.data.name
     if name in VARIANTS:
         data = _cifar(config)
     elif name == 'folder':
-        data = _folder(config, train, tell)
+        data = _folder(config, train, classes, tell)
     elif name == 'digits':
         data = _digits()
     else:
@@ -227,7 +232,9 @@ def _cifar(config: Config) -> DataSet:
     return DataSet(Images(*train), Images(*test), classes, mean, std, where)
 
 
-def _folder(config: Config, train: bool, tell: Callable[[str], None]) -> DataSet:
+def _folder(
+    config: Config, train: bool, classes: Optional[Sequence[str]], tell: Callable[[str], None]
+) -> DataSet:
     from engine.data.folder import Files, find_folder
     from engine.data.photos import Photos, without_bad_files
     from engine.data.pictures import EvalView
@@ -239,6 +246,7 @@ def _folder(config: Config, train: bool, tell: Callable[[str], None]) -> DataSet
         train_folder=data.train_folder,
         test_folder=data.test_folder,
         holdout=data.holdout,
+        known=classes,
     )
     for note in found.notes if job.RANK == 0 else ():
         tell(note)

@@ -70,8 +70,10 @@ def find_folder(
     train_folder: Optional[str] = None,
     test_folder: Optional[str] = None,
     holdout: float = 0.0,
+    known: Optional[Sequence[str]] = None,
 ) -> Folder:
-    """The pictures below `root`. The class list is that of the training folder.
+    """The pictures below `root`. The class list is that of the training folder; where only the
+    test images are there, `known`, those of the weights, if it has all of their classes.
 
     Raises UserError that names the folder, class or list where something is missing or disagrees.
     """
@@ -96,6 +98,8 @@ def find_folder(
             raise _no_test_images(root, train_root)
         # To measure a network, the training images need not be there.
         classes = _class_folders(train_root if train or train_root.is_dir() else test_root)
+        if not train_root.is_dir() and known and classes.keys() <= set(known):
+            classes = {name: test_root / name for name in known}
         none = Files([], np.zeros(0, np.int64))
         files = _list_classes(classes, notes) if train else none
         parts = files, _list_test(root, test_root, list(classes), notes)
