@@ -111,7 +111,7 @@ def test_bad_ones_are_left_out_by_name(tmp_path, capsys):
     said = capsys.readouterr().out
     assert names(tmp_path / 'out') == {'cat/good.jpg'}
     assert all(said.count(f'left out: {tmp_path / "in" / "cat" / name} ') == 1 for name in bad)
-    assert 'wrote 1 pictures' in said
+    assert 'wrote 1 picture ' in said
 
 
 def test_a_picture_too_long_for_a_jpeg_is_left_out_by_name(tmp_path, capsys):
