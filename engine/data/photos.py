@@ -7,7 +7,6 @@ doesn't matter.
 
 from __future__ import annotations
 
-import math
 import os
 import stat
 import threading
@@ -23,6 +22,7 @@ import numpy as np
 from engine import job, runtime
 from engine.data.batches import Array, Batch, Batches
 from engine.data.folder import Files, legible
+from engine.data.memory import Memory
 from engine.data.parallel import parallel
 from engine.data.pictures import (
     JPEG,
@@ -57,7 +57,7 @@ class Photos:
     view: EvalView
     workers: int = 1
     skip_bad: bool = False  # go on without files that cannot be read
-    tell: Tell = print  # hears of those
+    tell: Tell = print  # gets a line for each of those
     bad: set[str] = field(default_factory=set)  # those found while reading
 
     @property
@@ -113,7 +113,7 @@ class PhotoBatches(Batches):
         pool = ThreadPoolExecutor(self.images.workers, 'reader')
         stop = threading.Event()
         waiting: deque[_Reading] = deque()
-        memory = _Memory(self._table.dtype)
+        memory = Memory(self._table.dtype)
         try:
             for rows, rng in self.remaining():
                 images = memory.take((len(rows), self._views, 3, self._view.size, self._view.size))
@@ -212,37 +212,6 @@ class _Reading:
     rng: np.random.Generator
     images: np.ndarray
     readers: list[Future[list[Optional[str]]]]
-
-
-class _Memory:
-    """Arrays for batches, each used again when nobody has it, or a view of it, any more.
-
-    Fresh memory of that size comes from the system page by page, and that takes time.
-    """
-
-    def __init__(self, dtype: np.dtype) -> None:
-        self._free: list[np.ndarray] = []
-        self._dtype = dtype
-
-    def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of that shape with any content."""
-        size = math.prod(shape)
-        array = self._free.pop() if self._free else np.empty(size, self._dtype)
-        if array.size < size:
-            array = np.empty(size, self._dtype)
-        return np.asarray(_Lent(array, self._free))[:size].reshape(shape)
-
-
-class _Lent:
-    """The owner of a lent array as NumPy sees it: all views keep it, and at its end, which is
-    theirs, the array is free again."""
-
-    def __init__(self, array: np.ndarray, free: list[np.ndarray]) -> None:
-        self._array, self._free = array, free
-        self.__array_interface__ = array.__array_interface__
-
-    def __del__(self) -> None:
-        self._free.append(self._array)
 
 
 _ADVICE = (
