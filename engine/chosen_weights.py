@@ -125,7 +125,7 @@ def recorded_accuracy(weights: Weights) -> Optional[dict[str, Any]]:
             return {
                 'top1': record['eval_accuracy'],
                 'top5': record['eval_top5'],
-                'epoch': record['epoch'],
+                'epoch': record['epoch'] + 1,
                 'data': record['eval_data'],
                 'holdout': record['eval_holdout'],  # the share of the training images, if of these
                 'views': record['eval_views'],

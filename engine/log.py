@@ -3,7 +3,7 @@
 A terminal gets a progress bar and a line an epoch; a pipe, a notebook and train.log get a line
 every few steps, too. The beginnings of the lines (`Epoch 0: ... set learning rate to`,
 `iter:0  loss:`, `acc:... total:... ratio:...`) are grepped by other people's scripts and stay as
-they are. Those and metrics.jsonl count epochs and steps from 0; all else counts epochs from 1.
+they are. Those, metrics.jsonl and VisualDL count from 0; all else counts epochs from 1.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def test_the_description_says_all_that_its_users_must_know(run, exported):
     assert source['sha256'] == hashlib.sha256(averaged.read_bytes()).hexdigest()
     record = json.loads((run / 'metrics.jsonl').read_text().splitlines()[-1])
     assert source['accuracy']['top1'] == record['eval_accuracy']
-    assert (source['accuracy']['epoch'], source['accuracy']['data']) == (1, 'folder')
+    assert (source['accuracy']['epoch'], source['accuracy']['data']) == (2, 'folder')
     assert about['versions']['paddle'] == paddle.__version__
     assert about['versions']['exporter'] in (REPOSITORY / 'pyproject.toml').read_text()
     assert about['output'] == {
@@ -252,7 +252,7 @@ def test_the_accuracy_is_that_of_the_checkpoint_or_of_the_best(run, tmp_path):
     best = chosen_weights.recorded_accuracy(chosen_weights.find_weights(run / 'best.pdparams'))
     assert (best['top1'], best['epoch']) == (
         records[-1]['best_accuracy'],
-        records[-1]['best_epoch'],
+        records[-1]['best_epoch'] + 1,
     )
     assert best['holdout'] == 0
     assert best == {**best, 'data': 'folder', 'views': 'one', 'holdout': 0}
