@@ -25,6 +25,7 @@ from PIL import Image
 from predictor import Predictor, engines, machine, paddle_engine
 from predictor.errors import UserError
 from predictor.folder import Description, open_folder
+from predictor.onnx_engines import import_onnxruntime
 from predictor.setting import Setting
 
 PADDLE = int(paddle.__version__[0])
@@ -243,7 +244,9 @@ CUDA_OPTIONS = {'device_id': range(8), 'cudnn_conv_algo_search': ('EXHAUSTIVE', 
 def session(monkeypatch):
     """onnxruntime-gpu's InferenceSession, which runs on the CPU here; CUDA's options, and how
     many sessions were made."""
-    onnxruntime = pytest.importorskip('onnxruntime')
+    if not machine.installed('onnxruntime'):
+        pytest.skip('needs onnxruntime')
+    onnxruntime = import_onnxruntime()
     real, asked = onnxruntime.InferenceSession, []
 
     class Session:

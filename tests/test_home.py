@@ -16,6 +16,8 @@ from conftest import REPOSITORY, TINY
 from exporting import HAS_CONVERTER
 from PIL import Image
 
+from predictor import machine
+
 # The functions of the C library by which names are looked up and connections made, all of which
 # libraries in Python and in C++ go through; each writes down what it is asked for.
 WATCH = r"""
@@ -183,9 +185,8 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 
 @pytest.mark.parametrize('engine', ['openvino', 'onnxruntime', 'paddle'])
 def test_every_engine_runs_for_a_user_without_a_home(home, tmp_path, picture, engine):
-    if engine != 'paddle' and not exported.HAS_ONNX:
-        pytest.skip('needs onnxruntime and paddle2onnx')
-    pytest.importorskip({'paddle': 'paddle'}.get(engine, engine))
+    if engine != 'paddle' and not (exported.HAS_ONNX and machine.installed(engine)):
+        pytest.skip(f'needs {engine}, and paddle2onnx')
     command = (REPOSITORY / 'deploy/predict.py', exported.folder(), picture, '--engine', engine)
     process = home.start(tmp_path, '-c', NOBODY, *command)
     output, errors = process.communicate(timeout=60)

@@ -12,6 +12,7 @@ from conftest import execute
 from exporting import HAS_CONVERTER, QUICKSTART, a_file, by_inference, description, raw
 
 from engine import triton
+from predictor.onnx_engines import import_onnxruntime
 
 pytestmark = pytest.mark.skipif(not HAS_CONVERTER, reason='paddle2onnx has no wheels')
 NAME = 'wide_resnet10_1'
@@ -93,7 +94,7 @@ def test_the_config_says_what_triton_must_know(exported):
 
 @pytest.mark.parametrize('batch', [1, 5, 32])
 def test_the_model_keeps_the_promises_of_the_config(exported, batch):
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
     from tritonclient.grpc import model_config_pb2
 
     folder = exported[1] / 'models' / NAME
