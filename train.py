@@ -247,6 +247,7 @@ def bring_back_best(trainer: Trainer, run: RunFolder, log: Log) -> None:
     content, sha256 = serialised(trainer.weights())
     if sha256 == progress.best_sha256:
         write_atomically(run.best_file, lambda file: file.write(content))
+        log.line(f'resume: {run.best_file} was of an epoch that runs again; written anew')
         return
     progress.forget_best()
     log.line(f'resume: {run.best_file} is not of the epochs before this; the best is chosen anew')

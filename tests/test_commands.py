@@ -236,6 +236,7 @@ def test_the_best_weights_are_of_an_epoch_that_counts(finished, tmp_path, comman
     result = command('train.py', '--resume', str(run), '-o', 'optimizer.lr=5')
     assert result.returncode == 0, result.stderr
     assert ('the best is chosen anew' in result.stdout) == (kept != ours)
+    assert ('runs again; written anew' in result.stdout) == (kept == ours)
     weights = chosen_weights.find_weights(run / 'best.pdparams')
     assert (weights.sha256 == ours) == (kept == ours)
     recorded = chosen_weights.recorded_accuracy(weights)
