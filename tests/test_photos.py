@@ -18,10 +18,11 @@ import paddle
 import picture_files
 import pytest
 from conftest import REPOSITORY
+from PIL import Image
 
 from engine import runtime
 from engine.config import Config, Data, Eval
-from engine.data import load_data, photos, test_batches, train_batches
+from engine.data import load_data, packing, photos, test_batches, train_batches
 from engine.data.augment import Augmentation
 from engine.data.batches import Batch
 from engine.data.folder import Files
@@ -428,6 +429,24 @@ def config_of(root: Path, **data) -> Config:
         data=Data(name='folder', root=str(root), image_size=32, batch_size=16, **data),
         eval=Eval(resize=40, batch_size=16),
     )
+
+
+@pytest.mark.parametrize('kind', ['jpg', 'png'])
+def test_the_key_of_the_most_pixels_decides_what_is_too_large(tmp_path, kind):
+    picture_files.write_set(tmp_path)
+    large = tmp_path / 'train' / 'zoo' / f'a.{kind}'
+    large.parent.mkdir()
+    (tmp_path / 'val' / 'zoo').mkdir()
+    Image.new('L', (1001, 1000)).save(large)
+    told: list[str] = []
+    with pytest.raises(UserError, match=r'1001 x 1000 pixels, more than 1 million \(max_pixels_m'):
+        load_data(config_of(tmp_path, max_pixels_million=1), tell=told.append)
+    config = config_of(tmp_path, max_pixels_million=2)
+    data = load_data(config, tell=told.append)
+    assert sum(len(batch.rows) for batch in train_batches(data, config)) == len(data.train)
+    with pytest.raises(UserError, match='cannot be read'):
+        packing.check(tmp_path, workers=1, max_pixels=1_000_000)
+    packing.check(tmp_path, workers=1, max_pixels=2_000_000)
 
 
 @pytest.mark.parametrize('kind', ['cpu', 'gpu', 'npu'])

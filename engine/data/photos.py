@@ -233,7 +233,7 @@ def _open(path: str) -> BinaryIO:
     """BadPicture if it is a pipe, whose opening would wait for ever, or a device, or huge."""
 
     def without_waiting(path: str, flags: int) -> int:
-        return os.open(path, flags | os.O_NONBLOCK)
+        return os.open(path, flags | getattr(os, 'O_NONBLOCK', 0))  # Windows has no such pipes
 
     file = open(path, 'rb', opener=without_waiting)  # noqa: SIM115
     status = os.fstat(file.fileno())
