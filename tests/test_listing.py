@@ -15,7 +15,7 @@ from PIL import Image
 from engine.data import folder, packing
 from engine.data.pictures import open_picture
 from engine.errors import UserError
-from predictor import inputs, listing, pictures
+from predictor import inputs, labels, listing, pictures
 
 PIXELS = picture_files.smooth()
 SYSTEM = (
@@ -147,6 +147,12 @@ def test_a_link_to_a_folder_above_adds_nothing(tmp_path):
     assert [os.path.basename(path) for path in data.train.paths] == ['a.jpg', 'b.jpg']
     found = inputs.find_pictures([str(tmp_path / 'train' / 'cat')], tell=print)
     assert [path.name for path in found] == ['a.jpg']
+
+
+def test_a_folder_that_macos_has_named_is_its_class():
+    """With accents as signs of their own; classes have them in one letter."""
+    pictures = [Path('e\u0301te\u0301/a.jpg'), Path('zoo/b.jpg')]
+    assert labels.find_labels('folder', pictures, ['zoo', '\u00e9t\u00e9']) == [1, 0]
 
 
 def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
