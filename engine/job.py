@@ -127,7 +127,7 @@ def _end_too(loss: Loss) -> None:
     if loss.code is None:
         says += ' (killed, out of memory, or crashed)'
     if loss.code is None and program == 'train.py':
-        says += '; train.py --resume goes on from the last save'
+        says += '; train.py --resume goes on from what was saved'
     # Not print: the main thread may hold the stream's lock.
     os.write(2, f'{program}: {says}; process {RANK} ends, too\n'.encode())
     os._exit(EXIT_STOPPED if loss.code is None else loss.code)

@@ -33,7 +33,7 @@ RUN = Path('output', 'quickstart')
 
 DIED = (
     'train.py: process {} has died (killed, out of memory, or crashed); train.py --resume goes on '
-    'from the last save; process {} ends, too'
+    'from what was saved; process {} ends, too'
 )
 
 
