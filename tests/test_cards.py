@@ -236,8 +236,11 @@ def test_tensorrt_where_nothing_can_be_kept_says_so(card, tmp_path, monkeypatch)
 
 # ------------------------------------------------------------------ ONNX Runtime with CUDA
 
-# onnxruntime 1.32, cuda_execution_provider_info.cc: an unknown name or value is an error.
-CUDA_OPTIONS = {'device_id': range(8), 'cudnn_conv_algo_search': ('EXHAUSTIVE', 'HEURISTIC')}
+# onnxruntime, cuda_execution_provider_info.cc of 2024: an unknown name or value is an error.
+CUDA_OPTIONS = {
+    'device_id': range(8),
+    'cudnn_conv_algo_search': ('EXHAUSTIVE', 'HEURISTIC', 'DEFAULT'),
+}
 
 
 @pytest.fixture
