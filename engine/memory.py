@@ -172,7 +172,9 @@ def _groups() -> Iterator[tuple[Path, str, str, str]]:
 
 
 def amount(size: float) -> str:
-    """1.2 GB, 340 MB, 0.5 MB."""
+    """1.2 GB, 340 MB, 0.5 MB, 30 kB."""
     if size >= 1e9:
         return f'{size / 1e9:.1f} GB'
-    return f'{size / 1e6:.0f} MB' if size >= 1e7 else f'{size / 1e6:.1f} MB'
+    if size >= 1e5:
+        return f'{size / 1e6:.{0 if size >= 1e7 else 1}f} MB'
+    return f'{size / 1e3:.0f} kB'

@@ -351,7 +351,7 @@ def test_sigterm_saves_everything_and_the_run_goes_on_as_if_undisturbed(
     job.wait(90)
     job.wait_until_nobody_is_left()
     log = job.log(0)
-    assert only_line(log, 'saved in') == (
+    assert only_line(log, ': saved in') == (
         f'train.py: SIGTERM: saved in {RUN}; the same command with --resume goes on'
     )
     assert 'Traceback' not in job.everything()

@@ -187,3 +187,11 @@ def test_without_proc_it_is_what_the_machine_has(linux, tmp_path):
     pages = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     assert memory.free_memory() == pages
     assert not math.isinf(pages)
+
+
+@pytest.mark.parametrize(
+    ('size', 'text'),
+    [(4.04e10, '40.4 GB'), (3.4e8, '340 MB'), (9.94e6, '9.9 MB'), (1e5, '0.1 MB'), (3e4, '30 kB')],
+)
+def test_amounts(size, text):
+    assert memory.amount(size) == text
