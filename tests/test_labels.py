@@ -47,6 +47,12 @@ def test_lines_of_all_kinds(labels, line, label, encoding):
     assert labels(content, 'd/a b.png') == label
 
 
+@pytest.mark.parametrize('end', ['\r', '\n', '\r\n'])
+@pytest.mark.parametrize('gap', [' ', ',', '\t'])
+def test_line_ends_of_all_systems(labels, end, gap):
+    assert labels(end.join((f'x.png{gap}0', f'a.png{gap}2', '')), 'a.png') == 2
+
+
 def test_a_name_with_a_backslash_is_taken_as_it_is_where_such_a_file_is(labels, tmp_path):
     (tmp_path / 'a\\b.png').write_bytes(b'')
     assert labels('a\\b.png 0', 'a\\b.png') == 0
@@ -59,6 +65,7 @@ def test_numbers_that_count_from_1_are_refused(labels):
     with pytest.raises(UserError, match="line 2: '3' is no class"):
         labels('a.png 1\nb.png 3\n', 'a.png')
     assert labels('a.png 1\nb.png 0\n', 'a.png') == 1
+    assert labels('a.png 01\nb.png 00\n', 'a.png') == 1
     assert labels('a.png great white shark\n', 'a.png') == 1
     assert labels('a.png 2\nb.png 1\n', 'a.png', ['0', '1', '2']) == 2  # they are names
     assert labels('a.png 家猫\n', 'a.png', CLASSES) == 6
@@ -70,6 +77,9 @@ def test_numbers_that_count_from_1_are_refused(labels):
         ('a.png 0\nb.png zebra\n', "list.txt, line 2: 'zebra' is no class of the model (cat, gre"),
         ('a.png 0\nb.png 3\n', "list.txt, line 2: '3' is no class"),
         ('a.png 0\n\nb.png\n', 'list.txt, line 3: not a picture and a class'),
+        ('a.png 0\n./a.png 1\n', 'line 2: ./a.png is listed before, with another class'),
+        ('a.png 0\nb.png,' + 200_000 * 'x', "line 2: 'xxx"),
+        ('a.png 0\nb.png ' + 5000 * '9', "line 2: '999"),
         ('b.png 0\n', 'list.txt has no line for a.png; its first line is for '),
         ('', 'list.txt has no line for a.png'),
         ('a.png 家猫'.encode('gbk'), 'list.txt is not in UTF-8; save it as UTF-8'),
@@ -79,6 +89,7 @@ def test_lists_that_are_wrong(labels, content, says):
     with pytest.raises(UserError) as caught:
         labels(content, 'a.png')
     assert says in str(caught.value)
+    assert len(str(caught.value)) < 200
 
 
 def test_what_is_missing_is_said(labels):

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import unicodedata
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from conftest import REPOSITORY
 from PIL import Image
 
 from engine import data, evaluation, models
+from predictor import inputs
+from predictor.folder import open_folder
 
 PREDICT = REPOSITORY / 'deploy' / 'predict.py'
 ENGINE = ('--engine', 'onnxruntime' if exported.HAS_ONNX else 'paddle')
@@ -547,6 +550,22 @@ def test_an_interrupt_ends_it_quietly(tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert 'Traceback' not in errors
+
+
+def test_standard_input_is_waited_for_where_an_interrupt_arrives(tmp_path, monkeypatch):
+    """In the main thread: another one would have to be waited for, whoever presses Ctrl-C."""
+    data, threads = picture(tmp_path / 'a.png').read_bytes(), []
+
+    class Stream(io.BytesIO):
+        def read(self, *size):
+            threads.append(threading.current_thread())
+            return super().read(*size)
+
+    monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(Stream(data)))
+    view = open_folder(exported.folder()).input
+    for pictures in inputs.read_ahead([Path('-')], view, batch=1, workers=2):
+        assert [found.error for found in pictures] == ['']
+    assert {*threads} == {threading.main_thread()}
 
 
 def test_deploy_and_a_folder_work_where_nothing_else_of_the_repository_is(tmp_path):

@@ -95,11 +95,18 @@ def read_ahead(
         except OSError as error:
             return Picture(path, None, f'cannot be read ({error.strerror})')
 
+    def start(path: Path) -> Future[Picture]:
+        if path != STANDARD_INPUT:
+            return pool.submit(read, path)
+        done: Future[Picture] = Future()  # a thread that waits for it could not be interrupted
+        done.set_result(read(path))
+        return done
+
     waiting: deque[list[Future[Picture]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for start in range(0, len(paths), batch):
-                waiting.append([pool.submit(read, path) for path in paths[start : start + batch]])
+            for first in range(0, len(paths), batch):
+                waiting.append([start(path) for path in paths[first : first + batch]])
                 if len(waiting) > BATCHES_AHEAD:
                     yield [future.result() for future in waiting.popleft()]
             while waiting:

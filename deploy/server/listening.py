@@ -14,6 +14,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import signal
 import socket
 from dataclasses import dataclass
@@ -36,7 +37,8 @@ SPARE_FILES = 200  # descriptors for all else than connections
 KEEP_ALIVE_S = 5  # uvicorn's own default: between two requests
 LAST_S = 0.5  # after a signal, for a client that has connected to send its request
 PROBE_S = 0.1  # until the first look whether a client that sends no more still reads
-LINE_END, CONTINUE = b'\r\n', b'HTTP/1.1 100 Continue\r\n\r\n'
+BLANK_LINES = re.compile(rb'\A(\r\n)+')
+CONTINUE = b'HTTP/1.1 100 Continue\r\n\r\n'
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -183,8 +185,7 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         if not self._in_request() and not self.conn.trailing_data[0]:
-            while data.startswith(LINE_END):  # before a request, as RFC 9112, 2.2, has it
-                data = data[len(LINE_END) :]
+            data = BLANK_LINES.sub(b'', data)  # before a request, as RFC 9112, 2.2, has it
             if not data:
                 return
         try:
