@@ -112,7 +112,7 @@ def with_their_normalisation(
     known, data = content.normalisation, config.data
     if known is None or known.data != data.name or data.mean is not None:
         return config
-    say(f'data.mean and data.std: {known.describe()}, as these weights were trained')
+    say(f'{known.as_keys()}, as these weights were trained')
     data = dataclasses.replace(data, mean=known.mean, std=known.std)
     return dataclasses.replace(config, data=data)
 

@@ -111,6 +111,22 @@ def test_the_checksum_is_checked(tmp_path):
     assert 'its checksum is not that of its content' in refused(path)
 
 
+@pytest.mark.parametrize(
+    ('names', 'says'),
+    [
+        (['conv.weight', 'conv1.weight'], 'two arrays for conv1.weight'),
+        (['layer1.0.conv2.convs.1.weight'], 'not one array for each group of layer1.0.conv2.w'),
+        (['a.conv2.convs.0.weight', 'a.conv2.weight'], 'not one array for each group of a.conv2'),
+        (['a.conv2.convs.0.weight', 'a.conv2.convs.1.weight'], 'damaged: '),
+    ],
+)
+def test_names_and_groups_that_do_not_fit_together(tmp_path, names, says):
+    path = tmp_path / 'odd.safetensors'
+    arrays = {name: np.zeros((2, 2 + i, 1, 1), np.float32) for i, name in enumerate(names)}
+    save_file({**arrays, 'bn1.moving_mean': np.zeros(2, np.float32)}, path)
+    assert says in refused(path)
+
+
 # ------------------------------------------------------------------ its other networks
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
@@ -62,7 +61,7 @@ def test_both_languages_have_the_same_rows_and_sources():
 
 
 def test_sources_name_a_line():
-    rows = re.findall(r'^\| `.*', Path(REPOSITORY / PAGES[0]).read_text(), flags=re.M)
+    rows = re.findall(r'^\| `.*', (REPOSITORY / PAGES[0]).read_text(encoding='utf-8'), flags=re.M)
     for row in rows:
         source = row.split(' | ')[2]
         assert source == 'ours' or re.fullmatch(r'([\w./-]+:\d+(, | / )?)+', source), row

@@ -15,8 +15,11 @@ import train
 from engine import data
 from engine.config import load_config
 from engine.log import Silence
+from engine.weights import read_weights
+from engine.weights.__main__ import convert
 
 CONTRIB = (51.5865, 50.847, 51.255)  # 0.2023, 0.1994 and 0.2010 of 255
+KEYS = "'data.mean=[125.307,122.961,113.8575]' 'data.std=[51.5865,50.847,51.255]'"
 PAPER = ('-c', str(REPOSITORY / 'configs' / 'wrn28_10_cifar10_paper.yaml'))
 
 
@@ -63,13 +66,18 @@ def test_contribs_weights_bring_their_own(contrib, command, monkeypatch, tmp_pat
     output = ('-o', f'output.dir={tmp_path / "run"}', 'device=cpu', *place)
     config = config_of(command, monkeypatch, *PAPER, *weights, *output)
     assert config.data.std == CONTRIB
-    line = f'data.mean and data.std: [125.307, 122.961, 113.8575] and {list(CONTRIB)}, as'
-    assert line in capsys.readouterr().out
+    assert f'{KEYS}, as these weights were trained' in capsys.readouterr().out
     given = (*output, 'data.mean=[120,120,120]', 'data.std=[60,60,60]')
     assert config_of(command, monkeypatch, *PAPER, *weights, *given).data.std == (60.0,) * 3
     assert 'as these weights were trained' not in capsys.readouterr().out
     other = (*output, 'data.name=cifar100')
     assert config_of(command, monkeypatch, *PAPER, *weights, *other).data.std is None
+
+
+def test_a_converted_file_lacks_them_which_is_said(contrib, tmp_path, capsys):
+    convert(contrib, tmp_path / 'ours.pdparams')
+    assert f'trained on cifar10 with {KEYS}; OUT does not say so' in capsys.readouterr().out
+    assert read_weights(tmp_path / 'ours.pdparams').normalisation is None
 
 
 def test_a_resumed_run_goes_on_with_them():

@@ -67,6 +67,8 @@ def convert(source: Path, target: Path) -> None:
     network = looks_like({name: array.shape for name, array in arrays.items()})
     print(f'read {source}' + (f', which looks like {network}' if network else ''))
     print(*(f'  {line}' for line in converted.lines()), sep='\n')
+    if theirs := converted.normalisation:
+        print(f'  trained on {theirs.data} with {theirs.as_keys()}; OUT does not say so: set these')
     print(f'wrote {target}, {target.stat().st_size:,} bytes')
 
 

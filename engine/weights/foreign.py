@@ -58,8 +58,10 @@ class Normalisation(NamedTuple):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    def describe(self) -> str:
-        return f'{list(self.mean)} and {list(self.std)}'
+    def as_keys(self) -> str:
+        """To be copied behind -o."""
+        mean, std = (','.join(map(str, values)) for values in (self.mean, self.std))
+        return f"'data.mean=[{mean}]' 'data.std=[{std}]'"
 
 
 # wide_resnet/train.py of PaddlePaddle/Contrib: shares of 255.
@@ -121,7 +123,10 @@ def convert(content: Any, path: Path, *, torch: bool) -> Converted:
     if theirs:
         if problem := mindspore_names.refusal(arrays):
             raise UserError(f'{path} {problem}')
-        whose, arrays = "MindSpore's names", mindspore_names.ours(arrays)
+        try:
+            whose, arrays = "MindSpore's names", mindspore_names.ours(arrays)
+        except ValueError as error:
+            raise UserError(f'{path} is damaged: {error}') from None
     else:
         whose, arrays = _renamed(arrays, path, torch=torch)
     arrays = _with_our_head(arrays)

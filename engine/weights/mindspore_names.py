@@ -62,15 +62,21 @@ def refusal(arrays: Arrays) -> Optional[str]:
 
 
 def ours(arrays: Arrays) -> Arrays:
-    """The same under our names; linear weights become [in, out]."""
+    """The same under our names; linear weights become [in, out].
+
+    ValueError if two arrays have one name of ours, or if groups do not fit together.
+    """
     renamed: Arrays = {}
     groups: dict[str, dict[int, np.ndarray]] = {}
     for name, array in arrays.items():
         if match := _GROUP.fullmatch(name):
             groups.setdefault(f'{match[1]}.weight', {})[int(match[2])] = array
-        else:
-            renamed[_our_name(name)] = array.T if array.ndim == 2 else array
+        elif renamed.setdefault(_our_name(name), array) is not array:
+            raise ValueError(f'it has two arrays for {_our_name(name)}')
+    renamed = {name: array.T if array.ndim == 2 else array for name, array in renamed.items()}
     for name, parts in groups.items():
+        if name in renamed or [*sorted(parts)] != [*range(len(parts))]:
+            raise ValueError(f'it has not one array for each group of {name}')
         renamed[name] = np.concatenate([parts[number] for number in sorted(parts)])
     return renamed
 

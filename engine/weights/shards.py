@@ -46,7 +46,7 @@ def files_of(path: Path) -> list[Path]:
     try:
         names = {*json.loads(path.read_text(encoding='utf-8'))['weight_map'].values()}
         files = [path.with_name(name) for name in sorted(names)]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f'{path} is damaged, or no index of weight files ({type(error).__name__})'
         ) from None
