@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import math
 import os
 import sys
 from pathlib import Path
@@ -15,7 +14,6 @@ from pathlib import Path
 from engine import job
 from predictor import machine
 
-CGROUP = Path('/sys/fs/cgroup')
 PROC = Path('/proc')
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
@@ -98,22 +96,7 @@ def _keep_freed_memory() -> None:
 
 def cores_per_process() -> int:
     """The cores that this process may use, when all processes of this machine share them."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        cores = os.cpu_count() or 1
-    cores = math.ceil(min(cores, _container_limit()))
-    return max(1, cores // int(os.environ.get('PADDLE_LOCAL_SIZE', job.WORLD)))
-
-
-def _container_limit() -> float:
-    """The cores' worth of time that a container may use (docker run --cpus 2)."""
-    for files in (['cpu.max'], ['cpu/cpu.cfs_quota_us', 'cpu/cpu.cfs_period_us']):  # version 2, 1
-        with contextlib.suppress(OSError, ValueError):  # ValueError: 'max'
-            quota, period = ' '.join((CGROUP / file).read_text() for file in files).split()
-            if float(quota) > 0:
-                return float(quota) / float(period)
-    return math.inf
+    return max(1, machine.cores() // int(os.environ.get('PADDLE_LOCAL_SIZE', job.WORLD)))
 
 
 def _is_amd() -> bool:

@@ -20,9 +20,10 @@ from paddle import nn
 from engine import job, models
 from engine.config import Config
 from engine.data import preparation
-from engine.environment import CGROUP, PROC
+from engine.environment import PROC
 from engine.errors import UserError
 from engine.precision import Precision
+from predictor.machine import CGROUP
 
 PROBE = {False: 32, True: 64}  # pixels of the small images; of networks for photographs
 LARGE = 2  # a network for small images sees some that are so many times as high

@@ -35,8 +35,7 @@ def limit(request, tmp_path, monkeypatch) -> float:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    for module in (environment, machine):
-        monkeypatch.setattr(module, 'CGROUP', tmp_path)
+    monkeypatch.setattr(machine, 'CGROUP', tmp_path)
     monkeypatch.setattr(os, 'sched_getaffinity', lambda process: set(range(64)), raising=False)
     monkeypatch.delenv('PADDLE_LOCAL_SIZE', raising=False)
     return limit
