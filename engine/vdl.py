@@ -19,6 +19,7 @@ class Scalar(NamedTuple):
 
 
 EPOCH = 'epoch/'
+LENGTH = 8  # bytes, of a record's length
 
 
 def writer(folder: Path, *, step: int, epoch: int) -> Any:
@@ -53,13 +54,22 @@ def _next_name(old: list[Path]) -> str:
 
 
 def _scalars(file: Path) -> Iterator[Scalar]:
-    """Those of one file, up to where a kill has cut it off."""
+    """Those of one file, up to where a kill has cut it off or a disk has damaged it."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from visualdl.proto import record_pb2
-    from visualdl.reader.record_reader import RecordReader
 
     with contextlib.suppress(DecodeError, OSError):
-        for content in RecordReader(str(file)).get_all():
+        for content in _records(file.read_bytes()):
             for value in record_pb2.Record.FromString(content).values:
                 if value.WhichOneof('one_value') == 'value':
                     yield Scalar(value.tag, value.value, value.id, value.timestamp)
+
+
+def _records(data: bytes) -> Iterator[bytes]:
+    """Each has its length before it, in 8 bytes. VisualDL's own reader takes a damaged length for
+    the size of the memory that it needs."""
+    start = LENGTH
+    while start <= len(data):
+        end = start + int.from_bytes(data[start - LENGTH : start], 'little')
+        yield data[start:end]
+        start = end + LENGTH

@@ -76,6 +76,15 @@ def test_what_a_kill_has_cut_off_is_read_up_to_there(tmp_path):
     assert before >= 2
 
 
+def test_of_a_damaged_file_the_records_before_the_damage_are_read(tmp_path):
+    record(LogWriter(logdir=str(tmp_path), file_name='vdlrecords.1.log'), range(2))
+    (file,) = tmp_path.iterdir()
+    whole, content = list(vdl._scalars(file)), file.read_bytes()
+    for damage in (b'\xff' * 50, b'\0' * 50, (2**62).to_bytes(8, 'little') + b'x'):
+        file.write_bytes(content + damage)
+        assert list(vdl._scalars(file)) == whole
+
+
 def test_a_folder_that_is_not_there_yet_and_files_that_are_not_ours(tmp_path):
     record(vdl.writer(tmp_path / 'vdl', step=0, epoch=0), range(2))
     (tmp_path / 'vdl' / 'notes.txt').write_text('mine')
