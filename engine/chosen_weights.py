@@ -75,7 +75,7 @@ def settle(args: argparse.Namespace) -> tuple[Config, Path]:
 def _runs_beside(run: Path) -> str:
     """What to write instead of a run that is not there: the newest of those that are."""
     folders = run.parent.iterdir() if run.parent.is_dir() else ()
-    runs = [folder for folder in folders if is_run(folder)]
+    runs = [folder for folder in folders if (folder / 'config.yaml').is_file()]
     if not runs:
         return 'train first, or name the weights with -w PATH'
     runs.sort(key=lambda folder: (folder / 'config.yaml').stat().st_mtime, reverse=True)

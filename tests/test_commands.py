@@ -536,6 +536,8 @@ def test_without_a_run_those_that_are_there_are_named(finished, monkeypatch):
     run, _ = finished
     monkeypatch.chdir(run.parent.parent)
     monkeypatch.setattr(sys, 'argv', ['eval.py', '-c', 'wrn16_2_cifar10_short'])
+    (run.parent / 'without_config' / 'checkpoints').mkdir(parents=True)
+    (run.parent / 'without_config' / 'train.log').touch()
     with pytest.raises(UserError) as refused:
         chosen_weights.settle(evaluation_command.parse_arguments())
     assert str(refused.value) == (
