@@ -91,8 +91,9 @@ class Checkpoints:
             ) from None
         for old in list(self._newest_first())[self.keep :]:
             hidden = old.with_name(f'.{old.name}.old')  # a half deleted one must not count
-            os.replace(old, hidden)
-            shutil.rmtree(hidden, ignore_errors=True)
+            with contextlib.suppress(OSError):  # on Windows, one that is being read; the next time
+                os.replace(old, hidden)
+                shutil.rmtree(hidden, ignore_errors=True)
         return target
 
     def describe_last(self) -> str:

@@ -113,6 +113,24 @@ def test_keeps_the_newest(tmp_path, keep):
     assert_equal(newest(tmp_path)[0], snapshot(5))
 
 
+def test_an_old_one_that_cannot_go_yet_goes_later(tmp_path, monkeypatch):
+    """On Windows, one that is being read."""
+    checkpoints, replace = Checkpoints(tmp_path, keep=1), os.replace
+
+    def refuse(old: Path, new: Path) -> None:
+        if str(new).endswith('.old'):
+            raise PermissionError(13, 'Access is denied')
+        replace(old, new)
+
+    checkpoints.save('epoch_0001', snapshot(1))
+    with monkeypatch.context() as reading:
+        reading.setattr(os, 'replace', refuse)
+        checkpoints.save('epoch_0002', snapshot(2))
+    assert names(tmp_path) == ['epoch_0001', 'epoch_0002', 'latest']
+    checkpoints.save('epoch_0003', snapshot(3))
+    assert names(tmp_path) == ['epoch_0003', 'latest']
+
+
 def test_a_second_save_replaces_the_first(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for number in (1, 2):
