@@ -42,6 +42,7 @@ class RunFolder:
         self.vdl_folder = path / 'vdl'
         self._lock_file = path / '.lock'
         self._lock: Optional[int] = None  # open as long as this process lives
+        self._holder = b''  # what this process has written there
 
     def checkpoints(self, *, keep: int = 2) -> Checkpoints:
         return Checkpoints(self.path / 'checkpoints', keep=keep)
@@ -69,15 +70,25 @@ class RunFolder:
         """UserError if another process is training there; seen before anything slow."""
         if self._lock_file.is_file():
             with contextlib.suppress(OSError):  # `open` will say what is wrong
-                os.close(self._locked())
+                descriptor = os.open(self._lock_file, os.O_RDWR)
+                try:
+                    self._take(descriptor)
+                finally:
+                    os.close(descriptor)
 
     def open(self, config: Config, classes: Sequence[str]) -> None:
         """Create the folder, lock it for this process, write config.yaml and classes.txt."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = self._locked()
+            self._lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                self._take(self._lock)
+            except OSError as error:
+                files.warn_of_no_lock(self._lock_file, error)
+            # A line's end is another on Windows.
+            self._holder = f'{os.getpid()} {socket.gethostname()}'.encode()
             os.truncate(self._lock, 0)
-            os.write(self._lock, _this_process())
+            os.write(self._lock, self._holder)
             write_atomically(self.config_file, lambda file: file.write(to_yaml(config).encode()))
             names = ''.join(f'{name}\n' for name in classes)
             write_atomically(self.classes_file, lambda file: file.write(names.encode()))
@@ -87,7 +98,7 @@ class RunFolder:
     def require_ours(self) -> None:
         """UserError if the folder was deleted or moved, or begun anew by another process."""
         try:
-            ours = self._lock_file.read_bytes() == _this_process()
+            ours = self._lock_file.read_bytes() == self._holder
         except OSError:
             ours = False
         if not (ours and self.config_file.is_file()):
@@ -96,19 +107,14 @@ class RunFolder:
                 'trained: it ends, and writes nothing more'
             )
 
-    def _locked(self) -> int:
-        """The lock file, open and locked if the disk has locks."""
-        descriptor = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o666)
+    def _take(self, descriptor: int) -> None:
+        """Lock the open lock file. UserError if another process has; OSError if the disk cannot."""
         try:
             files.lock(descriptor)
         except files.Busy:
-            os.close(descriptor)
             raise UserError(
                 f'another process is training in {self.path}{self._describe_holder()}'
             ) from None
-        except OSError as error:
-            files.warn_of_no_lock(self._lock_file, error)
-        return descriptor
 
     def _describe_holder(self) -> str:
         with contextlib.suppress(OSError, ValueError):
@@ -117,10 +123,6 @@ class RunFolder:
                 return f': process {int(number)} on {host}'
             return f': process {int(number)}; kill {number} has it save and end'
         return ''
-
-
-def _this_process() -> bytes:
-    return f'{os.getpid()} {socket.gethostname()}'.encode()  # a line's end is another on Windows
 
 
 def read_classes(run: Path) -> Optional[list[str]]:
