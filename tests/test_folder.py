@@ -297,7 +297,9 @@ def test_classes_may_have_spaces_dots_and_chinese_names(tmp_path):
     assert data.train.labels.tolist() == list(range(len(names)))
 
 
-@pytest.mark.parametrize('name', ['two\nlines', 'form\x0cfeed', b'caf\xe9'])
+@pytest.mark.parametrize(
+    'name', ['two\nlines', 'form\x0cfeed', b'caf\xe9', '\N{CAT FACE}'.encode() + b'\xe9']
+)
 def test_classes_that_no_list_could_hold_are_refused(tmp_path, name):
     for part in (b'train', b'val'):
         os.makedirs(os.path.join(os.fsencode(tmp_path), part, os.fsencode(name)))

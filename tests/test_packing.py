@@ -171,19 +171,21 @@ def test_the_packed_set_is_found_like_the_first_and_evaluates_nearly_the_same(tm
         assert np.abs(before - after).mean() < 1.5
 
 
-@pytest.mark.parametrize('place', ['', 'val'])
-def test_a_flat_folder_keeps_its_labels_under_the_new_names(tmp_path, place):
+@pytest.mark.parametrize(
+    ('place', 'encoding'), [('', 'utf-8'), ('val', 'utf-8'), ('', 'utf-8-sig'), ('', 'utf-16')]
+)
+def test_a_flat_folder_keeps_its_labels_under_the_new_names(tmp_path, place, encoding):
     """Also where one was a PNG, and one could not be read."""
     source = tmp_path / 'in'
     good, png = WHOLE['baseline.jpg'].data, WHOLE['rgba.png'].data
     for label in ('cat', 'dog'):
         put(source / 'train' / label, x__jpg=good)
     put(source / 'val', a__jpg=good, **{'my photo.png': png}, bad__jpg=b'text')
-    text = 'val/a.jpg 1\nval/my photo.png dog\nbad.jpg 0\n'
-    (source / place / 'val.txt').write_text(text)
+    text = 'val/my photo.png dog\nval/a.jpg 1\nbad.jpg 0\n'
+    (source / place / 'val.txt').write_text(text, encoding)
     pack(source, tmp_path / 'out', size=20)
     packed = (tmp_path / 'out' / place / 'val.txt').read_text()
-    assert packed == 'val/a.jpg 1\nval/my photo.png.jpg dog\n'
+    assert packed == 'val/my photo.png.jpg dog\nval/a.jpg 1\n'
     assert find_folder(tmp_path / 'out').test.labels.tolist() == [1, 1]
 
 

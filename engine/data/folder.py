@@ -208,23 +208,29 @@ def _class_folders(folder: Path) -> dict[str, Path]:
 
 def _class_name(folder: Path, name: str) -> str:
     """A folder's name as a line of a run's classes.txt; macOS writes é as two characters."""
-    if name.splitlines() == [name] and not '\udc80' <= max(name) <= '\udcff':
-        return unicodedata.normalize('NFC', name)
-    advice = ''
-    with contextlib.suppress(UnicodeError):
-        name.encode()  # else its bytes are of another encoding: Chinese, more often than not
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes of another encoding: Chinese, more often than not
+        raise _not_utf8(folder, name) from None
+    if name.splitlines() != [name]:
         raise UserError(f'{folder}: rename {name!r}: a class needs a name of one line')
+    return unicodedata.normalize('NFC', name)
+
+
+def _not_utf8(folder: Path, name: str) -> UserError:
+    """What the name of a class folder is, and what to do."""
     with contextlib.suppress(UnicodeError):
         read = os.fsencode(name).decode('utf-8')
         here = sys.getfilesystemencoding()
-        raise UserError(
+        return UserError(
             f'{folder}: Python reads the name of the class {read} in {here} here: export '
             'PYTHONUTF8=1, or set LC_ALL to a locale in UTF-8'
         )
+    advice = ''
     with contextlib.suppress(UnicodeError):
         read = os.fsencode(name).decode('gbk')
         advice = f' (in GBK: {read}; unpack anew with unzip -O GBK, or convmv -f gbk -t utf8)'
-    raise UserError(f'{folder}: rename {name!r}{advice}: a class needs a name in UTF-8')
+    return UserError(f'{folder}: rename {name!r}{advice}: a class needs a name in UTF-8')
 
 
 def _subfolders(folder: Path) -> list[str]:

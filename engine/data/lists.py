@@ -44,6 +44,11 @@ def read_labels(path: Path, classes: Sequence[str]) -> dict[str, int]:
     return listed
 
 
+def decoded(data: bytes, errors: str = 'strict') -> str:
+    """The text of a list in UTF-8 or, as Windows writes it, with a mark of its encoding."""
+    return data.decode('utf-16' if data.startswith(UTF_16) else 'utf-8-sig', errors)
+
+
 def file_name(name: str) -> str:
     """Without its folders, also as Windows writes them."""
     return re.split(r'[/\\]', name)[-1]
@@ -52,8 +57,7 @@ def file_name(name: str) -> str:
 def _lines(path: Path) -> Iterator[tuple[int, list[tuple[str, str]]]]:
     """Line numbers and `readings` of the lines that are not empty."""
     try:
-        data = path.read_bytes()
-        text = data.decode('utf-16' if data.startswith(UTF_16) else 'utf-8-sig')
+        text = decoded(path.read_bytes())
     except UnicodeDecodeError:
         raise UserError(
             f'{path} cannot be read as a list of labels: it is not in UTF-8; save it as UTF-8'

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from engine.console import can_redraw
 from engine.data.folder import TEST_WORDS, legible, split_word, walk
-from engine.data.lists import LABEL_LISTS, file_name, readings
+from engine.data.lists import LABEL_LISTS, decoded, file_name, readings
 from engine.data.parallel import parallel
 from engine.data.photos import check_fully, read_file
 from engine.data.pictures import Jpeg, open_picture, resized
@@ -134,7 +134,7 @@ def _copy_lists(source: Path, target: Path, packed: dict[str, Optional[str]]) ->
             for name, written in packed.items()
             if _listed_in(folder, os.path.dirname(name))
         }
-        text = (source / folder / listed).read_bytes().decode(errors='surrogateescape')
+        text = decoded((source / folder / listed).read_bytes(), 'surrogateescape')
         lines = [_packed_line(line, new, kaggle='.csv' in listed) for line in text.split('\n')]
         content = '\n'.join(line for line in lines if line is not None)
         (target / folder).mkdir(parents=True, exist_ok=True)
