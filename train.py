@@ -84,7 +84,7 @@ def train(config: Config, run: RunFolder, resume: Optional[str], log: Log) -> No
     runtime.seed_everything(config.seed)
     snapshot = find_snapshot(run, resume, log) if resume is not None else None
     config, pretrained = start_from(config, snapshot, log)
-    tell = log.line if job.RANK == 0 else print  # bad files are named by whoever meets them
+    tell = log.line if job.RANK == 0 else print  # bad files are named by the rank that reads them
     dataset = data.load_data(config, tell=tell)
     batches, tests = data.train_batches(dataset, config), data.test_batches(dataset, config)
     require_same(config, dataset, snapshot)

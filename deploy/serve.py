@@ -133,8 +133,8 @@ def serve(predictors: list[Predictor], listener: socket.socket, args: argparse.N
 
     def on_stop() -> None:
         service.stop()
-        with contextlib.suppress(OSError):  # nobody listens to standard output any more
-            os.write(1, b'stopping: answering what is in flight; once more ends at once\n')
+        with contextlib.suppress(OSError):  # standard output may be a pipe without a reader
+            os.write(1, b'stopping: answering open requests; a second signal ends at once\n')
 
     model = predictors[0].description.model
     server = listening.Server(
@@ -150,7 +150,7 @@ def serve(predictors: list[Predictor], listener: socket.socket, args: argparse.N
     asyncio.run(listening.serve(server, listener))
     if not service.close(timeout_s=1.0):
         sys.stdout.flush()
-        os._exit(0)  # a network still runs, for nobody
+        os._exit(0)  # a network still runs, but no client waits for it
     return 0
 
 

@@ -51,8 +51,8 @@ def add_option(parser: argparse.ArgumentParser) -> None:
         '--weights',
         type=Path,
         metavar='PATH',
-        help="anybody's weight file, a checkpoint, a run folder, or the name of official weights "
-        'such as resnext50_32x4d (default: the newest checkpoint of the run in output.dir)',
+        help='a weight file of any project, a checkpoint, a run folder, or the name of official '
+        'weights such as resnext50_32x4d (default: the newest checkpoint of the run in output.dir)',
     )
 
 
@@ -64,7 +64,7 @@ def settle(args: argparse.Namespace) -> tuple[Config, Path]:
     if args.weights is not None:
         path = on_disk(args.weights)
         if not path.exists() and str(path) not in OFFICIAL:
-            raise UserError(f'-w {path}: there is nothing')
+            raise UserError(f'-w {path}: no such file or folder')
         return cli.load_settled(args, path), path
     run = Path(cli.load_settled(args, None).output.dir)
     if not is_run(run):

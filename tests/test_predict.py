@@ -120,7 +120,7 @@ def test_where_there_is_nothing_it_is_a_line(predict, tmp_path):
     picture(tmp_path / 'a.png')
     (tmp_path / 'empty').mkdir()
     folder = exported.folder()
-    assert 'nowhere.png: there is nothing' in one_line(predict(folder, 'nowhere.png', '*.gif'))
+    assert 'nowhere.png: no such file' in one_line(predict(folder, 'nowhere.png', '*.gif'))
     assert 'empty holds no pictures (.jpg, ' in one_line(predict(folder, 'empty'))
     assert 'File name too long' in one_line(predict(folder, 'x' * 300))
     assert 'holds no inference.yml' in one_line(predict('empty', 'a.png'))

@@ -1077,7 +1077,7 @@ def test_a_signal_lets_it_finish_what_is_in_flight(folder, number):
         assert status_of(read_all(link)) == 200
         code, out, err = server.end()
         assert (code, err) == (0, '')
-        assert out == 'stopping: answering what is in flight; once more ends at once\n'
+        assert out == 'stopping: answering open requests; a second signal ends at once\n'
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])

@@ -29,9 +29,9 @@ class Picture(NamedTuple):
 
 
 def find_pictures(arguments: Sequence[str], *, tell: Callable[[str], None]) -> list[Path]:
-    """Files as they are named, those of folders and below, and what patterns match; in order.
+    """What arguments name, in order: files, all pictures below folders, matches of patterns.
 
-    What is not there stays in the list, where reading it is an error, unless nothing else is.
+    What is missing stays in the list, and reading it is an error. UserError if all is missing.
     """
     found: dict[Path, None] = {}
     lacks: dict[Path, str] = {}
@@ -41,7 +41,7 @@ def find_pictures(arguments: Sequence[str], *, tell: Callable[[str], None]) -> l
             paths = [Path(match) for match in sorted(glob.glob(argument, recursive=True))]
         if not paths:
             paths = [Path(argument)]
-            lacks[paths[0]] = f'{argument}: there is nothing'
+            lacks[paths[0]] = f'{argument}: no such file or folder'
         for path in paths:
             files = [path]
             if path.is_dir():

@@ -17,7 +17,7 @@ UTF_16 = (b'\xff\xfe', b'\xfe\xff')  # which Windows calls Unicode
 def find_labels(source: str, pictures: Sequence[Path], classes: Sequence[str]) -> list[int]:
     """The class of each picture: 'folder': that it lies in; or a file of lines `picture class`.
 
-    In a file, pictures are named as from its own folder, and a class by number or name.
+    In a file, paths are relative to its own folder, and a class is a number or a name.
     """
     if source == 'folder':
         # As it is named, not `resolve`: a link says the class, not what it leads to.

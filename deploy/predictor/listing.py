@@ -36,7 +36,7 @@ SYSTEM_NAMES = frozenset(
 )
 _CHKDSK = re.compile(r'found\.\d{3}')
 
-# What a file begins with, after so many bytes -> what it is. First pictures, then others.
+# Offset, what stands there, and what the file is: pictures, then others.
 _PICTURES = (
     (4, rb'ftyp(avif|avis)', 'AVIF'),
     (4, rb'ftyp(hei[cxms]|hev[cxms]|mif1|msf1)', 'HEIC'),
@@ -62,7 +62,7 @@ def is_passed_over(name: str) -> bool:
 
 
 def what_it_is(data: bytes, readable: Sequence[str]) -> str:
-    """Of a file that no decoder here takes: 'is HEIC, which ...', by its first bytes.
+    """What a file is that cannot be decoded here, by its first bytes: 'is HEIC, which ...'.
 
     readable: names of formats in OPTIONAL that are read here, so that the file must be damaged
     """

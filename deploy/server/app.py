@@ -40,7 +40,7 @@ from server.protocol import (
 T = TypeVar('T')
 
 PAGE = Path(__file__).resolve().parent / 'page'
-PAGE_FILES = {  # all there is to be read, and it is read when the server starts
+PAGE_FILES = {  # the only files that are served, read when the server starts
     '/': ('index.html', 'text/html'),
     '/page.css': ('page.css', 'text/css'),
     '/page.js': ('page.js', 'text/javascript'),
@@ -143,7 +143,7 @@ class Service:
         return app
 
     def _handlers(self) -> dict[Any, Any]:
-        """An answer for every way to fail."""
+        """An answer for each kind of error."""
 
         async def refuse(request: Request, error: Exception) -> JSONResponse:
             refused = refusal(error, self._limits)

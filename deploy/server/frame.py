@@ -74,7 +74,7 @@ def refusal(error: Exception, limits: Limits) -> Refused:
         return Refused(504, 'expired', f'no answer within {limits.answer_s:g} s')
     if isinstance(error, Failed):
         return Refused(500, 'failed', 'the network has failed; the log of the server says why')
-    return Refused(499, 'gone', 'the client has gone')  # which only the metrics hear
+    return Refused(499, 'gone', 'the client has gone')  # only the metrics show it
 
 
 def error_response(status: int, text: str, headers: Any) -> JSONResponse:

@@ -66,7 +66,7 @@ class Body:
         self._users, self._released = 0, False
 
     def hold(self, size: int) -> None:
-        """So many bytes more; Refused if the others' fill the memory."""
+        """Count more bytes as held; Refused if all bodies together then exceed the limit."""
         self._bodies.reserve(size)
         self._held += size
 
@@ -76,10 +76,10 @@ class Body:
             self._settle()
 
     def use(self, work: Callable[[bytes], T]) -> T:
-        """`work` on the bytes, in a thread, which may outlast the request.
+        """`work` of the bytes, for a worker thread, which may run longer than the request.
 
-        A task that waits for its thread must not hold the bytes itself: it is kept in the queue
-        after it was cancelled. It gets b'' if the body has been released in the meantime.
+        A task must not refer to the bytes while it waits for a thread: the executor keeps it in its
+        queue after it was cancelled. `work` gets b'' if the body was released before.
         """
         with self._bodies.lock:
             self._users += 1
@@ -111,7 +111,7 @@ class Bodies:
     """Reads the bodies of requests, within the limits. For one event loop."""
 
     def __init__(self, limits: Limits, workers: Executor) -> None:
-        self.held = 0  # bytes in memory: what is announced only costs nothing, so nobody hoards
+        self.held = 0  # bytes that have come: a Content-Length alone reserves nothing
         self.lock = threading.Lock()  # for `held`, which worker threads change, too
         self._limits = limits
         self._workers = workers
@@ -136,7 +136,7 @@ class Bodies:
         try:
             body.data = await self._receive(request, body)
             if packing != 'identity':
-                body.hold(most)  # as large it may become
+                body.hold(most)  # it may unpack to that
                 loop = asyncio.get_running_loop()
                 body.data = await loop.run_in_executor(self._workers, body.use, self._unpack)
         except BaseException:
@@ -168,7 +168,7 @@ class Bodies:
         return b''.join(chunks)
 
     def _unpack(self, data: bytes) -> bytes:
-        """gzip or zlib, whichever it is; no further than a body may go."""
+        """Of gzip or zlib, up to the largest body that is allowed."""
         unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
         try:
             found = unpacker.decompress(data, self._limits.body_bytes + 1)
@@ -227,7 +227,7 @@ class Linger:
 
 
 def _announced_size(request: Request) -> Optional[int]:
-    """Bytes; None if the client doesn't tell."""
+    """Bytes; None if the client doesn't say."""
     if 'transfer-encoding' in request.headers:
         return None
     return int(request.headers.get('content-length', '0'))

@@ -1,9 +1,9 @@
 """The connections under the application: uvicorn, with limits that it lacks, and an orderly end.
 
-uvicorn waits for ever for a request's head and for a client that doesn't read its answer, and
-accepts every connection. What is done here about that needs more of its protocol class than its
-documentation has, so that requirements.txt allows the versions between the two that are tested.
-It parses with h11 here, which bounds what it buffers of a head or of a chunk's framing; httptools
+uvicorn has no timeout for a request's head or for a client that doesn't read its answer, and
+accepts every connection. The limits here override undocumented methods of its protocol class, so
+that requirements.txt allows only versions between the oldest and the newest that are tested. It
+parses with h11 here, which bounds what it buffers of a head or of a chunk's framing; httptools
 doesn't, and would save 0.1 ms a request.
 """
 
@@ -67,7 +67,7 @@ class Server(uvicorn.Server):
 
     on_ready: called when it listens
     on_stop: called at the first signal; what is in flight has `drain_s` to be answered
-    refuse: hears why a connection was dropped
+    refuse: called with the reason when a connection is dropped
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Server(uvicorn.Server):
         self._on_ready()
 
     async def shutdown(self, sockets: Optional[list[socket.socket]] = None) -> None:
-        """Whoever has connected until now is answered; from now on nobody can connect."""
+        """Answer the clients that have connected, and accept no more."""
         waiting = [link for listener in sockets or () for link in _accepted(listener)]
         for server in self.servers:
             server.close()
@@ -132,7 +132,7 @@ class Server(uvicorn.Server):
 
 
 def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
-    """What waits in the system's backlog, which would be reset when the listener is closed."""
+    """The connections in the backlog: closing the listener would reset them."""
     listener.setblocking(False)
     with contextlib.suppress(OSError):  # BlockingIOError: no more
         while True:
@@ -140,7 +140,7 @@ def _accepted(listener: socket.socket) -> Iterator[socket.socket]:
 
 
 def _fitting(connections: int) -> int:
-    """As many of them as there may be open files, for which the limit is raised if need be."""
+    """How many the limit of open files allows, which is raised if it can be."""
     if resource is None:
         return connections
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -155,11 +155,11 @@ def _fitting(connections: int) -> int:
 
 @dataclass(frozen=True)
 class Terms:
-    """On which connections are taken."""
+    """The limits of all connections."""
 
     most: int
     limits: Limits
-    refuse: Callable[[str], None]  # hears why one was dropped
+    refuse: Callable[[str], None]  # called with the reason when one is dropped
 
 
 class Connection(H11Protocol):

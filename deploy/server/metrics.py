@@ -37,7 +37,7 @@ class Metrics:
         self.seconds = {stage: self._seconds.labels(stage) for stage in STAGES}
 
     def follow(self, name: str, help: str, read: Callable[[], float]) -> None:
-        """A gauge that is read when somebody asks."""
+        """A gauge that is read at each GET /metrics."""
         Gauge(name, help, registry=self._registry).set_function(read)
 
     def saw_batch(self, images: int, seconds: float) -> None:
@@ -49,7 +49,7 @@ class Metrics:
         self.refused.labels(reason).inc()
 
     def statistics(self) -> dict[str, Any]:
-        """What Triton's statistics have and is counted here, in nanoseconds."""
+        """The part of Triton's statistics that is counted here, in nanoseconds."""
 
         def total(stage: str) -> dict[str, int]:
             count, seconds = (

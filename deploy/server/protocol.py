@@ -71,7 +71,7 @@ class Signature:
         }
 
     def configuration(self) -> dict[str, Any]:
-        """As GET /v2/models/{model}/config answers: what Triton's has and is known here."""
+        """As GET /v2/models/{model}/config answers: the part of Triton's that applies here."""
         datatype, _ = TYPES[self.type]
         image = {'name': self.input, 'data_type': f'TYPE_{datatype}', 'dims': list(self.shape)}
         return {
@@ -91,7 +91,7 @@ class Call:
     images: np.ndarray  # as the graph takes them
     id: Optional[str]
     binary: bool  # whether the answer is wanted as bytes
-    likeliest: int = 0  # so many classes, as texts, are wanted instead of the logits; 0: none
+    likeliest: int = 0  # classes to return as texts instead of the logits; 0: logits
 
 
 def read_call(signature: Signature, body: bytes, header_length: Optional[str]) -> Call:
@@ -152,7 +152,7 @@ def _likeliest(signature: Signature, logits: np.ndarray, count: int) -> list[lis
 
 
 def misunderstood(body: bytes) -> str:
-    """What to do about a body that is no picture, but text that holds or names one; '' if none."""
+    """What is wrong with a body that is text, a picture in base64 say; '' if it is no such text."""
     start = body[:64].lstrip()
     if start.startswith(b'data:'):
         return "is a data URL: send the picture's own bytes, what base64 decodes to"

@@ -58,7 +58,7 @@ __all__ = [
     'write_arrays',
 ]
 
-_NO_WEIGHTS = {  # how files begin that people take for weights
+_NO_WEIGHTS = {  # how files begin that are mistaken for weights
     b'\x1f\x8b': 'is a gzip archive: unpack it',
     b'\x89HDF': 'is an HDF5 file (of Keras?), which is not read',
     b'version https://git-lfs': 'is only a pointer of Git LFS: fetch the file with git lfs pull',
@@ -69,7 +69,7 @@ _NO_WEIGHTS = {  # how files begin that people take for weights
         (b'\xd8^:\x7f', b'\xd9^:\x7f'), 'is encrypted by MindSpore: save it without enc_key'
     ),
 }
-_NO_WEIGHT_FILES = {  # and how they are called
+_NO_WEIGHT_FILES = {  # and their suffixes
     **dict.fromkeys(('.json', '.yml', '.yaml'), 'describes a model'),
     **dict.fromkeys(('.onnx', '.pdmodel', '.mindir', '.air', '.om'), 'is an exported model'),
     '.pdiparams': "is an exported model's parameters without their names",
@@ -107,9 +107,9 @@ def write_arrays(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_weights(path: Union[str, Path]) -> Converted:
-    """The arrays of anybody's weight file under our names, and how they came by them.
+    """A weight file of any project: its arrays under our names, and what was done to them.
 
-    A name in OFFICIAL will do, too. UserError if the file is missing, damaged, of no network, or
+    `path` may be a name in OFFICIAL. UserError if the file is missing, damaged, of no network, or
     would run code.
     """
     path = resolve(path)
@@ -144,7 +144,7 @@ def read_weights(path: Union[str, Path]) -> Converted:
 
 
 def _merged(content: Any, more: Any, path: Path) -> Any:
-    """What several files hold; each of them must hold names of arrays."""
+    """The entries of several files together; each file must hold a dict."""
     if content is None:
         return more
     if not isinstance(more, dict) or not isinstance(content, dict):
@@ -194,7 +194,7 @@ def parse_arrays(data: bytes, path: Path) -> Arrays:
 
 
 def load_weights(model: nn.Layer, path: Union[str, Path], *, head: str = 'keep') -> Report:
-    """Load anybody's weight file into a model whose names and shapes it matches once converted.
+    """Convert a weight file of any project, and load it into a model of its names and shapes.
 
     With head='drop' the last layer stays as it is in the model, whatever the file has. Raises
     UserError that names the keys and shapes that don't fit; the model is then unchanged.

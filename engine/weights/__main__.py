@@ -1,4 +1,4 @@
-"""python3 -m engine.weights convert IN OUT: anybody's weight file -> one of ours, once and for all.
+"""python3 -m engine.weights convert IN OUT: write a weight file of any project as one of ours.
 
 Needs neither a model nor Paddle.
 """

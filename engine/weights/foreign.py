@@ -306,7 +306,7 @@ def _clas_name(name: str) -> str:
 
 
 def looks_like(shapes: Mapping[str, tuple[int, ...]]) -> Optional[str]:
-    """The name of the network that these are the shapes of, as far as names and widths tell."""
+    """The name of the network that these are the shapes of, as far as names and widths show."""
     counts = [*_block_counts(shapes, r'block{}\.layer\.(\d+)\.conv1\.weight', 3)]
     if all(counts):
         width = shapes['block1.layer.0.conv1.weight'][0]

@@ -33,7 +33,7 @@ Field = Union[int, memoryview]
 
 
 def looks_like_one(head: bytes) -> bool:
-    """Whether a file that begins so is a checkpoint: an entry, and in it first a tag."""
+    """Whether a checkpoint begins so: with an entry whose first field is a tag."""
     try:
         if head[:1] != b'\n':  # of the number 1, and a length
             return False
@@ -45,7 +45,7 @@ def looks_like_one(head: bytes) -> bool:
 
 
 def read(file: BinaryIO) -> dict[str, Union[np.ndarray, str]]:
-    """The arrays by their tags, bfloat16 as float32; the name of its type for one that is not read.
+    """Tag -> array, bfloat16 as float32; of a type that is not read, the type's name instead.
 
     ValueError says what is wrong with the file.
     """
@@ -53,11 +53,11 @@ def read(file: BinaryIO) -> dict[str, Union[np.ndarray, str]]:
     if data[-17:-10] == CRC:
         wanted, data = int.from_bytes(data[-10:], 'big'), data[:-17]
         if zlib.crc32(data) != wanted:
-            raise ValueError('its checksum is not that of its content')
+            raise ValueError('its checksum does not match')
     parts: dict[str, tuple[tuple[int, ...], str, list[memoryview]]] = {}
     for number, entry in _fields(memoryview(data)):
         if number != 1 or isinstance(entry, int):
-            raise ValueError(f'an entry of the number {number}')
+            raise ValueError(f'field {number}, which no checkpoint has')
         tag, dims, kind, content = _entry(entry)
         known_dims, known_kind, contents = parts.setdefault(tag, (dims, kind, []))
         if (known_dims, known_kind) != (dims, kind):
@@ -113,7 +113,7 @@ def _fields(data: memoryview) -> Iterator[tuple[int, Field]]:
         elif key & 7 in (1, 5):
             size = 8 if key & 7 == 1 else 4
         else:
-            raise ValueError(f'a field of the kind {key & 7}')
+            raise ValueError(f'a field of wire type {key & 7}')
         if size > len(data) - place:
             raise ValueError(_TOO_SHORT)
         yield key >> 3, data[place : place + size]

@@ -1,8 +1,8 @@
 """What MindSpore calls the arrays of its ResNeXts -> our names; its other networks, by name.
 
-Read are the zoo's resnext50, 101 and 152 (research/cv/ResNeXt, resnext152_64x4d), where an Ascend
-has each group's convolution by itself, and MindCV's. Its two Wide ResNets are other networks than
-the papers' and these here: WRN-40-10 (research/cv/wideresnet) and RP2K's WRN-50-2.
+The zoo's resnext50, 101 and 152 (research/cv/ResNeXt, resnext152_64x4d) and MindCV's are read; on
+an Ascend, the zoo's have one convolution for each group. Its two Wide ResNets, WRN-40-10
+(research/cv/wideresnet) and RP2K's WRN-50-2, are not the papers' networks, and are refused.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 Arrays = dict[str, np.ndarray]
 
 NOTE = (
-    'its max pooling has no padding at the top and left (pad_mode same), which here it has: '
-    'logits differ as for pictures two pixels aside'
+    'its max pooling pads at the bottom and right only (pad_mode same), here it pads on all sides: '
+    'logits differ slightly, as for pictures shifted by two pixels'
 )
 
 _ENTRIES = {
@@ -48,15 +48,15 @@ def refusal(arrays: Arrays) -> Optional[str]:
     if blocks and kernel is not None and kernel.ndim == 4 and 'bn1.gamma' in arrays:
         return (
             f"is MindSpore's WRN-{6 * (max(blocks) + 1) + 4}-{kernel.shape[0] // 16}, another "
-            "network than the paper's: it has a batch norm behind its first convolution, its "
-            'shortcuts read what no batch norm has seen, and dropout comes before the first '
+            "network than the paper's: it has a batch norm after its first convolution, its "
+            'shortcuts read the input before the batch norm, and dropout comes before the first '
             'convolution of a block'
         )
     if 'layer1.0.shortcut.0.weight' in arrays:
         count = sum(name.startswith('layer3.') and 'conv2' in name for name in arrays)
         return (
             "is of MindSpore's WRN-50-2 for RP2K, another network than the paper's: it has no ReLU "
-            f'behind its first batch norm, and its third stage has {count} blocks (here: 6)'
+            f'after its first batch norm, and its third stage has {count} blocks (here: 6)'
         )
     return None
 

@@ -21,7 +21,7 @@ def _dictionary(*_: Any) -> dict[Any, Any]:
 
 
 def _function_of_history(owner: Any, *_: Any) -> Placeholder:
-    """What mmengine keeps with its records, in the place of looking anything up."""
+    """Stands for the functions that mmengine stores with its records; none is looked up."""
     if not isinstance(owner, Global) or owner.name != '.'.join(_HISTORY):
         raise UserError('holds builtins.getattr, which is neither an array nor a container')
     return Placeholder('a function')
