@@ -104,9 +104,9 @@ class ConfigParser(Parser):
 
     def _meant(self, word: str, following: str) -> str:
         """What to write for a word that is not known, with the one behind it."""
-        if not word.startswith('-'):
-            return f'{word}: {self._meant_by_value(word)}'
         option, equals, value = word.partition('=')
+        if not equals and not word.startswith('-'):
+            return f'{word}: {self._meant_by_value(word)}'
         value = value if equals else '...' if following.startswith('-') else following
         if option in ('--gpus', '--npus', '--devices', '--nproc_per_node', '--nnodes', '--master'):
             command = (
@@ -115,22 +115,20 @@ class ConfigParser(Parser):
             return f'{option} is for the launcher: {command} ...'
         options = [name for name in self._option_string_actions if name.startswith('--')]
         near = difflib.get_close_matches(option, options, n=1, cutoff=0.75)
+        unknown = f'unknown {"option" if word.startswith("-") else "key"} {option}'
         if near:
-            return f'unknown option {option}; did you mean {near[0]}?'
+            return f'{unknown}; did you mean {near[0]}?'
         name = option.lstrip('-').replace('-', '_')
         keys = list(settings.leaves(configs.Config))
         if name in keys:
-            return f'{word}: config keys follow -o: write -o {name}={value}'
+            return f'{word}: config keys follow -o: write -o {shlex.quote(f"{name}={value}")}'
         hint = settings.hint(name, keys)
         meant = hint.rpartition('did you mean ')[2].rstrip('?')
         if meant in keys:
-            return f'unknown option {option}: write -o {meant}={_if_fitting(meant, value)}'
-        return f'unknown option {option}{hint}'
+            return f'{unknown}: write -o {meant}={_if_fitting(meant, value)}'
+        return f'{unknown}{hint}'
 
     def _meant_by_value(self, word: str) -> str:
-        _, equals, _ = word.partition('=')
-        if equals:
-            return f'config keys follow -o: write -o {shlex.quote(word)}'
         with contextlib.suppress(UserError):
             if find_config(Path(word)).is_file():
                 return f'a config follows -c: write -c {shlex.quote(word)}'
@@ -168,11 +166,11 @@ def find_config(path: Path) -> Path:
         return found[0]
     if (path / 'config.yaml').is_file():
         raise UserError(f'-c {path} is a folder; did you mean {path / "config.yaml"}?')
-    there = {file.stem: file.stem for file in folder.glob('*.yaml')}
-    if path.parent.is_dir():
-        there.update({file.stem: str(file) for file in path.parent.glob('*.yaml')})
+    ours = {file.stem: file.stem for file in folder.glob('*.yaml')}
+    beside = path.parent.glob('*.yaml') if path.parent.is_dir() else ()
+    there = {**ours, **{file.stem: str(file) for file in beside}}
     near = difflib.get_close_matches(path.stem, there, n=1)
-    hint = f'did you mean {there[near[0]]}?' if near else f'configs/ has {", ".join(sorted(there))}'
+    hint = f'did you mean {there[near[0]]}?' if near else f'configs/ has {", ".join(sorted(ours))}'
     raise UserError(f'-c {path}: there is no such file; {hint}')
 
 

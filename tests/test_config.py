@@ -768,7 +768,7 @@ def test_a_config_that_is_there_comes_before_one_of_the_repository(written, tmp_
         ('quikstart', 'did you mean quickstart?'),
         ('configs/quikstart.yaml', 'did you mean quickstart?'),
         ('elsewhere/quickstart.yaml', 'did you mean quickstart?'),
-        ('zzz', 'configs/ has finetune_folder, '),
+        ('zzz', 'configs/ has finetune_folder, quickstart, '),
         ('run', 'did you mean run/config.yaml?'),
         ('mine.yml', 'did you mean mine.yaml?'),
     ],
@@ -780,6 +780,7 @@ def test_a_config_that_is_not_there_is_answered_with_the_nearest(
     (tmp_path / 'run').mkdir()
     written('', 'run/config.yaml')
     written('', 'mine.yaml')
+    written('', 'other.yaml')
     with pytest.raises(UserError) as caught:
         cli.find_config(Path(name))
     assert str(caught.value).startswith(f'-c {name}')
@@ -1122,6 +1123,8 @@ MEANT = [
     (['quickstart'], 'write -c quickstart'),
     (['configs/quickstart.yaml', 'seed=1'], 'write -c configs/quickstart.yaml'),
     (['seed=1'], 'write -o seed=1'),
+    (['lr=0.1'], 'unknown key lr: write -o optimizer.lr=0.1'),
+    (['--output.dir', 'a b'], "write -o 'output.dir=a b'"),
     (['-c', 'quickstart', 'output.dir=a b'], "write -o 'output.dir=a b'"),
     (['--resume', 'seed=1'], 'write --resume -o seed=1'),
     (['--resum'], 'did you mean --resume?'),
