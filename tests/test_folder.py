@@ -107,6 +107,7 @@ SPLITS = {
     'capitals': ('Train/{}', 'Val/{}'),
     'Intel': ('seg_train/seg_train/{}', 'seg_test/seg_test/{}'),
     'twice': ('x/x/train/{}', 'x/x/test/{}'),
+    'twice, elsewhere': ('y/y/train/{}', 'y/y/test/{}'),
     'sets': ('training_set/{}', 'validation-set/{}'),
     'Chinese': ('训练集/{}', '测试集/{}'),
     'joined': ('trainset/{}', 'TestSet/{}'),

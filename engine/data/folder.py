@@ -152,17 +152,18 @@ def _split(root: Path, words: Sequence[str], key: str) -> Optional[Path]:
 def _unpacked(folder: Path) -> Path:
     """seg_train/seg_train or x/x/train, which archives leave behind: the inner folder of the two.
 
-    So it is where there is but one, which has folders, and has the same name or kind, or the parts
-    of a set.
+    Only where there is but one, which has folders, and has the same name or kind, or the parts of a
+    set, or again such a folder.
     """
     names = _subfolders(folder) if folder.is_dir() else []
     if len(names) != 1:
         return folder
     inner, outer_name = folder / names[0], folder.absolute().name
-    below = _subfolders(inner)
+    below, innermost = _subfolders(inner), _unpacked(inner)
     same = names[0].lower() == outer_name.lower()
     same = same or split_word(outer_name) == split_word(names[0]) is not None
-    return _unpacked(inner) if below and (same or any(map(split_word, below))) else folder
+    left_behind = below and (same or any(map(split_word, below)) or innermost != inner)
+    return innermost if left_behind else folder
 
 
 def _no_test_images(root: Path, train_root: Path) -> UserError:
