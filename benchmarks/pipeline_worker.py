@@ -13,7 +13,7 @@ from benchmarks.processes import Answer, seconds, serve
 from engine import environment, runtime
 from engine.data.augment import Augmentation
 from engine.data.batches import ArrayBatches, Images
-from engine.data.cifar import VARIANTS
+from engine.data.cifar_layouts import VARIANTS
 
 VISION_IMAGES = 1024  # paddle.vision is measured on so many: it takes the same time for each
 

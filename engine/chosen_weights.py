@@ -135,7 +135,7 @@ def recorded_accuracy(weights: Weights) -> Optional[dict[str, Any]]:
 
 def require_classes(weights: Weights, dataset: DataSet) -> None:
     """UserError if the data set has other classes than those that are recorded with the weights."""
-    from engine.data.folder import differing
+    from engine.data.names import differing
 
     if weights.classes is not None and weights.classes != dataset.classes:
         raise UserError(

@@ -17,7 +17,7 @@ from engine import cpu_conv, job, runtime
 from engine.checkpoint import Snapshot
 from engine.config import Config, to_dict
 from engine.data.batches import Batch, Batches
-from engine.data.folder import differing
+from engine.data.names import differing
 from engine.errors import Diverged, UserError
 from engine.evaluation import Evaluation
 from engine.log import Log

@@ -19,7 +19,8 @@ from engine import environment, job, runtime
 from engine.config import Config
 from engine.data.augment import Augmentation
 from engine.data.batches import ArrayBatches, Batches, Images, ImageSet
-from engine.data.cifar import VARIANTS, load_cifar
+from engine.data.cifar import load_cifar
+from engine.data.cifar_layouts import VARIANTS
 from engine.errors import UserError
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)

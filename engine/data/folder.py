@@ -9,20 +9,18 @@ Training, seg_test, VAL and the like are train and test folders as well.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shlex
-import sys
-import unicodedata
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Iterator, Mapping, Optional, Sequence
+from typing import Iterator, Mapping, Optional, Sequence
 
 import numpy as np
 
 from engine.data.lists import LABEL_LISTS, is_list, read_labels
+from engine.data.names import class_name, differing
 from engine.errors import UserError
 from predictor import listing
 from predictor.pictures import SUFFIXES
@@ -197,7 +195,7 @@ def _class_folders(folder: Path) -> dict[str, Path]:
         )
     found: dict[str, Path] = {}
     for name in names:
-        composed = _class_name(folder, name)
+        composed = class_name(folder, name)
         if composed in found:
             raise UserError(
                 f'{folder} has two folders that read {composed}, accents being parts of letters in '
@@ -207,44 +205,12 @@ def _class_folders(folder: Path) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def _class_name(folder: Path, name: str) -> str:
-    """A folder's name as a line of a run's classes.txt; macOS writes é as two characters."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # bytes of another encoding: Chinese, more often than not
-        raise _not_utf8(folder, name) from None
-    if name.splitlines() != [name]:
-        raise UserError(f'{folder}: rename {name!r}: a class needs a name of one line')
-    return unicodedata.normalize('NFC', name)
-
-
-def _not_utf8(folder: Path, name: str) -> UserError:
-    """What the name of a class folder is, and what to do."""
-    with contextlib.suppress(UnicodeError):
-        read = os.fsencode(name).decode('utf-8')
-        here = sys.getfilesystemencoding()
-        return UserError(
-            f'{folder}: Python reads the name of the class {read} in {here} here: export '
-            'PYTHONUTF8=1, or set LC_ALL to a locale in UTF-8'
-        )
-    advice = ''
-    with contextlib.suppress(UnicodeError):
-        read = os.fsencode(name).decode('gbk')
-        advice = f' (in GBK: {read}; unpack anew with unzip -O GBK, or convmv -f gbk -t utf8)'
-    return UserError(f'{folder}: rename {name!r}{advice}: a class needs a name in UTF-8')
-
-
 def _subfolders(folder: Path) -> list[str]:
     return sorted(
         entry.name
         for entry in os.scandir(folder)
         if listing.is_folder(entry) and not listing.is_passed_over(entry.name)
     )
-
-
-def legible(path: str) -> str:
-    """A path for a line of text: without line ends, or bytes that are not UTF-8."""
-    return path if path.isprintable() else repr(path)
 
 
 def _list_classes(classes: Mapping[str, Path], notes: list[str]) -> Files:
@@ -303,18 +269,6 @@ def _list_test(root: Path, folder: Path, classes: list[str], notes: list[str]) -
     files = _list_classes(filled, notes)
     places = np.array([classes.index(name) for name in filled])
     return Files(files.paths, places[files.labels])
-
-
-def differing(there: Iterable[str], here: Iterable[str]) -> str:
-    """How two lists of classes differ: 'only there: cat; missing there: dog, ...'."""
-    parts = []
-    for what, names in (
-        ('only there', sorted(set(there) - set(here))),
-        ('missing there', sorted(set(here) - set(there))),
-    ):
-        if names:
-            parts.append(f'{what}: {", ".join(names[:5])}{", ..." if len(names) > 5 else ""}')
-    return '; '.join(parts) or 'the same in another order'
 
 
 def _list_flat(root: Path, folder: Path, classes: list[str]) -> Files:

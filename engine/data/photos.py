@@ -21,8 +21,9 @@ import numpy as np
 
 from engine import job, runtime
 from engine.data.batches import Array, Batch, Batches
-from engine.data.folder import Files, legible
+from engine.data.folder import Files
 from engine.data.memory import Memory
+from engine.data.names import legible
 from engine.data.parallel import parallel
 from engine.data.pictures import (
     JPEG,
