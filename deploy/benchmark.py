@@ -35,7 +35,8 @@ PACKAGES = ('paddlepaddle', 'paddlepaddle-gpu', 'tensorrt', 'onnxruntime', 'onnx
 def main() -> int:
     args = parse_arguments()
     require_writable(args)
-    description, device = open_folder(args.folder), machine.find_device(args.device)
+    description = open_folder(args.folder)
+    device = machine.find_device(args.device, console.tell)
     threads = args.threads or sorted({1, machine.cores()} if device == 'cpu' else {machine.cores()})
     names, lacks = find_engines(description, device, args)
     about = conditions(description, device, args)

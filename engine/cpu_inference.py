@@ -14,6 +14,8 @@ import paddle
 from paddle import nn
 
 from engine import static_model
+from predictor.errors import in_a_line
+from predictor.paddle_engine import quiet
 
 if TYPE_CHECKING:
     from engine.data import Preparation
@@ -36,11 +38,11 @@ def compiled(model: nn.Layer, view: Preparation) -> tuple[nn.Layer, str]:
     with paddle.no_grad():
         expected = np.asarray(model(paddle.to_tensor(images)).numpy())
     try:
-        with static_model.silence():
+        with quiet(1, 2):
             fast = _Compiled(model, view)
             found = fast.logits(images)
     except Exception as error:  # of any kind, from C++
-        return model, f'{own} (oneDNN fails: {static_model.first_line(error)})'
+        return model, f'{own} (oneDNN fails: {in_a_line(error)})'
     comparison = static_model.Comparison([found], [expected])
     if np.isfinite(expected).all() and not comparison.is_close():
         return model, f'{own} (through oneDNN, {comparison})'

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Iterator, Optional
 
 from engine.errors import Stopped, UserError
+from predictor.machine import plugin_problem
 
 _LESS = {
     'train.py': (
@@ -24,7 +25,6 @@ _LESS = {
 # By the texts of CANN: the card, or the network between cards, is not ready yet.
 _BUSY = re.compile(r'EJ0001|EI0006|HCCP process')
 _MEMORY = re.compile(r'[Oo]ut of memory error|Fail to alloc|[Uu]nable to allocate')
-_PLUGIN = re.compile(r'Fail to open library: (\S+) with error: (.*)')
 _LIBRARY = re.compile(r'dynamic library \((\S+)\) that Paddle depends on')
 _NO_CODE = re.compile(r'no kernel image is available|invalid device function')
 
@@ -45,11 +45,8 @@ def _meaning(error: Exception) -> Optional[Exception]:
     text = str(error)
     if isinstance(error, MemoryError) or 'ResourceExhausted' in text:
         return UserError(f'out of memory: {_out_of_memory(text)}')
-    if found := _PLUGIN.search(text):
-        return UserError(
-            f'the plug-in {found[1]} cannot be loaded: {found[2]}; source the set_env.sh of CANN '
-            'and of its nnal/atb (docs/ascend.md), or export CUSTOM_DEVICE_ROOT= to do without it'
-        )
+    if problem := plugin_problem(text):
+        return UserError(problem)
     if found := _LIBRARY.search(text):
         return UserError(
             f'{found[1]} is not installed, or not found; docs/gpu.md says what paddlepaddle-gpu '

@@ -8,9 +8,6 @@ inference.pdmodel, inference.pdiparams    Paddle 2.6, and 3 with FLAGS_enable_pi
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Iterator
@@ -22,7 +19,9 @@ from paddle import nn
 from engine import environment, onnx_model
 from engine.errors import UserError
 from engine.exported_folder import FORMATS, GRAPH, INPUT, ONNX, input_shape
+from predictor.errors import in_a_line
 from predictor.onnx_engines import import_onnxruntime
+from predictor.paddle_engine import quiet
 
 if TYPE_CHECKING:
     from engine.data import Preparation
@@ -132,10 +131,10 @@ def _try_onednn(form: str, folder: Path, fed: np.ndarray, expected: list[np.ndar
     if not has_onednn():
         return f'{form}: this Paddle has none'
     try:
-        with silence():  # it tells what it supports
+        with quiet(1, 2):  # it prints what the CPU supports
             found = _of_batches(by_inference(folder, onednn=True), fed)
     except Exception as error:  # anything at all, from C++
-        return f'warning: {form} fails ({first_line(error)}); {off}'
+        return f'warning: {form} fails ({in_a_line(error)}); {off}'
     comparison = Comparison(found, expected)
     if comparison.is_close():
         return f'{form}: {comparison}'
@@ -146,7 +145,7 @@ def _verify_onnx(folder: Path, fed: np.ndarray, expected: list[np.ndarray]) -> s
     try:
         onnxruntime = import_onnxruntime()
     except ImportError as error:
-        return f'warning: {ONNX} was not run, for want of onnxruntime ({first_line(error)})'
+        return f'warning: {ONNX} was not run, for want of onnxruntime ({in_a_line(error)})'
     form = f'{ONNX} through onnxruntime {onnxruntime.__version__}'
     return _require_close(form, _of_batches(_loaded(onnx_model.load, folder / ONNX), fed), expected)
 
@@ -161,7 +160,7 @@ def _loaded(load: Callable[[Path], Logits], folder: Path) -> Logits:
         return load(folder)
     except Exception as error:  # each reader has errors of its own
         raise UserError(
-            f'the exported model cannot be read back ({first_line(error)}); nothing was exported. '
+            f'the exported model cannot be read back ({in_a_line(error)}); nothing was exported. '
             'Is the disk full?'
         ) from None
 
@@ -222,28 +221,3 @@ def _on_cpu(model: nn.Layer) -> Iterator[None]:
     finally:
         paddle.set_device(device)
         model.to(device)
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Nothing is printed within, not even by C++, whose own buffer must be emptied in time."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [os.dup(1), os.dup(2)]
-    try:
-        with open(os.devnull, 'wb') as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        with contextlib.suppress(OSError, TypeError):  # Windows
-            ctypes.CDLL(None).fflush(None)
-        for number, descriptor in zip((1, 2), kept):
-            os.dup2(descriptor, number)
-            os.close(descriptor)
-
-
-def first_line(error: Exception) -> str:
-    """Of what was said at all: Paddle's messages begin with empty lines and rules."""
-    lines = [line for line in str(error).splitlines() if any(map(str.isalpha, line))]
-    return lines[0].strip() if lines else type(error).__name__

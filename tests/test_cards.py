@@ -212,7 +212,7 @@ def test_the_tensorrt_that_this_paddle_needs_is_named(card, converted, monkeypat
 
     assert missing() is None
     monkeypatch.setattr(paddle.inference, 'get_trt_runtime_version', lambda: (10, 3, 0))
-    installed(monkeypatch, **wheel, tensorrt='10.3.0')
+    installed(monkeypatch, **wheel, tensorrt='10.3.0b6')
     assert missing() == 'this paddle needs TensorRT 8.5.3, and 10.3.0 is installed'
 
     def fail() -> None:  # as 2.6.2 without the library
@@ -298,7 +298,9 @@ def test_without_cuda_onnxruntime_does_not_take_the_cpu_in_silence(monkeypatch):
     with pytest.warns(UserWarning, match='CUDA'):
         predictor = Predictor(description, tell=said.append)
     assert (predictor.engine, predictor.setting.device) == ('onnxruntime', 'cpu')
-    assert any('gpu:0 is left for the cpu: ' in line and 'find CUDA' in line for line in said)
+    assert any(
+        line.startswith('the cpu is used, not gpu:0: ') and 'find CUDA' in line for line in said
+    )
     with pytest.warns(UserWarning, match='CUDA'), pytest.raises(UserError, match='find CUDA'):
         Predictor(description, device='gpu')
 
@@ -345,14 +347,26 @@ def test_a_plug_in_that_does_not_load_is_a_line(tmp_path):
     """Paddle's own loader, and a file that is no library."""
     (tmp_path / 'plugins').mkdir()
     (tmp_path / 'plugins' / 'libpaddle-custom-npu.so').write_text('junk')
-    environment = {'CUSTOM_DEVICE_ROOT': str(tmp_path / 'plugins')}
     Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
-    what = (str(exported.folder()), 'a.png', '--engine', 'paddle')
-    result = execute(tmp_path, 'deploy/predict.py', *what, **environment)
-    assert result.returncode == 2
-    (line,) = result.stderr.splitlines()
-    assert 'libpaddle-custom-npu.so cannot be loaded: ' in line
-    assert line.endswith('or export CUSTOM_DEVICE_ROOT= to do without it')
+
+    def lines(*options: str, code: int) -> list[str]:
+        what = (str(exported.folder()), 'a.png', *options)
+        environment = {'CUSTOM_DEVICE_ROOT': str(tmp_path / 'plugins')}
+        result = execute(tmp_path, 'deploy/predict.py', *what, **environment)
+        assert result.returncode == code, result.stderr
+        said = result.stderr.splitlines()
+        assert 'libpaddle-custom-npu.so cannot be loaded: ' in said[0]
+        assert said[0].endswith('or export CUSTOM_DEVICE_ROOT= to do without it')
+        return said
+
+    (line,) = lines('--device', 'npu', code=2)
+    assert line.startswith('predict.py: the plug-in ')
+    on_cpu, line = lines('--engine', 'paddle', code=2)
+    assert on_cpu.startswith('the cpu is used: the plug-in ')
+    assert line.startswith('predict.py: engine paddle cannot run here: the plug-in ')
+    if exported.HAS_ONNX:
+        on_cpu, *_ = lines(code=0)
+        assert on_cpu.startswith('the cpu is used: the plug-in ')
 
 
 def test_the_flags_of_npus_are_set_and_what_the_user_has_set_stays(tmp_path, monkeypatch):

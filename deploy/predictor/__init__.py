@@ -29,7 +29,7 @@ class Predictor:
     batch: how many images are likely to come at once; more are run in parts of that size
     precision: float32; float16 on a GPU or an NPU; int8 of what `export.py --int8` has written
     onednn: whether Paddle uses it on a CPU
-    tell: hears why an engine is tried or built
+    tell: gets lines of text: which engines are tried, and why the cpu is used
 
     UserError if the folder is not whole, or the engine cannot run it here.
     """
@@ -48,7 +48,7 @@ class Predictor:
     ) -> None:
         self.description = folder if isinstance(folder, Description) else open_folder(folder)
         self.setting = Setting(
-            machine.find_device(device), threads or machine.cores(), batch, precision, onednn
+            machine.find_device(device, tell), threads or machine.cores(), batch, precision, onednn
         )
         try:
             self._start(engine, tell)
@@ -57,7 +57,7 @@ class Predictor:
             for_cpus = engine != 'tensorrt' and precision != 'float16'
             if device != 'auto' or self.setting.kind == 'cpu' or not for_cpus:
                 raise
-            tell(f'{self.setting.device} is left for the cpu: {error}')
+            tell(f'the cpu is used, not {self.setting.device}: {error}')
             self.setting = replace(self.setting, device='cpu')
             self._start(engine, tell)
 
@@ -83,7 +83,7 @@ class Predictor:
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [N, size, size, 3] -> the graph's input, normalised unless the graph does that.
 
-        Of all that a Predictor does, this alone may be asked of it by many threads at once.
+        The only method that many threads may call at once.
         """
         image = self.description.input
         if image.type == 'uint8':

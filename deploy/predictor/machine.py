@@ -8,13 +8,15 @@ import importlib.util
 import math
 import os
 import platform
+import re
 from importlib import metadata
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Optional
 
 from installation import built_for, unused_card
 from predictor.errors import UserError
 
+PLUGIN = re.compile(r'Fail to open library: (\S+) with error: (.*)')
 DRIVER = 'nvcuda.dll' if os.name == 'nt' else 'libcuda.so.1'  # NVIDIA's
 # What Paddle's page on NPUs and PaddleX set; paddle-custom-npu reads them when it is loaded.
 NPU_FLAGS = {
@@ -44,8 +46,21 @@ def set_npu_flags() -> None:
             os.environ.setdefault(name, value)
 
 
-def find_device(wanted: str) -> str:
-    """What is wanted, with a number; 'auto': gpu:0, npu:0 or cpu, whatever is there first."""
+def plugin_problem(text: str) -> Optional[str]:
+    """What to do about an exception with this text; None if it is not of a plug-in."""
+    found = PLUGIN.search(text)
+    return found and (
+        f'the plug-in {found[1]} cannot be loaded: {found[2].strip()}; source the set_env.sh of '
+        'CANN and of its nnal/atb (docs/ascend.md), or export CUSTOM_DEVICE_ROOT= to do without it'
+    )
+
+
+def find_device(wanted: str, tell: Callable[[str], None] = print) -> str:
+    """The wanted device with its number; for 'auto', the first there is of gpu:0, npu:0 and cpu.
+
+    UserError if it is not here, or if Paddle, which must count the cards, does not load. With
+    'auto' the latter is a line for `tell`.
+    """
     kind, _, number = wanted.partition(':')
     bad = number and (not number.isdecimal() or kind in ('auto', 'cpu'))
     if kind not in ('auto', 'cpu', 'gpu', 'npu') or bad:
@@ -54,7 +69,13 @@ def find_device(wanted: str) -> str:
         return kind
     # Importing paddle takes seconds: by itself, ask it only where it may know of a card.
     maybe = _may_have_gpu() or may_have_npu() or kind != 'auto'
-    cards = _cards() if maybe else {}
+    try:
+        cards = _cards() if maybe else {}
+    except UserError as error:
+        if kind != 'auto':
+            raise
+        tell(f'the cpu is used: {error}')
+        cards = {}
     if kind == 'auto':
         return next((f'{name}:0' for name, count in cards.items() if count), 'cpu')
     if int(number or 0) >= cards[kind]:

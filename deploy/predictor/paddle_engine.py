@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import sys
 import threading
 import warnings
@@ -21,8 +20,8 @@ from predictor.folder import Description
 from predictor.setting import Setting
 
 GPU_MEMORY_MB = 256  # to begin with; it grows
-PLUGIN = re.compile(r'Fail to open library: (\S+) with error: (.*)')
-_SILENCE = threading.Lock()  # or one thread would take another's silence for standard output
+_SILENCE = threading.Lock()  # a second thread would take the first one's /dev/null for the stream
+_failure: Optional[str] = None  # of the first import; another try fails in an unclear way
 
 
 class Paddle:
@@ -44,14 +43,14 @@ class Paddle:
         inference = import_paddle().inference
         config = self._config(inference, description, setting)
         config.disable_glog_info()
-        with quiet():
+        with quiet(1):
             self._open(inference.create_predictor(config))
             self(np.zeros((1, *description.input.shape), description.input.type))
 
     def another(self) -> Paddle:
         """For another thread, with the same weights."""
         twin = object.__new__(type(self))
-        with quiet():
+        with quiet(1):
             twin._open(self._predictor.clone())
         return twin
 
@@ -89,7 +88,7 @@ def paddle_missing(description: Description, setting: Setting) -> Optional[str]:
         return 'int8 runs through ONNX Runtime or OpenVINO'
     if not machine.installed('paddle'):
         return 'paddlepaddle is not installed'
-    if problem := paddle_problem():
+    if problem := paddle_problem() or _failure:
         return problem
     if setting.kind == 'gpu' and not built_for('gpu'):
         return 'the installed Paddle is for CPUs'
@@ -106,25 +105,28 @@ def _version() -> str:
 
 def import_paddle() -> Any:
     """UserError where it, or its plug-in for an NPU, does not load."""
+    global _failure
+    if _failure is None:
+        try:
+            return _imported()
+        except ImportError as error:
+            _failure = f'paddle does not load: {error}'
+        except ValueError as error:
+            _failure = machine.plugin_problem(str(error))
+            if _failure is None:
+                raise
+    raise UserError(_failure)
+
+
+def _imported() -> Any:
     # To be set before paddle is imported. MKL takes a slow path on AMD otherwise.
     os.environ.setdefault('GLOG_minloglevel', '2')
     os.environ.setdefault('MKL_DEBUG_CPU_TYPE', '5')
     machine.set_npu_flags()
-    try:
-        with warnings.catch_warnings(), _no_folders():
-            warnings.simplefilter('ignore')  # of a missing ccache, with which it compiles plug-ins
-            import paddle
-            import paddle.inference
-    except ImportError as error:
-        raise UserError(f'paddle does not load: {error}') from None
-    except ValueError as error:
-        reason = PLUGIN.search(str(error))
-        if reason is None:
-            raise
-        raise UserError(
-            f'the plug-in {reason[1]} cannot be loaded: {reason[2].strip()}; source the set_env.sh '
-            'of CANN and of its nnal/atb, or export CUSTOM_DEVICE_ROOT= to do without it'
-        ) from None
+    with warnings.catch_warnings(), _no_folders():
+        warnings.simplefilter('ignore')  # of a missing ccache, with which it compiles plug-ins
+        import paddle
+        import paddle.inference
     return paddle
 
 
@@ -143,17 +145,21 @@ def _no_folders() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without what Paddle's C++ prints on standard output, where a command's own answers go."""
+def quiet(*streams: int) -> Iterator[None]:
+    """Nothing is printed within, not even by C++, on standard output (1) or standard error (2)."""
     with _SILENCE:
         sys.stdout.flush()
-        kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+        sys.stderr.flush()
+        kept = {stream: os.dup(stream) for stream in streams}
+        nowhere = os.open(os.devnull, os.O_WRONLY)
         try:
-            os.dup2(nowhere, 1)
+            for stream in streams:
+                os.dup2(nowhere, stream)
             yield
         finally:
             with contextlib.suppress(OSError, TypeError):  # Windows
                 ctypes.CDLL(None).fflush(None)  # what C has written may be in its buffer still
-            os.dup2(kept, 1)
-            os.close(kept)
+            for stream, descriptor in kept.items():
+                os.dup2(descriptor, stream)
+                os.close(descriptor)
             os.close(nowhere)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -29,8 +31,8 @@ class TensorRT(Paddle):
     def missing(description: Description, setting: Setting) -> Optional[str]:
         if setting.kind != 'gpu':
             return f'TensorRT needs an NVIDIA GPU, and the device is {setting.device}'
-        if paddle_missing(description, setting):
-            return paddle_missing(description, setting)
+        if lack := paddle_missing(description, setting):
+            return lack
         if description.input.type == 'uint8':
             return 'it takes no uint8: export the model without --uint8'
         lack = _tensorrt_missing(description.graph.suffix == '.pdmodel')
@@ -105,7 +107,7 @@ def _found(old: bool) -> list[int]:
     version = machine.version('tensorrt', 'tensorrt-cu11', 'tensorrt-cu12', 'tensorrt-cu13')
     if version is None:
         raise RuntimeError('the package tensorrt is not installed')
-    return [int(part) for part in version.split('.')[:3]]
+    return [int(number) for number in re.findall(r'\d+', version)[:3]]  # 10.0.0b6, too
 
 
 def _convert(description: Description, setting: Setting, cache: Path) -> None:
@@ -125,8 +127,9 @@ def _convert(description: Description, setting: Setting, cache: Path) -> None:
     config = TensorRTConfig(inputs=[image], workspace_size=WORKSPACE)
     config.precision_mode = PrecisionMode[{'float16': 'FP16'}.get(setting.precision, 'FP32')]
     for left in cache.glob('building-*'):  # by a build that was interrupted
-        if left.stat().st_mtime < time.time() - DAY_S:
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        with contextlib.suppress(OSError):  # another process deletes it, too
+            if left.stat().st_mtime < time.time() - DAY_S:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
     building = cache / f'building-{os.getpid()}'
     config.save_model_dir = str(building)
     # Without its suffix: convert hands it on to a loader that appends one.
