@@ -49,8 +49,8 @@ class Snapshot:
     def describe(self) -> str:
         """The same for copies, different for everything else."""
         assert self.path is not None
-        manifest = hashlib.sha256((self.path / MANIFEST).read_bytes()).hexdigest()
-        return f'{self.path.name}, {manifest[:16]}'
+        files = hashlib.sha256(' '.join(sorted(self.sha256.values())).encode()).hexdigest()
+        return f'{self.path.name}, {files[:16]}'
 
     def require_current(self) -> None:
         """UserError for one that an older version of this project has written."""
@@ -107,7 +107,7 @@ class Checkpoints:
         return next(self._newest_first(), None) is not None
 
     def newest(self, warn: Callable[[str], None]) -> Optional[Snapshot]:
-        """The newest checkpoint that verifies; `warn` hears of each that was skipped and why.
+        """The newest checkpoint that verifies; `warn` gets a line for each that was skipped.
 
         A run in progress may remove the one that is being read, when it has a newer one.
         """
@@ -193,7 +193,7 @@ def _original(replaced: Path) -> Path:
 
 
 def _as_json(content: Any) -> bytes:
-    """To be read by people, too: Chinese as it is, and only what is no text as \\udc80."""
+    """Readable: Chinese as it is; only what UTF-8 cannot hold is escaped, as \\udc80."""
     text = json.dumps(content, indent=1, ensure_ascii=False)
     return text.encode(errors='backslashreplace')
 

@@ -211,7 +211,7 @@ def run(main: Callable[[], None]) -> None:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in REFUSALS:
             _end(f'{_program()}: {error.filename or "writing"}: {error.strerror}', EXIT_USER)
-        job.hear_of_losses()
+        job.wait_for_losses()
         job.leave(1, f'{_program()} failed: {type(error).__name__}, see its log')
         raise
 

@@ -68,7 +68,7 @@ class Data:
     workers: Optional[int] = key(None, 'folder: threads that read; null or 0: the cores', low=0)
     scale: tuple[float, ...] = key((0.08, 1.0), 'folder: area of a random crop')
     ratio: tuple[float, ...] = key((3 / 4, 4 / 3), 'folder: aspect of a random crop')
-    crop_padding: int = key(4, 'sets in memory: pad by so many pixels, then crop at random', low=0)
+    crop_padding: int = key(4, 'sets in memory: pixels of padding before the random crop', low=0)
     padding_mode: Literal['zero', 'reflect', 'mean'] = key(
         'zero', 'what the padding holds; mean: zero once it is normalised'
     )
@@ -133,7 +133,7 @@ class Schedule:
 @dataclass(frozen=True)
 class Train:
     epochs: int = key(200, '', low=1)
-    max_steps: Optional[int] = key(None, 'stop after so many optimizer steps; for trials', low=1)
+    max_steps: Optional[int] = key(None, 'stop after N optimizer steps; for trials', low=1)
     accumulate: int = key(1, 'batches whose gradients make one step', low=1)
     amp: Literal['none', 'O1', 'O2'] = key('none', 'mixed precision; O2: 16-bit weights, too')
     amp_dtype: Literal['auto', 'float16', 'bfloat16'] = key(
@@ -154,9 +154,7 @@ class Train:
     ema: float = key(0.0, 'decay of the averaged weights, e.g. 0.999; 0: off', low=0, below=1)
     log_every: int = key(10, 'steps between two iter: lines', low=1)
     save_every: int = key(1, 'epochs between checkpoints (the last epoch is always saved)', low=1)
-    save_every_steps: Optional[int] = key(
-        None, 'also save inside epochs, every so many steps', low=1
-    )
+    save_every_steps: Optional[int] = key(None, 'also save inside epochs, every N steps', low=1)
     keep: int = key(2, 'checkpoints kept', low=1)
 
 

@@ -99,9 +99,9 @@ def any_rank(flag: bool) -> bool:
     return flag if _peers is None else _peers.any(flag)
 
 
-def hear_of_losses() -> None:
-    """Whoever fails in a collective may only feel that another process has gone. If so, this does
-    not return."""
+def wait_for_losses() -> None:
+    """Does not return if another process has died: a collective that fails here is then only a
+    consequence."""
     if _peers is not None:
         time.sleep(1.0)
         if _peers.lost:
@@ -109,7 +109,7 @@ def hear_of_losses() -> None:
 
 
 def on_sigterm(number: int, frame: Optional[FrameType]) -> None:
-    """While nothing is there to be saved: end, but not before the reason is told.
+    """While there is nothing to save: end, but print the reason first.
 
     The launcher sends this as soon as a process has failed, and kills three seconds later.
     """
@@ -122,7 +122,7 @@ def _end_too(loss: Loss) -> None:
     """Another process has ended before its time. A thread calls this: the main one may wait for
     ever in a collective."""
     if loss.code is not None:
-        time.sleep(GRACE_S)  # most errors are everybody's, and each says its own
+        time.sleep(GRACE_S)  # most errors occur in all processes, and each prints its own
     program, says = Path(sys.argv[0]).name, loss.reason
     if loss.code is None:
         says += ' (killed, out of memory, or crashed)'

@@ -183,7 +183,7 @@ class Peers:
 
     def _send(self, line: str) -> None:
         for link in self._links.values():
-            with contextlib.suppress(OSError):  # it has ended; its thread hears of it
+            with contextlib.suppress(OSError):  # it has ended, which its thread notices
                 link.sendall(f'{line}\n'.encode())
 
 

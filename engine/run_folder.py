@@ -50,7 +50,7 @@ class RunFolder:
     def require_new(self) -> None:
         """UserError if there is anything to lose: a run is never overwritten.
 
-        What a start has left that was killed before it had saved anything is no such thing.
+        What a start leaves that is killed before it has saved anything does not count.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f'output.dir: {self.path} is a file')
@@ -175,7 +175,7 @@ def find_run(path: Path) -> Optional[Path]:
 def read_snapshot(path: Path, warn: Callable[[str], None]) -> Optional[Snapshot]:
     """The checkpoint at `path`, or the newest sound one of the run at `path`.
 
-    `warn` hears of those that were skipped. UserError if the checkpoint itself is damaged.
+    `warn` gets a line for each that was skipped. UserError if the checkpoint itself is damaged.
     """
     if is_checkpoint(path):
         return load(path)

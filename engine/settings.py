@@ -36,7 +36,7 @@ def key(
 ) -> Any:
     """A config field: its default, a line of help, and bounds (low <= value < below, <= high).
 
-    `example` is shown to whoever gives a list wrongly; a default that is not empty does for it.
+    `example` is shown where a list is wrong; a default that is not empty serves as one.
     """
     bounds = {'low': low, 'below': below, 'high': high}
     return dataclasses.field(default=default, metadata={'doc': doc, 'example': example, **bounds})

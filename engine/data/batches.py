@@ -47,7 +47,7 @@ class Batch(NamedTuple):
         return self._replace(images=move(self.images), labels=move(self.labels), partners=partners)
 
     def parts(self, count: int) -> list[Batch]:
-        """The batch (of one view) in so many parts of about the same size.
+        """The batch (of one view) in `count` parts of about the same size.
 
         A batch of fewer images, as most of it could not be read, gives some of them more than once:
         in a step, each process has to have as many parts.

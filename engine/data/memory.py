@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Memory:
-    """Arrays for batches, each used again when nobody has it, or a view of it, any more.
+    """Arrays for batches, each used again when no reference to it or to a view of it is left.
 
     Fresh memory of that size comes from the system page by page, and that takes time.
     """

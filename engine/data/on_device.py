@@ -58,7 +58,7 @@ class Normaliser:
 
 
 class DeviceBatches(Batches):
-    """What ArrayBatches is, with all but the draws done on the device, which nobody waits for."""
+    """As ArrayBatches, with all but the draws done on the device, without waiting for it."""
 
     images: Images
 

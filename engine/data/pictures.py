@@ -243,7 +243,7 @@ def _jpeg_orientation(data: bytes) -> int:
     try:
         exif.load(segment)
         value = exif.get(_EXIF_ORIENTATION, 1)
-    except Exception:  # an ornament: where it is damaged, the picture stays
+    except Exception:  # damaged EXIF is no reason to refuse the picture
         return 1
     return value if value in _MIRRORED else 1
 
