@@ -46,6 +46,7 @@ import serve
 from predictor import Predictor, console, softmax
 from predictor.machine import cores
 from predictor.pictures import centre, read_picture
+from server import listening
 from server.limits import Bodies, Limits, Refused
 
 
@@ -692,7 +693,7 @@ def test_clients_that_leave_take_their_uploads_with_them(fake, monkeypatch):
     with in_thread([fake], Limits(body_bytes=size), capacity=100) as server:
         tracemalloc.start()
         try:
-            for _ in range(20):
+            for _ in range(12):
                 with server.link() as link:
                     link.sendall(head(size) + bytes(size))
                     eventually(lambda: server.metric('classifier_queue_images') > 0)
@@ -1065,11 +1066,11 @@ def half_sent(server: Client) -> socket.socket:
     return link
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_it_finish_what_is_in_flight(folder, number):
+def test_a_signal_lets_it_finish_what_is_in_flight(folder):
+    """SIGTERM; SIGINT is that of the next test."""
     with command(folder) as server:
         link, idle = half_sent(server), server.link()
-        server.process.send_signal(number)
+        server.process.terminate()
         assert read_all(idle) == b''  # who has asked nothing is not waited for
         with pytest.raises(ConnectionError):
             server.link()
@@ -1080,16 +1081,15 @@ def test_a_signal_lets_it_finish_what_is_in_flight(folder, number):
         assert out == 'stopping: answering open requests; a second signal ends at once\n'
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_it_at_once(folder, number):
+def test_a_second_signal_ends_it_at_once(folder):
     with command(folder) as server:
         half_sent(server)
-        server.process.send_signal(number)
+        server.process.send_signal(signal.SIGINT)
         assert 'stopping' in server.process.stdout.readline()
         start = time.monotonic()
-        server.process.send_signal(number)
+        server.process.send_signal(signal.SIGINT)
         code, _, err = server.end(timeout_s=10)
-        assert (code, err) == (-number, '')
+        assert (code, err) == (-signal.SIGINT, '')
         assert time.monotonic() - start < 3
 
 
@@ -1117,8 +1117,9 @@ def test_while_it_stops_it_is_not_ready_and_answers_what_still_comes(fake):
         assert server.infer(request(tensor(1))).status == 200
 
 
-def test_clients_that_have_connected_before_the_end_are_answered(fake):
+def test_clients_that_have_connected_before_the_end_are_answered(fake, monkeypatch):
     """Of sixteen that make a connection for each request; those who come later are refused."""
+    monkeypatch.setattr(listening, 'LAST_S', 10)  # the machine may be busy
     ends = []
 
     def ask_until_the_end(server: Client) -> None:
