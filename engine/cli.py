@@ -192,9 +192,9 @@ def run(main: Callable[[], None]) -> None:
     """Run a command and leave with its exit code; only our own bugs show a traceback."""
     require(REPOSITORY, TRAINING)  # python3 -m engine.models has a name only now
     console.prepare()
-    home.keep_matplotlib_out()
     try:
         with failures.translated():
+            home.keep_matplotlib_out()
             main()
         job.leave(0)
     except (UserError, Diverged) as error:

@@ -1,4 +1,4 @@
-"""What Paddle and a device's libraries raise, as the line that a user can act on.
+"""What Paddle, a device's libraries and the system raise, as the line that a user can act on.
 
 Everything else that is raised stays what it is: a bug of ours, with a traceback.
 """
@@ -45,6 +45,8 @@ def _meaning(error: Exception) -> Optional[Exception]:
     text = str(error)
     if isinstance(error, MemoryError) or 'ResourceExhausted' in text:
         return UserError(f'out of memory: {_out_of_memory(text)}')
+    if 'No usable temporary directory' in text:  # a container that can write nowhere
+        return UserError('no folder for temporary files can be written to; set TMPDIR to one')
     if problem := plugin_problem(text):
         return UserError(problem)
     if found := _LIBRARY.search(text):

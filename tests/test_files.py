@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine import files
+from engine import failures, files, home
 from engine.checkpoint import Checkpoints, Snapshot, load
 from engine.errors import UserError
 from engine.exported_folder import written_aside
@@ -122,3 +123,11 @@ def test_a_name_at_the_limit_of_file_systems(tmp_path, letter, length):
     with locked(files.beside(tmp_path / name, 'lock')):
         time.sleep(0)
     assert (tmp_path / name).read_bytes() == b'content'
+
+
+def test_a_machine_where_no_temporary_file_can_be_written_is_one_line(tmp_path, monkeypatch):
+    """As a container that was started with --read-only and without a tmpfs."""
+    monkeypatch.setattr(tempfile, 'tempdir', None)
+    monkeypatch.setattr(tempfile, '_candidate_tempdir_list', lambda: [str(tmp_path / 'missing')])
+    with pytest.raises(UserError, match='set TMPDIR'), failures.translated(), home.elsewhere():
+        raise AssertionError('not reached')
