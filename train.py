@@ -100,7 +100,7 @@ def train(config: Config, run: RunFolder, resume: Optional[str], log: Log) -> No
     images = len(batches.images)
     memory.check(trainer.model, trainer.precision, config, images=images, tell=log.line)
     if job.RANK == 0:
-        run.open(config, dataset.classes)
+        run.open(config, dataset.classes, new=resume is None)
         if trainer.progress.best_epoch is not None:
             bring_back_best(trainer, run, log)
     log.attach(run, step=trainer.step, epoch=trainer.progress.epoch)

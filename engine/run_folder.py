@@ -76,8 +76,11 @@ class RunFolder:
                 finally:
                     os.close(descriptor)
 
-    def open(self, config: Config, classes: Sequence[str]) -> None:
-        """Create the folder, lock it for this process, write config.yaml and classes.txt."""
+    def open(self, config: Config, classes: Sequence[str], *, new: bool = False) -> None:
+        """Create the folder, lock it for this process, write config.yaml and classes.txt.
+
+        With `new`, UserError if another process has trained there since `require_new`.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o666)
@@ -85,6 +88,8 @@ class RunFolder:
                 self._take(self._lock)
             except OSError as error:
                 files.warn_of_no_lock(self._lock_file, error)
+            if new:
+                self.require_new()
             # A line's end is another on Windows.
             self._holder = f'{os.getpid()} {socket.gethostname()}'.encode()
             os.truncate(self._lock, 0)

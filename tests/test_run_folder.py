@@ -76,6 +76,16 @@ def test_what_is_worth_keeping_is_not_overwritten(tmp_path, kept):
         run.require_new()
 
 
+def test_what_another_process_saved_since_the_first_look_is_not_overwritten(tmp_path):
+    """While this one was reading its data, say."""
+    run = a_run(tmp_path / 'run')
+    before = run.config_file.read_bytes()
+    with pytest.raises(UserError, match='holds a run already'):
+        RunFolder(run.path).open(Config(seed=7), ['b'], new=True)
+    assert run.config_file.read_bytes() == before
+    RunFolder(tmp_path / 'other').open(Config(), ['a'], new=True)
+
+
 # ------------------------------------------------------------------ who trains there
 
 HOLDER = """
