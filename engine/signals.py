@@ -19,8 +19,8 @@ class StopSignals:
     """Within the block, the first signal is remembered and the second acts at once.
 
     A launcher sends three in a row, to have its processes end in peace: there, none acts at once.
-    A SIGHUP comes with others, as when a terminal is closed: it never acts at once, and where it
-    was ignored before, as by nohup, it still is.
+    A SIGHUP comes with others, as when a terminal is closed: it never acts at once, nor does the
+    one after it; and where it was ignored before, as by nohup, it still is.
     """
 
     def __init__(self) -> None:
@@ -49,14 +49,14 @@ class StopSignals:
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: Optional[FrameType]) -> None:
-        if self.asked is not None:
-            return
-        self.asked = signal.Signals(number).name
-        again = '' if LAUNCHED else ' (once more ends at once)'
-        text = f'{self.asked}: ends after this step, and saves; wait for "saved in"{again}'
-        with contextlib.suppress(OSError):  # a terminal that is gone
-            # Not print: a handler may interrupt a print that holds the stream's lock.
-            os.write(2, f'\n{text}\n'.encode())
-        if not LAUNCHED:
+        last = not LAUNCHED and number != HANGUP  # the next one acts at once
+        if self.asked is None:
+            self.asked = signal.Signals(number).name
+            again = ' (once more ends at once)' if last else ''
+            text = f'{self.asked}: ends after this step, and saves; wait for "saved in"{again}'
+            with contextlib.suppress(OSError):  # a terminal that is gone
+                # Not print: a handler may interrupt a print that holds the stream's lock.
+                os.write(2, f'\n{text}\n'.encode())
+        if last:
             for other in ASKING:
                 signal.signal(other, self._before[other])

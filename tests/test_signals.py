@@ -71,7 +71,7 @@ def test_one_signal_stops_the_loop_after_its_step(launched, number):
     code, out, err = ended(process)
     assert code == 75
     assert out == f'stopped by {number.name}\nsaved\nend\n'
-    more = '' if launched else ' (once more ends at once)'
+    more = '' if launched or number == signal.SIGHUP else ' (once more ends at once)'
     assert err == f'\n{number.name}: {ENDS}{more}\n'
 
 
@@ -113,12 +113,19 @@ def test_without_a_launcher_the_second_signal_acts_at_once(number, code):
     assert err.count(ENDS) == 1
 
 
-def test_a_terminal_that_is_closed_after_ctrl_c_does_not_end_the_saving():
+@pytest.mark.parametrize(
+    ('first', 'then'),
+    [
+        (signal.SIGINT, (signal.SIGHUP, signal.SIGHUP)),  # from the kernel, and from the shell
+        (signal.SIGHUP, (signal.SIGHUP, signal.SIGTERM)),  # as a session ends
+    ],
+)
+def test_a_terminal_that_is_closed_does_not_end_the_saving(first, then):
     process = started(launched=False)
-    process.send_signal(signal.SIGINT)
-    assert process.stdout.readline() == 'stopped by SIGINT\n'
-    for _ in range(2):  # from the kernel, and from the shell
-        process.send_signal(signal.SIGHUP)
+    process.send_signal(first)
+    assert process.stdout.readline() == f'stopped by {first.name}\n'
+    for number in then:
+        process.send_signal(number)
         time.sleep(0.05)
     code, out, _ = ended(process)
     assert (code, out) == (75, 'saved\nend\n')
