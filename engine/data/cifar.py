@@ -167,7 +167,9 @@ def _unpacked(variant: Variant, archive: Path) -> dict[str, bytes]:
         advice = f'put {variant.python.archive} in its place'
         if archive.name == variant.python.archive:
             advice = 'delete it and run again to download it'
-        raise UserError(f'{archive} is damaged or incomplete ({problem}); {advice}') from None
+        raise UserError(
+            f'{archive} is damaged, incomplete or no tar archive ({problem}); {advice}'
+        ) from None
     return content
 
 
