@@ -58,6 +58,19 @@ def test_a_name_with_a_backslash_is_taken_as_it_is_where_such_a_file_is(labels, 
     assert labels('a\\b.png 0', 'a\\b.png') == 0
 
 
+def test_links_to_one_picture_have_their_own_labels(labels, tmp_path):
+    (tmp_path / 'd').mkdir()
+    (tmp_path / 'here').symlink_to('d')
+    (tmp_path / 'd' / 'a.png').write_bytes(b'')
+    (tmp_path / 'd' / 'b.png').symlink_to('a.png')
+    lines = 'd/a.png 0\nd/b.png 2\n'
+    assert [labels(lines, f'here/{name}.png') for name in 'ab'] == [0, 2]
+
+
+def test_a_name_of_a_class_in_the_letters_of_macos(labels):
+    assert labels('my a.png,e\u0301te\u0301\n', 'my a.png', ['zoo', '\u00e9t\u00e9']) == 1
+
+
 def test_numbers_that_count_from_1_are_refused(labels):
     for text in ('a.png 1\n', 'a.png 1\nb.png 2\n'):
         with pytest.raises(UserError, match='no picture has label 0, but labels count from 0'):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import os
 import unicodedata
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Iterator, Mapping, Optional, Sequence
 
 from predictor.errors import UserError
 
@@ -19,34 +20,35 @@ def find_labels(source: str, pictures: Sequence[Path], classes: Sequence[str]) -
 
     In a file, paths are relative to its own folder, and a class is a number or a name.
     """
+    numbers = {name: number for number, name in enumerate(classes)}
     if source == 'folder':
-        # As it is named, not `resolve`: a link says the class, not what it leads to.
         folders = [os.path.basename(os.path.dirname(os.path.abspath(path))) for path in pictures]
         where = (f'{path}, its folder' for path in pictures)
-        return [_class(name, place, classes) for name, place in zip(folders, where)]
-    named = _read(Path(source), classes)
-    missing = [path for path in pictures if path.resolve() not in named]
+        return [_class(name, place, numbers) for name, place in zip(folders, where)]
+    named = _read(Path(source), numbers)
+    places = [_place(path) for path in pictures]
+    missing = [path for path, place in zip(pictures, places) if place not in named]
     if missing:
         others = f' and {len(missing) - 1:,} more' if missing[1:] else ''
         there = f'; its first line is for {next(iter(named))}' if named else ''
         raise UserError(f'{source} has no line for {missing[0]}{others}{there}')
-    return [named[path.resolve()] for path in pictures]
+    return [named[place] for place in places]
 
 
-def _read(file: Path, classes: Sequence[str]) -> dict[Path, int]:
-    """Path -> label. The same lines are understood as in engine/data/lists.py."""
-    named: dict[Path, int] = {}
+def _read(file: Path, numbers: Mapping[str, int]) -> dict[str, int]:
+    """Place -> label. The same lines are understood as in engine/data/lists.py."""
+    named: dict[str, int] = {}
     used: set[str] = set()
-    by_number = not any(name.isdecimal() for name in classes)  # or '1' could mean either
+    by_number = not any(name.isdecimal() for name in numbers)  # or '1' could mean either
     for number, line in _lines(file):
         where = f'{file}, line {number}'
         ways = _readings(line)
         if not ways:
             raise UserError(f'{where}: not a picture and a class')
-        known = [way for way in ways if way[1] in classes or (by_number and way[1].isdecimal())]
+        known = [way for way in ways if _label(way[1], numbers, by_number=by_number) is not None]
         picture, name = (known or ways[-1:])[0]
-        label = _class(name, where, classes, by_number=by_number)
-        if named.setdefault(_place(file.parent, picture), label) != label:
+        label = _class(name, where, numbers, by_number=by_number)
+        if named.setdefault(_listed(file.parent, picture), label) != label:
             raise UserError(f'{where}: {picture} is listed before, with another class')
         used.add(name)
     if by_number and named and 0 not in named.values() and all(map(str.isdecimal, used)):
@@ -92,20 +94,35 @@ def _cells(line: str) -> list[str]:
         return []
 
 
-def _place(folder: Path, picture: str) -> Path:
-    """Also of a name with the separators of Windows."""
+def _listed(folder: Path, picture: str) -> str:
+    """The place of a picture in a list, which may have the separators of Windows."""
     path = folder / picture
     if '\\' in picture and not path.exists():
         path = folder / picture.replace('\\', '/')
-    return path.resolve()
+    return _place(path)
 
 
-def _class(name: str, where: str, classes: Sequence[str], *, by_number: bool = False) -> int:
-    if by_number and name.isdecimal() and len(name) < 20 and int(name) < len(classes):
-        return int(name)
-    if name not in classes:
-        name = unicodedata.normalize('NFC', name)  # macOS writes é as two characters
-    if name not in classes:
-        some = ', '.join(classes[:3]) + (' ...' if len(classes) > 3 else '')
+def _place(path: Path) -> str:
+    """Where a picture lies, without links to folders. A link to a picture is one of its own."""
+    folder, name = os.path.split(path)
+    return os.path.join(_without_links(os.path.join(os.getcwd(), folder)), name)
+
+
+@functools.lru_cache(maxsize=1000)  # for 50,000 pictures, a second instead of ten
+def _without_links(folder: str) -> str:
+    return os.path.realpath(folder)
+
+
+def _label(name: str, numbers: Mapping[str, int], *, by_number: bool) -> Optional[int]:
+    if by_number and name.isdecimal():
+        return int(name) if len(name) < 20 and int(name) < len(numbers) else None
+    # macOS writes é as two characters.
+    return numbers.get(name, numbers.get(unicodedata.normalize('NFC', name)))
+
+
+def _class(name: str, where: str, numbers: Mapping[str, int], *, by_number: bool = False) -> int:
+    label = _label(name, numbers, by_number=by_number)
+    if label is None:
+        some = ', '.join([*numbers][:3]) + (' ...' if len(numbers) > 3 else '')
         raise UserError(f'{where}: {name[:50]!r} is no class of the model ({some})')
-    return classes.index(name)
+    return label
