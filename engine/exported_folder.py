@@ -118,6 +118,8 @@ def written_aside(*targets: Path) -> Iterator[list[Path]]:
             for target in targets:
                 require_new(target)
             for aside, target in zip(asides, targets):
+                with contextlib.suppress(FileNotFoundError):
+                    target.rmdir()  # an empty one, which Windows would not replace
                 os.replace(aside, target)
                 sync_folder(target.parent)
         except BaseException:

@@ -34,6 +34,16 @@ def open_file(path, flags, *given, **more):
 
 
 os.open = open_file
+_replace = os.replace
+
+
+def replace(source, target, **more):
+    if os.path.isdir(target):
+        raise PermissionError(13, 'Access is denied', source)
+    return _replace(source, target, **more)
+
+
+os.replace = replace
 del sys.argv[0]
 sys.path[0] = os.path.dirname(sys.argv[0])
 runpy.run_path(sys.argv[0], run_name='__main__')

@@ -281,6 +281,7 @@ def test_train_eval_and_export_do_without_what_windows_lacks(finished, tmp_path,
     assert trained.returncode == 0, trained.stderr
     assert weights(run) == weights(finished[0])
     assert trained.stderr.startswith(f'cannot lock {run.relative_to(tmp_path)}')
+    (run / 'inference').mkdir()
     for arguments in (('eval.py', '-w', str(run)), ('export.py', '-w', str(run))):
         result = command(on_windows, str(REPOSITORY / arguments[0]), *arguments[1:])
         assert result.returncode == 0, result.stderr

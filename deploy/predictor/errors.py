@@ -11,6 +11,6 @@ class UserError(Exception):
 
 def in_a_line(error: Exception) -> str:
     """What an engine says, without the headings, rules and C++ frames around it."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if not re.fullmatch(r'.*:|\d+ .*|[^a-zA-Z]*', line)]
-    return said[0] if said else type(error).__name__
+    return (said or lines or [type(error).__name__])[0]
