@@ -80,11 +80,11 @@ def port(text: str) -> int:
 
 
 def origin(text: str) -> str:
-    if text != '*' and not re.fullmatch(r'https?://[^/\s]+', text):
+    if text != '*' and not re.fullmatch(r'(?i)https?://[^/\s]+', text):
         raise argparse.ArgumentTypeError(
             f"{text} is not an origin like https://example.org, or '*'"
         )
-    return text
+    return text.lower()  # as browsers write it
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import gzip
 import io
@@ -452,6 +453,13 @@ def test_what_else_tritonclient_asks(live, predictor):
 
 
 # The other routes
+
+
+def test_an_origin_is_compared_as_browsers_write_it():
+    assert serve.origin('HTTPS://Example.org:8443') == 'https://example.org:8443'
+    for wrong in ('example.org', 'ftp://a.org', 'https://a.org/', 'null', ''):
+        with pytest.raises(argparse.ArgumentTypeError, match='is not an origin'):
+            serve.origin(wrong)
 
 
 def test_pages_of_other_origins_may_ask_where_that_is_allowed(fake, live):
