@@ -72,7 +72,8 @@ def describe(device: str) -> dict[str, Any]:
             cudnn=paddle.get_cudnn_version(),
         )
     if kind == 'npu':
-        about['cards'] = len(paddle.device.get_available_custom_device())
+        cards = paddle.device.get_available_custom_device()
+        about['cards'] = sum(card.partition(':')[0] == 'npu' for card in cards)
     return about
 
 

@@ -22,7 +22,7 @@ KEPT = ('PADDLE_XCCL_BACKEND',)
 
 
 class Failure(Exception):
-    """What a check says that does not hold."""
+    """Why a check fails."""
 
 
 class Skipped(Exception):
@@ -81,8 +81,8 @@ def ask(
     variables: Optional[dict[str, str]] = None,
     **arguments: Any,
 ) -> Any:
-    """What a check of device_checks.py answers; of several processes, a list. Failure if it has
-    none."""
+    """The answer of a check of device_checks.py; a list of them, from several processes. Failure
+    without one."""
     with tempfile.TemporaryDirectory(dir=page.scratch) as folder:
         answer = Path(folder) / 'answer'
         command = ['-m', 'benchmarks.device_checks', check, json.dumps(arguments), str(answer)]
@@ -111,7 +111,7 @@ def run(
     *,
     logs: Optional[Path] = None,
 ) -> str:
-    """Python with these arguments; what it printed. Failure, with the telling line, if it fails."""
+    """What Python prints with these arguments. Failure, with the line that says why, otherwise."""
     limit = max(5.0, min(LIMIT_S, page.seconds_left))
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     try:
@@ -133,12 +133,13 @@ def run(
     except subprocess.TimeoutExpired:
         raise Failure(f'took more than {limit:.0f} s') from None
     if process.returncode:
-        said = [process.stderr, *(log.read_text() for log in (logs or Path()).glob('workerlog.*'))]
-        raise Failure(f'exit code {process.returncode}: {telling(said)}')
+        files = logs.glob('workerlog.*') if logs else ()
+        said = [process.stderr, *(log.read_text(errors='replace') for log in files)]
+        raise Failure(f'exit code {process.returncode}: {reason(said)}')
     return process.stdout
 
 
-def telling(said: list[str]) -> str:
+def reason(said: list[str]) -> str:
     """The last line that names an error, or the last."""
     lines = [line.strip() for text in said for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if re.search(r'Error\b|error:|\.py: ', line)]

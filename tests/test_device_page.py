@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import paddle
 import pytest
 from conftest import REPOSITORY
 
-from benchmarks import device_suite
+from benchmarks import device_page, device_suite
 from benchmarks.device_page import Failure, Page, Skipped
 
 
@@ -50,6 +51,41 @@ def test_no_failure_ends_it_and_the_page_has_them_all(tmp_path, monkeypatch):
     assert text.startswith('# Card: 1 pass, 2 fail\n')
     assert '| wrong | fail | off by / 3 |\n' in text
     assert 'our own bug' in text
+
+
+@pytest.fixture
+def page(tmp_path) -> Page:
+    about = {'kind': 'npu', 'name': 'Card', 'cards': 1}
+    return Page(tmp_path / 'page.md', tmp_path, quick=True, end=math.inf, about=about)
+
+
+def test_a_command_that_fails_gives_its_own_reason_not_that_of_a_log_nearby(page, monkeypatch):
+    monkeypatch.chdir(page.scratch)
+    Path('workerlog.0').write_text('ValueError: of yesterday')
+    script = 'import sys; sys.exit("train.py: no such file")'
+    with pytest.raises(Failure, match=r'^exit code 1: train\.py: no such file$'):
+        device_page.run(page, ['-c', script])
+
+
+@pytest.mark.parametrize(
+    ('said', 'outcome'),
+    [
+        ('exit code 1: UserError: train.amp: O2 fails on this device: a step has', 'pass'),
+        ('took more than 150 s', 'fail'),
+        (None, 'fail'),
+    ],
+)
+def test_only_masters_that_stay_show_that_o2_fails_on_an_npu(page, said, outcome, monkeypatch):
+    def ask(*given, **options):
+        if said is not None:
+            raise Failure(said)
+
+    monkeypatch.setattr(device_suite, 'ask', ask)
+    try:
+        device_suite.check_o2(page)
+    except Failure as failure:
+        page.note('o2', 'fail', str(failure))
+    assert outcomes(page.file) == {'o2': outcome}
 
 
 def run(tmp_path: Path, device: str, *only: str, **variables: str) -> dict[str, str]:
