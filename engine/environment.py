@@ -58,10 +58,11 @@ def describe_cpu(*, onednn: bool = False) -> str:
 
 
 def _set_by_paddle() -> bool:
-    """Whether OMP_NUM_THREADS is none of the user's.
+    """Whether OMP_NUM_THREADS=1 comes from Paddle, and not from the user.
 
-    An `import paddle` without it sets 1, which child processes inherit: those of the launcher, of a
-    notebook, of a script. The nearest ancestor that was started without it decides.
+    `import paddle` sets it where it is missing, and child processes inherit it: of the launcher, of
+    a notebook, of a script. The nearest ancestor that was started without it decides: Paddle's, if
+    that has loaded it.
     """
     if job.LAUNCHED:
         return True

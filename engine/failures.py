@@ -70,8 +70,8 @@ def _out_of_memory(text: str) -> str:
     return '; '.join(filter(None, [said, less]))
 
 
-def _line(text: str, telling: re.Pattern[str]) -> str:
-    """Of a message of many lines, often with a trace in C++, the one that says what happened."""
+def _line(text: str, pattern: re.Pattern[str]) -> str:
+    """The line that matches, of a long message, often with a stack in C++."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    found = [line for line in lines if telling.search(line)] or lines
+    found = [line for line in lines if pattern.search(line)] or lines
     return found[0].rpartition('Error: ')[2][:200].rstrip('.') if found else ''

@@ -24,15 +24,15 @@ MASTER = '_fp32_master_0'  # how Paddle names the master weight of a parameter
 
 
 class Precision:
-    """Everything that differs between float32 and mixed precision; on a CPU, nothing does (there,
-    engine.cpu_conv rounds what oneDNN multiplies)."""
+    """Everything that differs between float32 and mixed precision. Off on a CPU, where
+    engine.cpu_conv does it."""
 
     def __init__(self, config: Train) -> None:
         half = support.mixed_precision(config)
         self.enabled = half is not None
         self._half = half or support.Mixed('O1', 'float16')
-        # Paddle makes gradients float32 after a backward pass, and then cannot add to them another
-        # one's everywhere: those that are accumulated stay in 16 bits.
+        # With master_grad, Paddle makes gradients float32 after a backward pass, and some devices
+        # cannot add 16-bit ones to them: those that are accumulated stay in 16 bits.
         self._master_grad = config.accumulate == 1
         self._unproven: list[paddle.Tensor] = []
         self._scaler = paddle.amp.GradScaler(

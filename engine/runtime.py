@@ -59,9 +59,9 @@ def start_paddle(device: str) -> str:
         _require_working_gpu()
     elif paddle.device.is_compiled_with_cuda() and not count['gpu']:
         why += ', though this paddle was built for gpus'
-        _cudnn_version()
+        _cudnn_version()  # Paddle looks for it once: now, without its complaint
     if job.WORLD > 1:
-        job.wait_for_all()  # in there, nobody hears that another process has ended
+        job.wait_for_all()  # connecting would hang if another process had ended
         _start_collectives(chosen)
         why += f', {job.WORLD} processes'
     return f'device: {chosen} ({why}), paddle {paddle.__version__}'
@@ -82,7 +82,10 @@ def _take_a_card(kind: str, count: int) -> None:
     (before Paddle 3.3, where PADDLE_XCCL_BACKEND is not set)."""
     name, number = f'FLAGS_selected_{kind}s', os.environ.get('PADDLE_LOCAL_RANK', '0')
     if name not in os.environ and int(number) >= count:
-        raise UserError(f'device: {kind}: more processes than cards; there is one for {count}')
+        raise UserError(
+            f'device: {kind}: more processes than cards, of which there are {count}; start one '
+            'process for each'
+        )
     os.environ.setdefault(name, number)
 
 
@@ -192,13 +195,13 @@ def average_over_ranks(tensors: Iterable[Tensor]) -> None:
             tensor.scale_(1.0 / job.WORLD)
 
 
-_met = False  # whether all have come to a collective before
+_met = False  # whether there was a collective before
 
 
 def before_collective() -> None:
-    """On a CPU, wait for all: gloo gives up after 30 seconds, which a slow disk or a busy machine
-    can cost one process. hccl is as impatient (120 s) with the first one, which connects all; nccl
-    is not."""
+    """Wait for all processes where the backend would give up: gloo after 30 seconds, which a slow
+    disk or a busy machine can cost, hccl after 120 in the first collective, which connects all.
+    nccl waits without a limit."""
     global _met
     kind = device_kind()
     if job.WORLD > 1 and (kind == 'cpu' or (kind == 'npu' and not _met)):
@@ -240,7 +243,7 @@ def versions() -> dict[str, str]:
     }
 
 
-# What fleet takes, which sets the device once more by it.
+# fleet sets the device once more, by its backend.
 BACKENDS = {'cpu': 'gloo', 'gpu': 'nccl', 'npu': 'xccl'}
 
 
@@ -252,7 +255,7 @@ def _start_collectives(kind: str) -> None:
         os.environ['PADDLE_XCCL_BACKEND'] = kind
     connecting_once = _one_gloo_group() if kind == 'cpu' else contextlib.nullcontext()
     try:
-        quiet = contextlib.redirect_stderr(io.StringIO())  # it says much
+        quiet = contextlib.redirect_stderr(io.StringIO())  # it prints its settings
         with warnings.catch_warnings(), quiet, connecting_once:
             paddle.distributed.fleet.init(is_collective=True, log_level='ERROR')
     except RuntimeError as error:
@@ -266,8 +269,8 @@ def _start_collectives(kind: str) -> None:
         raise Stopped(f'{text} ({" ".join(str(error).split())})') from None
     if device_kind() != kind:
         raise UserError(
-            f'device: {kind} was chosen, and paddle.distributed has taken {device_kind()}; leave '
-            'PADDLE_DISTRI_BACKEND unset, and start with paddle.distributed.launch'
+            f'device: {kind} was chosen, and paddle.distributed has taken {device_kind()}; start '
+            f'one process, or take -o device={device_kind()}'
         )
 
 
@@ -277,7 +280,7 @@ def _one_gloo_group() -> Iterator[None]:
 
     fleet would make a second one. Part of a gloo group connects through addresses that Paddle keeps
     under the same names for every group: a process that reads them before the others have written
-    gets those of the first group, where nobody listens any more.
+    gets those of the first group, which are closed.
     """
     from paddle import distributed
 
@@ -296,7 +299,7 @@ def _one_gloo_group() -> Iterator[None]:
 
 
 def _cudnn_version() -> Optional[int]:
-    """None where it cannot be loaded, of which paddlepaddle-gpu complains at length, from C++."""
+    """None where it cannot be loaded. paddlepaddle-gpu then complains at length, from C++."""
     import paddle
 
     sys.stderr.flush()
@@ -312,7 +315,7 @@ def _cudnn_version() -> Optional[int]:
 
 
 def _import_quietly() -> Any:
-    """Import paddle without warnings that concern nobody here (ccache, OMP_NUM_THREADS, BN)."""
+    """Import paddle without warnings that do not apply here (ccache, OMP_NUM_THREADS, BN)."""
     warnings.filterwarnings('ignore', message='When training, we now always track global mean')
     said = io.StringIO()
     with warnings.catch_warnings(), contextlib.redirect_stderr(said):
@@ -325,7 +328,7 @@ def _import_quietly() -> Any:
             problem = str(error).strip().splitlines()[0]
             raise UserError(f'{sys.executable} cannot import its Paddle: {problem}') from None
     home.keep_to_static_out()
-    signal.signal(signal.SIGTERM, job.on_sigterm)  # Paddle's prints a dump that concerns nobody
+    signal.signal(signal.SIGTERM, job.on_sigterm)  # Paddle's prints a stack
     for line in said.getvalue().splitlines():
         if 'OMP_NUM_THREADS' not in line:
             print(line, file=sys.stderr)

@@ -1,5 +1,6 @@
-"""What a device has of mixed precision, memory layouts and compilers, by the sources of Paddle 2.6
-to 3.3 and paddle-custom-npu (docs/gpu.md and docs/ascend.md name them), and what `auto` is there.
+"""Which mixed precision, memory layout and compiler each device supports, and what `auto` means.
+
+From the sources of Paddle 2.6 to 3.3 and paddle-custom-npu (docs/gpu.md and docs/ascend.md).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ LACKING = {
 
 @dataclass(frozen=True)
 class Mixed:
-    """What a network computes in, beside float32."""
+    """The 16-bit part of mixed precision."""
 
     level: str  # O1, or O2: 16-bit weights, too
     dtype: str  # float16 or bfloat16
@@ -43,7 +44,7 @@ def data_format(config: Config) -> str:
 
 
 def check(config: Config) -> list[str]:
-    """Lines about what the device makes of the config. UserError for what it cannot do."""
+    """Lines about the precision and layout that are used. UserError for what the device lacks."""
     import paddle
 
     device = runtime.device_kind()
@@ -69,7 +70,7 @@ def check(config: Config) -> list[str]:
 
 
 def _settle_layout(layout: str, half: Optional[Mixed]) -> list[str]:
-    """On a GPU: a batch norm that takes NHWC, where there is one; or a line."""
+    """On a GPU with NHWC: choose the batch norm that does not transpose, and say what is used."""
     import paddle
 
     if layout == 'NCHW':
@@ -85,7 +86,7 @@ def _settle_layout(layout: str, half: Optional[Mixed]) -> list[str]:
 
 
 def _decide(train: Train) -> tuple[Optional[Mixed], str]:
-    """What is computed in, and the reason where it is not what was asked for."""
+    """The precision, and why it is another than the config's."""
     device = runtime.device_kind()
     if train.amp == 'none' or device == 'cpu':
         return None, ''
