@@ -16,7 +16,8 @@ from typing import Any, Optional, Sequence
 from benchmarks.device import environment
 from benchmarks.processes import REPOSITORY, clean_environment
 
-LIMIT_S = 150  # of one process
+LIMIT_S, LEAST_S = 150, 5.0  # of one process
+GRACE_S = 45  # a launcher waits 30 seconds for its processes before it kills them
 PASS, FAIL, SKIPPED = 'pass', 'fail', 'skipped'
 KEPT = ('PADDLE_XCCL_BACKEND',)
 
@@ -112,31 +113,45 @@ def run(
     logs: Optional[Path] = None,
 ) -> str:
     """What Python prints with these arguments. Failure, with the line that says why, otherwise."""
-    limit = max(5.0, min(LIMIT_S, page.seconds_left))
+    limit = max(LEAST_S, min(LIMIT_S, page.seconds_left))
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=page.scratch,
+        env={
+            **clean_environment(),
+            **environment(),
+            **kept,
+            'PYTHONPATH': str(REPOSITORY),
+            **(variables or {}),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors='replace',
+    )
     try:
-        process = subprocess.run(
-            [sys.executable, *arguments],
-            cwd=page.scratch,
-            env={
-                **clean_environment(),
-                **environment(),
-                **kept,
-                'PYTHONPATH': str(REPOSITORY),
-                **(variables or {}),
-            },
-            capture_output=True,
-            text=True,
-            errors='replace',
-            timeout=limit,
-        )
+        output, errors = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
         raise Failure(f'took more than {limit:.0f} s') from None
+    finally:
+        if process.poll() is None:
+            _end(process)
     if process.returncode:
         files = logs.glob('workerlog.*') if logs else ()
-        said = [process.stderr, *(log.read_text(errors='replace') for log in files)]
+        said = [errors, *(log.read_text(errors='replace') for log in files)]
         raise Failure(f'exit code {process.returncode}: {reason(said)}')
-    return process.stdout
+    return output
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End it, and let a launcher end its own processes, which would stay on the cards."""
+    process.terminate()
+    try:
+        process.communicate(timeout=GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
 
 
 def reason(said: list[str]) -> str:

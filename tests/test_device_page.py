@@ -67,6 +67,23 @@ def test_a_command_that_fails_gives_its_own_reason_not_that_of_a_log_nearby(page
         device_page.run(page, ['-c', script])
 
 
+def test_a_launcher_that_takes_too_long_can_end_its_processes(page, monkeypatch):
+    """They have sessions of their own, and would stay on the cards."""
+    monkeypatch.setattr(device_page, 'LEAST_S', 3.0)
+    page.end = 0
+    launcher = """
+import pathlib, signal, sys, time
+def end(number, frame):
+    pathlib.Path('ended').touch()
+    sys.exit(number)
+signal.signal(signal.SIGTERM, end)
+time.sleep(60)
+"""
+    with pytest.raises(Failure, match=r'^took more than 3 s$'):
+        device_page.run(page, ['-c', launcher])
+    assert (page.scratch / 'ended').exists()
+
+
 @pytest.mark.parametrize(
     ('said', 'outcome'),
     [
