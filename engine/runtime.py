@@ -59,7 +59,7 @@ def start_paddle(device: str) -> str:
         _require_working_gpu()
     elif paddle.device.is_compiled_with_cuda() and not count['gpu']:
         why += ', though this paddle was built for gpus'
-        _cudnn_version()  # Paddle looks for it once: now, without its complaint
+        _has_cudnn()  # Paddle looks for it once: now, without its complaint
     if job.WORLD > 1:
         job.wait_for_all()  # connecting would hang if another process had ended
         _start_collectives(chosen)
@@ -93,7 +93,7 @@ def _require_working_gpu() -> None:
     """UserError where convolutions or kernels of this paddle do not run on the card."""
     import paddle
 
-    if _cudnn_version() is None:
+    if not _has_cudnn():
         raise UserError(
             'device: gpu: cuDNN cannot be loaded; docs/gpu.md says what paddlepaddle-gpu needs; '
             '-o device=cpu does without it'
@@ -298,8 +298,8 @@ def _one_gloo_group() -> Iterator[None]:
         distributed.new_group = new_group
 
 
-def _cudnn_version() -> Optional[int]:
-    """None where it cannot be loaded. paddlepaddle-gpu then complains at length, from C++."""
+def _has_cudnn() -> bool:
+    """Without what paddlepaddle-gpu prints from C++ where it cannot be loaded."""
     import paddle
 
     sys.stderr.flush()
@@ -307,11 +307,11 @@ def _cudnn_version() -> Optional[int]:
     try:
         with open(os.devnull, 'wb') as nowhere:
             os.dup2(nowhere.fileno(), 2)
-        version: Optional[int] = paddle.get_cudnn_version()
+        version = paddle.get_cudnn_version()
     finally:
         os.dup2(standard_error, 2)
         os.close(standard_error)
-    return version
+    return version is not None and version > 0  # None the first time, then -1
 
 
 def _import_quietly() -> Any:
