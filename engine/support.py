@@ -5,6 +5,7 @@ From the sources of Paddle 2.6 to 3.3 and paddle-custom-npu (docs/gpu.md and doc
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Optional
 
@@ -12,6 +13,7 @@ from engine import job, runtime
 from engine.config import Config, Train
 from engine.errors import UserError
 
+PERSISTENT = 'FLAGS_cudnn_batchnorm_spatial_persistent'
 # device -> what it lacks, and why.
 LACKING = {
     'npu': {
@@ -73,16 +75,18 @@ def _settle_layout(layout: str, half: Optional[Mixed]) -> list[str]:
     """On a GPU with NHWC: choose the batch norm that does not transpose, and say what is used."""
     import paddle
 
+    dtype = 'float32' if half is None else half.dtype
+    # Without it, batch norms transpose float16, too. In NCHW it costs accuracy (Paddle's pull
+    # request 71942): an earlier command in this process (a notebook) may have set it.
+    persistent = layout == 'NHWC' and dtype == 'float16'
+    asked = os.environ.get(PERSISTENT, '').lower() in ('1', 'true')
+    paddle.set_flags({PERSISTENT: int(persistent or asked)})
     if layout == 'NCHW':
         return []
-    if half is None or half.dtype != 'float16':
-        dtype = 'float32' if half is None else half.dtype
-        what = 'convolutions and batch norms' if half is None else 'batch norms'
-        return [f'layout: NHWC; {what} transpose {dtype} there and back, NCHW may be quicker']
-    # Otherwise this one transposes, too. Not in NCHW, where it costs accuracy (Paddle's pull
-    # request 71942).
-    paddle.set_flags({'FLAGS_cudnn_batchnorm_spatial_persistent': 1})
-    return ["layout: NHWC, with cuDNN's persistent batch norm"]
+    if persistent:
+        return ["layout: NHWC, with cuDNN's persistent batch norm"]
+    what = 'convolutions and batch norms' if half is None else 'batch norms'
+    return [f'layout: NHWC; {what} transpose {dtype} there and back, NCHW may be quicker']
 
 
 def _decide(train: Train) -> tuple[Optional[Mixed], str]:

@@ -438,6 +438,7 @@ class Gpu:
 
     def __init__(self, monkeypatch, capability: tuple[int, int], kernels: tuple[str, ...]) -> None:
         self.flags: dict[str, int] = {}
+        monkeypatch.delenv(PERSISTENT, raising=False)
         monkeypatch.setattr(runtime, 'device_kind', lambda: 'gpu')
         at_least_8 = capability >= (8, 0)
         monkeypatch.setattr(paddle.amp, 'is_bfloat16_supported', lambda: at_least_8)
@@ -452,7 +453,7 @@ class Gpu:
 
 V100, A100, P40 = (7, 0), (8, 0), (6, 1)
 OF_2_6 = ('float', 'double', '::phi::dtype::float16')
-PERSISTENT = {'FLAGS_cudnn_batchnorm_spatial_persistent': 1}
+PERSISTENT = 'FLAGS_cudnn_batchnorm_spatial_persistent'
 NHWC = "layout: NHWC, with cuDNN's persistent batch norm"
 FLOAT16, BFLOAT16 = 'mixed precision: O1 float16', 'mixed precision: O1 bfloat16'
 
@@ -519,9 +520,19 @@ def test_a_gpu_has_what_its_kernels_have_and_says_so(
     config = Config(model=Model(data_format=layout), train=train)
     assert support.check(config) == lines
     assert support.data_format(config) == computed
-    assert gpu.flags == (PERSISTENT if NHWC in lines else {})
+    assert gpu.flags == {PERSISTENT: int(NHWC in lines)}
     off = train.amp == 'none' or any('off' in line for line in lines)
     assert (support.mixed_precision(train) is None) == off
+
+
+def test_the_persistent_batch_norm_of_an_earlier_run_is_off_in_the_next(monkeypatch):
+    gpu = Gpu(monkeypatch, A100, OF_2_6)
+    assert support.check(Config(train=Train(amp='O1'))) == [FLOAT16, NHWC]
+    assert support.check(Config()) == []
+    assert gpu.flags == {PERSISTENT: 0}
+    monkeypatch.setenv(PERSISTENT, '1')  # by the user, as benchmarks.device does
+    assert support.check(Config()) == []
+    assert gpu.flags == {PERSISTENT: 1}
 
 
 @pytest.mark.parametrize(
