@@ -26,7 +26,7 @@ from engine.exported_folder import (
 )
 from engine.run_folder import find_run
 
-if TYPE_CHECKING:  # these import paddle or may be missing, which is found out first
+if TYPE_CHECKING:  # these import paddle, or are missing, which is checked first
     import numpy as np
 
     from engine.data import DataSet, Preparation
@@ -113,7 +113,7 @@ def require_apart(output: Path, repository: Path) -> None:
 
 
 def choose_forms(*, onnx: bool, graph: Optional[str]) -> None:
-    """Tell Paddle, which is not imported yet, what to write. UserError where that can't be."""
+    """Set the graph's format, before paddle is imported. UserError if it cannot be written."""
     from installation import paddle_version
 
     paddle = int(paddle_version().partition('.')[0]) or 3
@@ -126,7 +126,7 @@ def choose_forms(*, onnx: bool, graph: Optional[str]) -> None:
 
 
 def load_calibration(config: Config, weights: Weights) -> DataSet:
-    """The data set whose training images tell the ranges, and whose test images the cost."""
+    """The data set: training images for the ranges, test images for the loss of accuracy."""
     from engine import data
 
     dataset = data.load_data(config)
@@ -192,7 +192,7 @@ def export(
 def class_names(config: Config, weights: Weights) -> list[str]:
     """As recorded with the weights; outputs that have no name are numbered."""
     names, bias = weights.classes or [], weights.content.arrays.get('fc.bias')
-    # Where nobody knows, 1 will do: such weights are about to be refused, by name.
+    # Unknown: 1 will do, as such weights are refused later, by name.
     count = config.model.num_classes or len(names) or (0 if bias is None else bias.size) or 1
     if count < len(names):
         raise UserError(

@@ -1,4 +1,4 @@
-"""How quick a network is here, engine by engine: python3 deploy/benchmark.py inference/
+"""How fast a network is here, engine by engine: python3 deploy/benchmark.py inference/
 
 Latency (milliseconds a call) and throughput (images a second) over batch sizes and threads, as a
 table, and on request as JSON (--output) and as a picture (--plot). The images are random and lie in
@@ -28,7 +28,7 @@ NO_ONEDNN = 'paddle-no-onednn'
 ENGINES = (*console.ENGINES[1:], NO_ONEDNN)
 BATCH_SIZES = [1, 2, 4, 8, 16]
 PICTURES = ('.png', '.svg', '.pdf')
-ROUNDS = 3  # in which the engines take turns: a slow moment of the machine is not one engine's
+ROUNDS = 3  # engines take turns, so that other programs disturb all of them
 PACKAGES = ('paddlepaddle', 'paddlepaddle-gpu', 'tensorrt', 'onnxruntime', 'onnxruntime-gpu')
 
 
@@ -60,7 +60,7 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = console.parser(
-        'Measure how quick an exported network is with each engine.',
+        'Measure how fast an exported network is with each engine.',
         example='benchmark.py output/quickstart/inference',
     )
     parser.add_argument(
@@ -156,7 +156,7 @@ def conditions(description: Description, device: str, args: argparse.Namespace) 
 
 @dataclass
 class Series:
-    """An engine with so many threads: what was measured for each batch size, and why no more."""
+    """An engine with a number of threads: samples by batch size, and the error that ended them."""
 
     engine: str
     threads: int
@@ -177,7 +177,7 @@ class Series:
     def figures(self, batch: int) -> dict[str, Any]:
         calls = [value for sample in self.samples[batch] for value in sample.call_s]
         p50, p95, p99 = self.latencies(batch)
-        # Batch sizes are measured in order, so that larger ones have no part in it.
+        # The first sample: batch sizes are measured in order, so it includes no larger one.
         memory = self.samples[batch][0].memory
         return {
             'batch': batch,
@@ -201,7 +201,7 @@ class Series:
 def measure(
     description: Description, device: str, names: Sequence[str], threads: int, args: Any
 ) -> list[Series]:
-    """Every engine in its own process, all of them alive, one of them busy at a time."""
+    """Every engine in a process of its own; all are alive, and one at a time measures."""
     with contextlib.ExitStack() as stack:
         every, alive = [Series(name, threads) for name in names], []
         for one in every:
@@ -269,7 +269,7 @@ def write_new(path: Path, content: bytes) -> None:
         with path.open('xb') as file:
             file.write(content)
     except FileExistsError:
-        raise UserError(f'{path} has come to be meanwhile; it stays as it is') from None
+        raise UserError(f'{path} was made by something else meanwhile; it stays as it is') from None
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}') from None
     console.tell(f'wrote {path}')

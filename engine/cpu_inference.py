@@ -1,6 +1,6 @@
-"""A network that is only to be measured, on a CPU: through Paddle Inference with oneDNN.
+"""Evaluation on a CPU through Paddle Inference with oneDNN.
 
-It takes about half the time of the kernels that Paddle has for dygraph.
+It takes about half the time of Paddle's kernels for dygraph.
 """
 
 from __future__ import annotations

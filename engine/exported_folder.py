@@ -44,7 +44,7 @@ def describe(
     accuracy: Optional[dict[str, Any]],
     folder: Path,
 ) -> str:
-    """inference.yml: what the graph wants, what it says, where it is from, and the files."""
+    """inference.yml: the input, the output, the source of the weights, and the files."""
     source: dict[str, Any] = {
         'path': str(weights.file),
         'kind': weights.kind,
@@ -86,7 +86,7 @@ def describe(
 
 
 def input_shape(batch: Any, size: int, *, uint8: bool) -> list[Any]:
-    """Of raw pixels as decoders give them, or of what networks of Paddle want."""
+    """NHWC for raw pixels, as decoders give them; NCHW for what the networks take."""
     return [batch, size, size, 3] if uint8 else [batch, 3, size, size]
 
 

@@ -1,4 +1,4 @@
-"""The user's home is the user's: what libraries would leave there goes elsewhere."""
+"""Libraries write into the home; here they are made to write elsewhere."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def elsewhere() -> Iterator[None]:
 def keep_to_static_out() -> None:
     """paddle.jit writes Python files into ~/.cache; give it a temporary folder, for this process.
 
-    To be called when paddle has been imported. There is no setting for it, either.
+    Call it when paddle has been imported. Paddle has no setting for it.
     """
     from paddle.jit.dy2static import utils
 
@@ -48,7 +48,7 @@ def keep_to_static_out() -> None:
 def keep_matplotlib_out() -> None:
     """Matplotlib's list of fonts goes into our own cache, or, where there is none, vanishes.
 
-    To be called before it is imported. What the user has set stays.
+    Call it before Matplotlib is imported. What the user has set stays.
     """
     if 'MPLCONFIGDIR' in os.environ:
         return

@@ -1,12 +1,11 @@
-"""model.int8.onnx: model.onnx in 8 bits, calibrated on training images, and what that costs.
+"""model.int8.onnx: model.onnx in 8 bits, calibrated on training images, and its accuracy.
 
 Weights become integers from -64 to 64 with a scale for each channel, activations uint8 in the range
 that they had on the calibration images: ONNX Runtime's static quantisation, in its QDQ form.
 
 Why 7 bits: without VNNI, an x86 CPU adds two products of an activation and a weight in 16 bits
 (`vpmaddubsw`), where 2 * 255 * 127 is cut off at 32767, and 2 * 255 * 64 fits. Signed activations
-are no way out: they are slower, and OpenVINO makes unsigned ones of them. Nothing here imports
-paddle.
+do not help: they are slower, and OpenVINO makes them unsigned. Nothing here imports paddle.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def _quantise(folder: Path, images: Iterator[np.ndarray]) -> None:
             return None if batch is None else {INPUT: batch}
 
     folded = folder / 'folded.onnx'  # with the batch norms in the convolutions, as far as they go
-    logging.disable(logging.WARNING)  # it advises to do what has just been done
+    logging.disable(logging.WARNING)  # it advises to do what quant_pre_process has done
     try:
         quant_pre_process(str(folder / ONNX), str(folded), skip_symbolic_shape=True)
         quantization.quantize_static(
@@ -97,7 +96,7 @@ def _accuracy(model: Path, images: ImageSet, feed: Feed) -> float:
 
 
 def _batches(images: ImageSet, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pixels and labels of so many images, evenly spaced, as evaluation sees them."""
+    """Pixels and labels of `count` images, evenly spaced, as in evaluation."""
     rows = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).astype(int))
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]

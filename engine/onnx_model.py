@@ -29,9 +29,9 @@ REASON = re.compile(r'\w+Error: .+|\(\w+\) .+')  # as Python and as Paddle begin
 
 
 def require_converter(paddle: int) -> None:
-    """UserError unless there is a paddle2onnx for this Paddle, of which 2 and later are told apart.
+    """UserError unless the paddle2onnx for this Paddle (2, or 3 and later) is installed.
 
-    paddle2onnx 1 knows nothing of Paddle 3's graphs, and 2 refuses to be imported with Paddle 2.
+    paddle2onnx 1 cannot read Paddle 3's graphs, and 2 refuses to be imported with Paddle 2.
     """
     major = 1 if paddle == 2 else 2
     line = f'python3 -m pip install "paddle2onnx>={major},<{major + 1}" "onnx>=1.16.1,<1.18"'
@@ -88,7 +88,7 @@ def _converted(graph: Path) -> bytes:
 
 
 def _reason(result: subprocess.CompletedProcess[bytes]) -> str:
-    """Out of the much that was printed, the error; of a crash there may be none."""
+    """The error among all that was printed; a crash may print none."""
     said = REASON.search(COLOURS.sub('', result.stderr.decode(errors='replace')))
     return said.group() if said else f'exit code {result.returncode}'
 
@@ -99,8 +99,7 @@ def _refusal(reason: str) -> UserError:
 
 
 def _tidy(graph: Any) -> None:
-    """Names that say what is meant, and no constants that nobody reads: each of those would be a
-    warning of onnxruntime's."""
+    """Clear names, and no unused constants, each of which onnxruntime would warn of."""
     (picture,), (logits,) = graph.input, graph.output
     for node in graph.node:
         for names in (node.input, node.output):
@@ -133,7 +132,7 @@ def _convert(graph: str, parameters: str) -> None:
         with home.elsewhere():  # it imports paddle
             import paddle2onnx
 
-        # It is not to write a file: before that it would optimise, by packages that it installs.
+        # No file name: with one, paddle2onnx first optimises, with packages that it installs.
         answer.write(paddle2onnx.export(graph, parameters, opset_version=OPSET, verbose=False))
 
 

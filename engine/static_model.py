@@ -45,7 +45,7 @@ def save(model: nn.Layer, folder: Path, view: Preparation, *, uint8: bool) -> No
 
 
 class _Normalised(nn.Layer):  # type: ignore[misc]
-    """The network, of raw pixels in the order in which decoders give them."""
+    """The network for raw pixels, in the layout that decoders give: [N, size, size, 3]."""
 
     def __init__(self, network: nn.Layer, view: Preparation) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def verify(model: nn.Layer, folder: Path, *, images: np.ndarray, fed: np.ndarray
 
     `fed` is to the files what `images` are to the model. All run on the CPU: another device's
     kernels may round more than an export may change. UserError above TOLERANCE, except with oneDNN:
-    that is another implementation, with bugs of its own, and readers can turn it off.
+    that is another implementation, with its own bugs, and readers can turn it off.
     """
     graph = graph_file(folder).name
     with _on_cpu(model):
@@ -145,7 +145,7 @@ def _verify_onnx(folder: Path, fed: np.ndarray, expected: list[np.ndarray]) -> s
     try:
         onnxruntime = import_onnxruntime()
     except ImportError as error:
-        return f'warning: {ONNX} was not run, for want of onnxruntime ({in_a_line(error)})'
+        return f'warning: {ONNX} was not run: onnxruntime is missing ({in_a_line(error)})'
     form = f'{ONNX} through onnxruntime {onnxruntime.__version__}'
     return _require_close(form, _of_batches(_loaded(onnx_model.load, folder / ONNX), fed), expected)
 

@@ -90,7 +90,7 @@ def test_one_that_was_cut_off_is_refused(copied):
 def test_without_onnxruntime_it_is_said_that_nothing_was_compared(written, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     *others, last = verify(*written)
-    assert last.startswith('warning: model.onnx was not run, for want of onnxruntime')
+    assert last.startswith('warning: model.onnx was not run: onnxruntime is missing')
     assert len(others) == 3
 
 

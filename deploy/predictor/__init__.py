@@ -20,13 +20,13 @@ from predictor.setting import Setting
 
 
 class Predictor:
-    """A model that is ready to run. To be used by one thread at a time; `another` gives more.
+    """A model that is ready to run, for one thread at a time; `another` makes one for another.
 
     folder: what export.py wrote, or what `open_folder` made of it
     engine: auto, paddle, tensorrt, onnxruntime or openvino
     device: auto, cpu, gpu, gpu:1, npu ...
     threads: of a CPU; None: as many as the process has cores
-    batch: how many images are likely to come at once; more are run in parts of that size
+    batch: the expected number of images of a call; more are run in parts of that size
     precision: float32; float16 on a GPU or an NPU; int8 of what `export.py --int8` has written
     onednn: whether Paddle uses it on a CPU
     tell: gets lines of text: which engines are tried, and why the cpu is used
@@ -53,7 +53,7 @@ class Predictor:
         try:
             self._start(engine, tell)
         except UserError as error:
-            # On a card nothing may start, for want of CUDA's libraries or of an engine for it.
+            # It may be that no engine starts on the card: CUDA's libraries are missing, say.
             for_cpus = engine != 'tensorrt' and precision != 'float16'
             if device != 'auto' or self.setting.kind == 'cpu' or not for_cpus:
                 raise

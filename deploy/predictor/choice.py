@@ -1,6 +1,6 @@
-"""Which engine runs a model here: on a CPU the quickest, found by trying, and remembered.
+"""Which engine runs a model here: on a CPU the fastest, measured once and remembered.
 
-A batch may run whole or image by image, whichever is quicker: what lies in a CPU's caches decides.
+A batch runs whole or image by image, whichever is faster; that depends on the CPU's caches.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from predictor.setting import Engine, Setting
 
 REMEMBERED = machine.CACHE / 'engines.json'
 TURNS, TURN_S = 3, 0.15  # of each way to run
-SETTLE_S = 0.25  # until the threads of the engine before have ceased to spin
-HOPELESS = 0.85  # of the quickest engine's speed: such a one has no further turn
+SETTLE_S = 0.25  # until the threads of the last engine no longer spin
+HOPELESS = 0.85  # of the fastest engine's speed: a slower one is not measured again
 CLEARLY = 0.95
 LARGEST = 8  # images of a trial
 PACKAGES = ('paddlepaddle', 'onnxruntime', 'openvino')
@@ -67,7 +67,7 @@ def choose(description: Description, setting: Setting, *, tell: Callable[[str], 
 def _started(
     description: Description, setting: Setting, names: list[str], failures: list[str]
 ) -> Iterator[tuple[str, Engine]]:
-    """Those that start, one after the other; `failures` hears of the others."""
+    """Those that start, one after the other; the errors of the others go to `failures`."""
     for name in names:
         try:
             engine = make(name, description, setting)
@@ -78,7 +78,7 @@ def _started(
 
 
 def _first(description: Description, setting: Setting, names: list[str]) -> Choice:
-    """That starts: what TensorRT or CUDA want of a card, only a try tells."""
+    """The first that starts: only a try shows whether TensorRT or CUDA work with a card."""
     failures: list[str] = []
     for name, engine in _started(description, setting, names, failures):
         reason = f'the first of {", ".join(ENGINES)} that runs on {setting.device}'
@@ -91,7 +91,7 @@ def _none_runs(failures: list[str]) -> UserError:
 
 
 def _quickest(description: Description, setting: Setting, names: list[str], key: str) -> Choice:
-    """Of the engines that start and run; the others are left out, and their reasons said."""
+    """Of the engines that start and run; `reason` also says why the others do not."""
     trials: list[Trial] = []
     failures: list[str] = []
     for name, engine in _started(description, setting, names, failures):
@@ -121,14 +121,14 @@ def _quickest(description: Description, setting: Setting, names: list[str], key:
 class Trial:
     """An engine's time for a batch: whole, and image by image. The first call does not count.
 
-    Engines take turns, and the quickest time counts: so a slow moment of the machine harms none.
+    Engines take turns, and the shortest time counts, so that other programs disturb less.
     """
 
     def __init__(self, name: str, engine: Engine, description: Description, batch: int) -> None:
         self.name, self.engine = name, engine
         shape, kind = (min(batch, LARGEST), *description.input.shape), description.input.type
         self._images = np.random.default_rng(0).uniform(0, 255, shape).astype(kind)
-        # By how many images are run at a time. A whole batch stands for any larger one.
+        # By the number of images of a call. A whole batch stands for any larger one.
         self._quickest_s = dict.fromkeys((len(self._images), 1), float('inf'))
         self._batch = batch
         for part in self._quickest_s:
@@ -174,7 +174,7 @@ def _key(description: Description, setting: Setting) -> str:
 
 
 def _recall(key: str) -> Optional[dict[str, Any]]:
-    """None if there is nothing, or what there is is not ours."""
+    """None if nothing is stored, or the file is damaged."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         entry = json.loads(REMEMBERED.read_text(encoding='utf-8'))[key]
         return {
@@ -187,7 +187,7 @@ def _recall(key: str) -> Optional[dict[str, Any]]:
 
 
 def _remember(key: str, entry: dict[str, Any]) -> None:
-    """Where the disk says no, the next start tries again."""
+    """If the file cannot be written, the next start measures again."""
     with contextlib.suppress(OSError):
         REMEMBERED.parent.mkdir(parents=True, exist_ok=True)
         entries: Any = {}

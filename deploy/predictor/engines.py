@@ -1,6 +1,6 @@
-"""The engines by name. Called with the graph's input, each gives float32 logits [N, classes].
+"""The engines by name. An engine maps the graph's input to float32 logits [N, classes].
 
-Before one is made, its class says what it lacks here (`missing`), as one line, or None.
+Each class has `missing`: one line that says why the engine cannot run here, or None.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ENGINES: dict[str, Any] = {
 
 
 def make(name: str, description: Description, setting: Setting) -> Engine:
-    """UserError if it cannot be had here."""
+    """UserError if it cannot run here."""
     missing = ENGINES[name].missing(description, setting)
     if missing:
         raise UserError(f'engine {name} cannot run here: {missing}')
@@ -36,6 +36,6 @@ def make(name: str, description: Description, setting: Setting) -> Engine:
 
 
 def none_of(lacks: dict[str, str]) -> UserError:
-    """No engine can be had: what each one lacks."""
+    """No engine can run here: why, for each one."""
     each = '; '.join(f'{name}: {lack}' for name, lack in lacks.items())
     return UserError(f'no engine can run here ({each}); see deploy/requirements.txt')

@@ -1,4 +1,4 @@
-"""What is here: devices, packages, processor, cores, and a place to remember things in."""
+"""The machine: devices, packages, processor, cores, and the folder for our cache."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def find_device(wanted: str, tell: Callable[[str], None] = print) -> str:
         raise UserError(f'--device {wanted}: auto, cpu, gpu, gpu:1, npu and npu:1 are known')
     if kind == 'cpu':
         return kind
-    # Importing paddle takes seconds: by itself, ask it only where it may know of a card.
+    # Importing paddle takes seconds; with auto, only where it may find a card.
     maybe = _may_have_gpu() or may_have_npu() or kind != 'auto'
     try:
         cards = _cards() if maybe else {}
@@ -85,7 +85,7 @@ def find_device(wanted: str, tell: Callable[[str], None] = print) -> str:
 
 
 def _may_have_gpu() -> bool:
-    """Whether there is a package for one, and a card."""
+    """Whether there are a package for GPUs and a card."""
     return (built_for('gpu') or version('onnxruntime-gpu') is not None) and _nvidia_cards() > 0
 
 

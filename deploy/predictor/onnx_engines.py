@@ -31,19 +31,19 @@ class OnnxRuntime:
         options.log_severity_level = 3
         providers: list[Any] = ['CPUExecutionProvider']
         if setting.kind == 'gpu':
-            # By itself it tries all algorithms at the first batch of each size, for seconds.
+            # The default tries all algorithms at the first batch of each size, for seconds.
             options_of_cuda = {'device_id': setting.number, 'cudnn_conv_algo_search': 'HEURISTIC'}
             providers = [('CUDAExecutionProvider', options_of_cuda)]
         self._session = onnxruntime.InferenceSession(
             str(description.onnx(setting.precision)), options, providers=providers
         )
-        # Without a word it takes the CPU where CUDA's libraries are missing.
+        # It falls back to the CPU silently where CUDA's libraries are missing.
         if setting.kind == 'gpu' and 'CUDAExecutionProvider' not in self._session.get_providers():
             raise RuntimeError('onnxruntime-gpu does not find CUDA')
         self._names = [description.output], description.input.name
 
     def another(self) -> OnnxRuntime:
-        """For another thread: a session answers any number of them."""
+        """For another thread: sessions are thread-safe."""
         return self
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
@@ -64,7 +64,7 @@ class OpenVino:
         core = import_openvino().Core()
         options = {
             'INFERENCE_NUM_THREADS': setting.threads,
-            'INFERENCE_PRECISION_HINT': 'f32',  # by itself it takes bfloat16 where it is quicker
+            'INFERENCE_PRECISION_HINT': 'f32',  # the default is bfloat16 where that is faster
             'PERFORMANCE_HINT': 'LATENCY',
         }
         model = core.read_model(str(description.onnx(setting.precision)))
@@ -73,7 +73,7 @@ class OpenVino:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         (logits,) = self._request.infer([images], share_inputs=True).values()
-        return np.array(logits)  # what it hands out is written again by the next call
+        return np.array(logits)  # the next call overwrites its output
 
 
 def import_onnxruntime() -> Any:
@@ -87,8 +87,8 @@ def import_onnxruntime() -> Any:
 def import_openvino() -> Any:
     """Without its telemetry: files in ~/intel, messages, and a crash where there is no home.
 
-    It does without where the package openvino_telemetry is missing, as it is here. The documented
-    switch, `opt_in_out --opt_out`, is a file in the user's home, too, and it sends a last message.
+    Without the package openvino_telemetry, which is made unimportable here, it uses a stub. The
+    documented switch, `opt_in_out --opt_out`, writes a file in the home and sends a last message.
     """
     if 'openvino' not in sys.modules:
         sys.modules.setdefault('openvino_telemetry', None)  # type: ignore[arg-type]

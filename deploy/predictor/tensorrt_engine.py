@@ -24,7 +24,7 @@ WORKSPACE = 1 << 30  # bytes that TensorRT may use while it builds
 class TensorRT(Paddle):
     """TensorRT inside Paddle Inference, on an NVIDIA GPU: batches of 1 to `setting.batch`.
 
-    What it builds, which takes minutes, is kept in the cache for the same model, card and setting.
+    Building takes minutes; the cache keeps the result for the same model, card and setting.
     """
 
     @staticmethod
@@ -50,7 +50,7 @@ class TensorRT(Paddle):
         cache = machine.CACHE / 'tensorrt' / f'{name}-{setting.precision}-{setting.batch}'
         try:
             cache.mkdir(parents=True, exist_ok=True)
-        except OSError as error:  # no home; and to build anew at each start would take minutes
+        except OSError as error:  # no home; building at each start would take minutes
             reason = f'{cache}: {error.strerror}; XDG_CACHE_HOME names another folder'
             raise RuntimeError(reason) from None
         if description.graph.suffix == '.pdmodel':
@@ -111,7 +111,7 @@ def _found(old: bool) -> list[int]:
 
 
 def _convert(description: Description, setting: Setting, cache: Path) -> None:
-    """For .json: a graph that holds the built engine, whole under its name or not at all."""
+    """For .json: a graph that holds the built engine, whole or not there."""
     import paddle
     from paddle.tensorrt.export import Input, PrecisionMode, TensorRTConfig
 
@@ -132,9 +132,9 @@ def _convert(description: Description, setting: Setting, cache: Path) -> None:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
     building = cache / f'building-{os.getpid()}'
     config.save_model_dir = str(building)
-    # Without its suffix: convert hands it on to a loader that appends one.
+    # Without its suffix: convert passes it to a loader that appends one.
     paddle.tensorrt.convert(str(description.graph.with_suffix('')), config)
-    for name in (PARAMETERS, 'inference.json'):  # that which is looked for comes last
+    for name in (PARAMETERS, 'inference.json'):  # the file whose existence is tested comes last
         os.replace(building.with_suffix(Path(name).suffix), cache / name)
 
 

@@ -1,8 +1,8 @@
-"""How long an engine takes, measured in a process of its own that is asked again and again.
+"""How long an engine takes, measured in a process of its own.
 
-Engines take their thread settings once a process, and their threads disturb each other: an idle one
-spins for up to 0.2 s after a call. So whoever measures asks one process at a time, on a machine at
-rest. Questions and answers are lines of JSON.
+Engines read their thread settings once a process, and their threads disturb each other: they spin
+for up to 0.2 s after a call. So each engine has its process, and one process measures at a time.
+Requests and answers are lines of JSON.
 
     python3 -m predictor.timing SETTINGS    such a process
 """
@@ -31,7 +31,7 @@ SETTLE_S = 0.3
 
 
 class Failed(Exception):
-    """The engine did not start, or gave up; the text is one line."""
+    """The engine did not start, or crashed; the text is one line."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Settings:
     engine: str
     device: str
     threads: int
-    batch: int  # the largest that will be asked for
+    batch: int  # the largest that will be measured
     precision: str
     onednn: bool
 
@@ -80,7 +80,7 @@ class Process(contextlib.ExitStack):
             raise
 
     def measure(self, batch: int, seconds: float) -> Sample:
-        """Calls for so long, at least one."""
+        """Calls for that long, at least one."""
         time.sleep(SETTLE_S)
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -139,7 +139,7 @@ class Engine:
     def measure(self, batch: int, seconds: float) -> Sample:
         images = self._images[:batch]
         taken: list[float] = []
-        if self._last_s.get(batch, 0.0) < seconds / 10:  # else too dear, and too long to matter
+        if self._last_s.get(batch, 0.0) < seconds / 10:  # a longer call needs no warming up
             self._predictor.logits(images)  # to warm up
         end = time.perf_counter() + seconds
         while not taken or time.perf_counter() < end:
@@ -152,8 +152,8 @@ class Engine:
 
 
 def peak_memory() -> Optional[int]:
-    """Of this process so far, in bytes; None where the system does not say it."""
-    with contextlib.suppress(OSError):  # getrusage would count what its parent had, too
+    """Of this process so far, in bytes; None where the system does not report it."""
+    with contextlib.suppress(OSError):  # getrusage includes the parent's memory before exec
         for line in STATUS.read_text().splitlines():
             if line.startswith('VmHWM:'):
                 return int(line.split()[1]) * 1024
