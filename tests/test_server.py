@@ -1186,13 +1186,36 @@ def test_requests_as_proxies_and_old_clients_send_them(live, line):
     assert MODEL.encode() in answer
 
 
-def test_a_blank_line_that_comes_by_itself_between_two_requests(live):
+FIRST = head(len(PICTURE)) + PICTURE
+SECOND = b'GET /about HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    'pieces',
+    [
+        [FIRST + b'\r\n', SECOND],
+        [FIRST, b'\r\n', SECOND],
+        [FIRST + b'\r\n\r\n' + SECOND],
+        [FIRST, b'\r', b'\n' + SECOND],
+        [FIRST + b'\r\n\r', b'\n', SECOND],
+    ],
+)
+def test_a_blank_line_between_two_requests(live, pieces):
+    """Old browsers sent one after a form."""
     with live.link() as link:
-        for _ in range(2):
-            link.sendall(b'GET /about HTTP/1.1\r\nHost: x\r\n\r\n')
-            assert status_of(read_answer(link)) == 200
-            link.sendall(b'\r\n')
+        for piece in pieces:
+            link.sendall(piece)
             time.sleep(0.05)
+        assert re.findall(rb'HTTP/1.1 (\d+)', read_all(link)) == [b'200', b'200']
+
+
+def test_blank_lines_alone_are_no_request(fake):
+    with in_thread([fake], Limits(head_s=0.3)) as server, server.link() as link:
+        for _ in range(3):
+            link.sendall(b'\r\n' * 10_000 + b'\r')
+            link.sendall(b'\n')
+        assert read_all(link) == b''
+        assert server.metric('classifier_refused_total{reason="slow_client"}') == 1
 
 
 # The command line

@@ -37,6 +37,7 @@ SPARE_FILES = 200  # descriptors for all else than connections
 KEEP_ALIVE_S = 5  # uvicorn's own default: between two requests
 LAST_S = 0.5  # after a signal, for a client that has connected to send its request
 PROBE_S = 0.1  # until the first look whether a client that sends no more still reads
+MOST_OF_A_HEAD = 64 << 10  # bytes: uvicorn's own default
 BLANK_LINES = re.compile(rb'\A(\r\n)+')
 CONTINUE = b'HTTP/1.1 100 Continue\r\n\r\n'
 
@@ -92,6 +93,7 @@ class Server(uvicorn.Server):
             proxy_headers=False,
             server_header=False,
             backlog=BACKLOG,
+            h11_max_incomplete_event_size=MOST_OF_A_HEAD,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=drain_s,
         )
@@ -184,10 +186,6 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not self._in_request() and not self.conn.trailing_data[0]:
-            data = BLANK_LINES.sub(b'', data)  # before a request, as RFC 9112, 2.2, has it
-            if not data:
-                return
         try:
             super().data_received(data)
         except (h11.ProtocolError, ValueError):  # a Content-Length of 5,000 digits, in h11 0.14
@@ -196,6 +194,19 @@ class Connection(H11Protocol):
             self._stop_waiting()
             if self._last:
                 self.cycle.keep_alive = False
+
+    def handle_events(self) -> None:
+        """As uvicorn's, but blank lines before a request are passed over: RFC 9112, 2.2."""
+        if self.conn.their_state is h11.IDLE:
+            waiting, _ = self.conn.trailing_data
+            data = BLANK_LINES.sub(b'', waiting)
+            if data != waiting:
+                self.conn = h11.Connection(h11.SERVER, MOST_OF_A_HEAD)
+                if data:  # nothing would mean the end
+                    self.conn.receive_data(data)
+            if data in (b'', b'\r'):  # or it is half a blank line
+                return
+        super().handle_events()
 
     def eof_received(self) -> Any:
         """Whether to keep the connection: a client may end its side and wait for the answer."""
