@@ -131,15 +131,16 @@ class Trainer:
     def train_one_epoch(self, *, after_step: Callable[[bool], None]) -> None:
         """Train the rest of the epoch; `after_step` may raise, and the state is consistent then.
 
-        It hears whether the step's results have just been collected, which all processes do at
-        once. Raises Diverged, naming step and learning rate, when the loss is no longer finite.
+        Its argument is whether the results of the steps have just been collected, which all
+        processes do at once. Raises Diverged, naming step and learning rate, when the loss is no
+        longer finite.
         """
         progress, log_every = self.progress, self.config.train.log_every
         self.model.train()
         self.batches.set_epoch(progress.epoch, done=progress.images)
         self._pending = _Pending(self.step)
         self._clock = time.perf_counter()
-        # Closed on the way out, so that nobody reads on while a stopped run is being saved.
+        # Closed on the way out, so that no thread reads on while a stopped run is being saved.
         with contextlib.closing(self._timed(self.batches)) as batches:
             for batch in batches:
                 if self.step >= self.steps:
@@ -404,5 +405,5 @@ def _compiled(model: nn.Layer, how: Union[bool, str]) -> nn.Layer:
 
 
 def is_due(epoch: int, *, every: int, start: int = 0, last: int) -> bool:
-    """Whether something that happens every so many epochs happens after this one."""
+    """Whether the epoch is the last, or completes `every` epochs from `start` on."""
     return epoch == last or (epoch >= start and (epoch - start + 1) % every == 0)

@@ -587,7 +587,7 @@ def assert_falls_back(reason: str) -> None:
     dtype, (line,) = cpu_conv.choose(config())
     assert dtype is None
     assert re.fullmatch(rf"convolutions: Paddle's own \(.*{reason}.*\)", line)
-    with pytest.raises(UserError, match=rf'^train\.cpu_conv: onednn cannot be had: .*{reason}'):
+    with pytest.raises(UserError, match=rf'^train\.cpu_conv: onednn is not available: .*{reason}'):
         cpu_conv.choose(config('onednn'))
 
 

@@ -35,8 +35,8 @@ CHECKED = (3, 3, 1, 1), (1, 16, 1, 1), (3, 16, 1, 2), (3, 32, 8, 1)
 
 
 def choose(config: Config) -> tuple[Optional[str], list[str]]:
-    """What oneDNN is to compute in, 'float32' or 'bfloat16', or None if Paddle computes; and what
-    there is to say about that on a CPU. UserError where it is asked for and cannot be had."""
+    """The precision of oneDNN, 'float32' or 'bfloat16', or None if Paddle computes; and, on a CPU,
+    lines about it. UserError where oneDNN is asked for and not available."""
     if runtime.is_accelerator():
         return None, []
     train = config.train
@@ -44,7 +44,8 @@ def choose(config: Config) -> tuple[Optional[str], list[str]]:
     if reason is None and train.to_static:
         reason = 'train.to_static compiles the network'
     if reason is not None and train.cpu_conv == 'onednn':
-        raise UserError(f'train.cpu_conv: onednn cannot be had: {reason}; auto takes what there is')
+        advice = '-o train.cpu_conv=auto'
+        raise UserError(f'train.cpu_conv: onednn is not available: {reason}; {advice}')
     lacks = _lack_of_bfloat16(config) if reason is None else 'on a cpu, only oneDNN has it'
     off = [f'mixed precision: off: {lacks}'] if train.amp != 'none' and lacks is not None else []
     if reason is not None:
@@ -92,7 +93,7 @@ def _error_of_batch_norm(relu: bool) -> float:
 
 
 def _waves(*shape: int, pace: float = 1.0, dtype: str = 'float32') -> np.ndarray:
-    """For bfloat16, of numbers that it has: what it makes of them must be right to float32."""
+    """For bfloat16, numbers that it can hold, so that results must be right to float32."""
     waves = np.sin(pace * np.arange(np.prod(shape))).reshape(shape)
     return np.asarray(np.round(64 * waves) / 64 if dtype == 'bfloat16' else waves, np.float32)
 
