@@ -361,12 +361,31 @@ def test_a_plug_in_that_does_not_load_is_a_line(tmp_path):
 
     (line,) = lines('--device', 'npu', code=2)
     assert line.startswith('predict.py: the plug-in ')
-    on_cpu, line = lines('--engine', 'paddle', code=2)
-    assert on_cpu.startswith('the cpu is used: the plug-in ')
+    without, line = lines('--engine', 'paddle', code=2)
+    assert without.startswith('Paddle is not used: the plug-in ')
     assert line.startswith('predict.py: engine paddle cannot run here: the plug-in ')
     if exported.HAS_ONNX:
-        on_cpu, *_ = lines(code=0)
-        assert on_cpu.startswith('the cpu is used: the plug-in ')
+        without, *_ = lines(code=0)
+        assert without.startswith('Paddle is not used: the plug-in ')
+
+
+def test_a_paddle_that_does_not_load_leaves_the_cards_to_others(monkeypatch):
+    def import_paddle() -> None:
+        raise UserError('paddle does not load: no libcudnn')
+
+    monkeypatch.setattr(paddle_engine, 'import_paddle', import_paddle)
+    monkeypatch.setattr(machine, '_nvidia_cards', lambda: 2)
+    installed(monkeypatch, paddlepaddle_gpu='3.3.1', onnxruntime_gpu='1.20.0')
+    said: list[str] = []
+    assert machine.find_device('auto', said.append) == 'gpu:0'
+    assert machine.find_device('gpu:1', said.append) == 'gpu:1'
+    assert said == 2 * ['Paddle is not used: paddle does not load: no libcudnn']
+    with pytest.raises(UserError, match='no libcudnn'):
+        machine.find_device('npu')
+    installed(monkeypatch, paddlepaddle_gpu='3.3.1', onnxruntime='1.20.0')
+    assert machine.find_device('auto', said.append) == 'cpu'
+    with pytest.raises(UserError, match='no libcudnn'):
+        machine.find_device('gpu')
 
 
 def test_the_flags_of_npus_are_set_and_what_the_user_has_set_stays(tmp_path, monkeypatch):

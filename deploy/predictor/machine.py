@@ -58,8 +58,8 @@ def plugin_problem(text: str) -> Optional[str]:
 def find_device(wanted: str, tell: Callable[[str], None] = print) -> str:
     """The wanted device with its number; for 'auto', the first there is of gpu:0, npu:0 and cpu.
 
-    UserError if it is not here, or if Paddle, which must count the cards, does not load. With
-    'auto' the latter is a line for `tell`.
+    UserError if it is not here. Where Paddle does not load, `tell` gets the reason, and devices
+    are those of the other engines.
     """
     kind, _, number = wanted.partition(':')
     bad = number and (not number.isdecimal() or kind in ('auto', 'cpu'))
@@ -69,13 +69,13 @@ def find_device(wanted: str, tell: Callable[[str], None] = print) -> str:
         return kind
     # Importing paddle takes seconds; with auto, only where it may find a card.
     maybe = _may_have_gpu() or may_have_npu() or kind != 'auto'
+    cards = _cards_without_paddle()
     try:
-        cards = _cards() if maybe else {}
+        cards = _cards() if maybe else cards
     except UserError as error:
-        if kind != 'auto':
+        if kind != 'auto' and not cards[kind]:
             raise
-        tell(f'the cpu is used: {error}')
-        cards = {}
+        tell(f'Paddle is not used: {error}')
     if kind == 'auto':
         return next((f'{name}:0' for name, count in cards.items() if count), 'cpu')
     if int(number or 0) >= cards[kind]:
@@ -91,16 +91,20 @@ def _may_have_gpu() -> bool:
 
 def _cards() -> dict[str, int]:
     """How many there are."""
+    cards = _cards_without_paddle()
     if not installed('paddle'):
-        return {'gpu': _nvidia_cards() if version('onnxruntime-gpu') else 0, 'npu': 0}
+        return cards
     from predictor.paddle_engine import import_paddle
 
     paddle = import_paddle()
     gpus = paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
-    if version('onnxruntime-gpu'):
-        gpus = max(gpus, _nvidia_cards())
     npus = [name for name in paddle.device.get_available_custom_device() if name.startswith('npu')]
-    return {'gpu': gpus, 'npu': len(npus)}
+    return {'gpu': max(gpus, cards['gpu']), 'npu': len(npus)}
+
+
+def _cards_without_paddle() -> dict[str, int]:
+    """Those that ONNX Runtime can use."""
+    return {'gpu': _nvidia_cards() if version('onnxruntime-gpu') else 0, 'npu': 0}
 
 
 def _nvidia_cards() -> int:
