@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
@@ -170,6 +171,14 @@ def test_it_runs_without_what_windows_lacks(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert re.search(r'\nonnxruntime +1 +1 +\d', result.stdout)
+
+
+def test_the_hosts_memory_is_not_reported_for_a_card():
+    settings = timing.Settings(str(exported.folder()), 'paddle', 'cpu', 1, 1, 'float32', True)
+    engine = timing.Engine(settings)
+    assert engine.measure(1, 0.01).memory > 1 << 20
+    engine._predictor.setting = dataclasses.replace(engine._predictor.setting, device='gpu:0')
+    assert engine.measure(1, 0.01).memory is None
 
 
 def test_memory_is_left_out_where_the_system_does_not_say_it(monkeypatch):
