@@ -72,6 +72,8 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f'--labels {file} is not in UTF-8; save it as UTF-8') from None
     except OSError as error:
         raise UserError(f'--labels {file} cannot be read: {error.strerror}') from None
+    if '\0' in text:
+        raise UserError(f'--labels {file} is not a list of lines: it holds zero bytes')
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         if line.strip():
             yield number, line.strip()
@@ -97,7 +99,7 @@ def _cells(line: str) -> list[str]:
 def _listed(folder: Path, picture: str) -> str:
     """The place of a picture in a list, which may have the separators of Windows."""
     path = folder / picture
-    if '\\' in picture and not path.exists():
+    if '\\' in picture and not os.path.exists(path):
         path = folder / picture.replace('\\', '/')
     return _place(path)
 
