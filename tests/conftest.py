@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import Callable
+from unittest import mock
 
 import pytest
 
@@ -52,3 +54,31 @@ def execute(
 def command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """The same, in an empty folder."""
     return partial(execute, tmp_path)
+
+
+@pytest.fixture
+def here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The same in the tests' own process, for what no signal and no kill is sent to.
+
+    Importing paddle and the libraries for plots takes longer than what such a command does.
+    """
+    from engine import cli
+
+    def run(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [str(REPOSITORY / script), *arguments]
+        with monkeypatch.context() as patch, mock.patch.dict(os.environ, environment):
+            patch.chdir(tmp_path)
+            patch.setattr(sys, 'argv', command)
+            for name in ('stdout', 'stderr'):  # a command may replace them: put back afterwards
+                patch.setattr(sys, name, getattr(sys, name))
+            capfd.readouterr()
+            code = 0
+            try:
+                cli.run(importlib.import_module(Path(script).stem).main)
+            except SystemExit as end:
+                code = int(end.code or 0)
+            return subprocess.CompletedProcess(command, code, *capfd.readouterr())
+
+    return run

@@ -258,10 +258,10 @@ def rewrite(checkpoint: Path, name: str, text: str) -> None:
     (checkpoint / 'manifest.json').write_text(json.dumps(manifest))
 
 
-def test_a_checkpoint_of_an_older_version_is_one_line(finished, tmp_path, command):
+def test_a_checkpoint_of_an_older_version_is_one_line(finished, tmp_path, here):
     shutil.copytree(finished[0], tmp_path / 'run')
     rewrite(tmp_path / 'run' / 'checkpoints' / 'epoch_0003', 'state.json', '{"epoch": 3}')
-    result = command('train.py', '--resume', str(tmp_path / 'run'))
+    result = here('train.py', '--resume', str(tmp_path / 'run'))
     assert result.returncode == 2
     assert 'epoch_0003 is of an older version' in one_line(result.stderr)
 
@@ -365,18 +365,18 @@ def test_the_estimate_names_shorter_configs_and_goes_on(tmp_path, command):
     ],
 )
 def test_input_that_cannot_work_is_one_line_exit_2_and_nothing_written(
-    command, tmp_path, tmp_path_factory, settings, wanted
+    here, tmp_path, tmp_path_factory, settings, wanted
 ):
     home = str(tmp_path_factory.mktemp('home'))  # no data set of an earlier paddle lies there
-    result = command('train.py', *QUICK, *settings, HOME=home)
+    result = here('train.py', *QUICK, *settings, HOME=home)
     assert result.returncode == 2, result.stderr
     assert wanted in one_line(result.stderr)
     assert not list(tmp_path.iterdir())
 
 
-def test_eval_measures_the_configs_own_run(finished, command):
+def test_eval_measures_the_configs_own_run(finished, here):
     run, out = finished
-    result = command('eval.py', '-w', str(run))
+    result = here('eval.py', '-w', str(run))
     assert result.returncode == 0, result.stderr
     assert f'\nacc:{re.findall("acc:(.*)", out)[-1]}\n' in result.stdout  # what training saw last
     assert 'averaged (EMA)' in result.stdout
@@ -390,16 +390,16 @@ def test_eval_measures_the_configs_own_run(finished, command):
     assert (run / 'eval' / 'epoch_0003' / 'mistakes.png').stat().st_size > 5000
 
 
-def test_eval_of_two_views_says_so_and_equals_their_average(finished, command):
+def test_eval_of_two_views_says_so_and_equals_their_average(finished, here):
     run, _ = finished
-    one = command('eval.py', '-w', str(run))
+    one = here('eval.py', '-w', str(run))
     assert one.returncode == 0, one.stderr
     assert 'views' not in one.stdout
     folder = run / 'eval' / 'epoch_0003'
     alone = json.loads((folder / 'eval.json').read_text())
     assert alone['views'] == 'one'
 
-    result = command('eval.py', '-w', str(run), '-o', 'eval.views=flip')
+    result = here('eval.py', '-w', str(run), '-o', 'eval.views=flip')
     assert result.returncode == 0, result.stderr
     assert re.search(r'^eval\.views flip: averaged, top-5 [\d.]+ %, loss ', result.stdout, re.M)
     report = json.loads((run / 'eval' / 'epoch_0003_flip' / 'eval.json').read_text())
@@ -449,45 +449,45 @@ def test_a_run_with_every_augmentation_goes_on_from_inside_an_epoch(command, tmp
     assert record['eval_loss'] == pytest.approx(report['loss'], abs=1e-5)
 
 
-def test_eval_without_arguments_of_its_own_finds_run_of_the_config(finished, command):
+def test_eval_without_arguments_of_its_own_finds_run_of_the_config(finished, here):
     run, _ = finished
-    result = command('eval.py', '-c', QUICK[1], '-o', f'output.dir={run}', 'eval.batch_size=7')
+    result = here('eval.py', '-c', QUICK[1], '-o', f'output.dir={run}', 'eval.batch_size=7')
     assert result.returncode == 0, result.stderr
     assert 'total:80' in result.stdout
 
 
-def test_eval_of_best_and_of_a_lone_copy_of_it_agree(finished, command, tmp_path):
+def test_eval_of_best_and_of_a_lone_copy_of_it_agree(finished, command, here, tmp_path):
     run, _ = finished
     inside = command('eval.py', '-w', str(run / 'best.pdparams'))
     lone = tmp_path / 'copy.pdparams'
     lone.write_bytes((run / 'best.pdparams').read_bytes())
-    outside = command('eval.py', '-c', str(run / 'config.yaml'), '-w', str(lone))
+    outside = here('eval.py', '-c', str(run / 'config.yaml'), '-w', str(lone))
     line = re.compile(r'^acc:.*$', re.M)
     assert line.search(inside.stdout).group() == line.search(outside.stdout).group()
 
 
-def test_the_report_of_a_run_that_cannot_be_written_to_goes_elsewhere(finished, tmp_path, command):
+def test_the_report_of_a_run_that_cannot_be_written_to_goes_elsewhere(finished, tmp_path, here):
     """A file where the folder would be stands for the read-only disk."""
     run = shutil.copytree(finished[0], tmp_path / 'run')
     shutil.rmtree(run / 'eval', ignore_errors=True)
     (run / 'eval').write_text('')
     before = sorted(run.rglob('*'))
-    result = command('eval.py', '-w', str(run))
+    result = here('eval.py', '-w', str(run))
     assert result.returncode == 0, result.stderr
     assert 'total:80' in result.stdout
     last = result.stdout.splitlines()[-1]
     assert last.startswith(f'no report: nothing can be written in {run}/eval/epoch_0003; --output')
-    elsewhere = command('eval.py', '-w', str(run), '--output', 'deep/report')
+    elsewhere = here('eval.py', '-w', str(run), '--output', 'deep/report')
     assert elsewhere.returncode == 0, elsewhere.stderr
     assert json.loads((tmp_path / 'deep' / 'report' / 'eval.json').read_text())['total'] == 80
-    refused = command('eval.py', '-w', str(run), '--output', f'{run}/eval/report')
+    refused = here('eval.py', '-w', str(run), '--output', f'{run}/eval/report')
     assert refused.returncode == 2
     assert 'nothing can be written' in one_line(refused.stderr)
     assert sorted(run.rglob('*')) == before
 
 
 @pytest.mark.parametrize('what', ['missing', 'no run', 'other model', 'code'])
-def test_eval_refuses_in_one_line(finished, command, tmp_path, what):
+def test_eval_refuses_in_one_line(finished, here, tmp_path, what):
     run, _ = finished
     sentinel = tmp_path / 'ran'
     if what == 'code':
@@ -499,7 +499,7 @@ def test_eval_refuses_in_one_line(finished, command, tmp_path, what):
         'other model': (['-w', str(run), '-o', 'model.name=wide_resnet16_1'], 'block1.layer.1.bn1'),
         'code': (['-c', QUICK[1], '-w', 'evil.pdparams'], 'can run code'),
     }[what]
-    result = command('eval.py', *arguments)
+    result = here('eval.py', *arguments)
     assert result.returncode == 2
     assert wanted in one_line(result.stderr)
     assert not sentinel.exists()
@@ -557,14 +557,14 @@ def test_resuming_another_run_never_overwrites_this_one(finished, command, tmp_p
     assert (tmp_path / 'here' / 'config.yaml').read_text() == before
 
 
-def test_a_run_can_branch_off_a_checkpoint_of_another(finished, command, tmp_path):
+def test_a_run_can_branch_off_a_checkpoint_of_another(finished, command, here, tmp_path):
     first = finished[0] / 'checkpoints' / 'epoch_0002'
     branch = tmp_path / 'branch-\N{SNOWMAN}-\N{ROCKET}'
     result = command('train.py', '--resume', str(first), '-o', f'output.dir={branch}')
     assert result.returncode == 0, result.stderr
     assert weights(branch) == weights(finished[0])
     assert (branch / 'best.pdparams').exists()
-    assert command('eval.py', '-w', str(branch)).returncode == 0
+    assert here('eval.py', '-w', str(branch)).returncode == 0
 
 
 def test_less_training_than_is_done_already_is_said(command, tmp_path):
@@ -586,8 +586,8 @@ def test_a_resumed_run_needs_its_pretrained_file_no_more(finished, command, tmp_
     assert result.returncode == 0, result.stderr
 
 
-def test_a_name_that_no_disk_takes_is_one_line(command, tmp_path):
-    result = command('train.py', *QUICK, f'output.dir={"x" * 300}')
+def test_a_name_that_no_disk_takes_is_one_line(here, tmp_path):
+    result = here('train.py', *QUICK, f'output.dir={"x" * 300}')
     assert result.returncode == 2
     assert 'name too long' in one_line(result.stderr).lower()
 
