@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import zlib
 from dataclasses import replace
@@ -99,20 +100,21 @@ def train(config: Config, run: RunFolder, resume: Optional[str], log: Log) -> No
         return
     images = len(batches.images)
     memory.check(trainer.model, trainer.precision, config, images=images, tell=log.line)
-    if job.RANK == 0:
-        run.open(config, dataset.classes, new=resume is None)
-        if trainer.progress.best_epoch is not None:
-            bring_back_best(trainer, run, log)
-    log.attach(run, step=trainer.step, epoch=trainer.progress.epoch)
-    try:
-        log.first_batch(batches, dataset.classes)
-        fit(trainer, tests, run, log)
-        say_what_next(trainer, run, log)
-    except (UserError, Diverged, Stopped) as end:
-        log.note(str(end))
-        raise
-    finally:
-        log.close()
+    with contextlib.closing(run):
+        if job.RANK == 0:
+            run.open(config, dataset.classes, new=resume is None)
+            if trainer.progress.best_epoch is not None:
+                bring_back_best(trainer, run, log)
+        log.attach(run, step=trainer.step, epoch=trainer.progress.epoch)
+        try:
+            log.first_batch(batches, dataset.classes)
+            fit(trainer, tests, run, log)
+            say_what_next(trainer, run, log)
+        except (UserError, Diverged, Stopped) as end:
+            log.note(str(end))
+            raise
+        finally:
+            log.close()
 
 
 def require_same(config: Config, dataset: DataSet, snapshot: Optional[Snapshot]) -> None:

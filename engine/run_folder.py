@@ -41,7 +41,7 @@ class RunFolder:
         self.best_file = path / 'best.pdparams'
         self.vdl_folder = path / 'vdl'
         self._lock_file = path / '.lock'
-        self._lock: Optional[int] = None  # open as long as this process lives
+        self._lock: Optional[int] = None  # its descriptor, from `open` to `close`
         self._holder = b''  # what this process has written there
 
     def checkpoints(self, *, keep: int = 2) -> Checkpoints:
@@ -97,8 +97,18 @@ class RunFolder:
             write_atomically(self.config_file, lambda file: file.write(to_yaml(config).encode()))
             names = ''.join(f'{name}\n' for name in classes)
             write_atomically(self.classes_file, lambda file: file.write(names.encode()))
+        except UserError:
+            self.close()
+            raise
         except OSError as error:
+            self.close()
             raise UserError(f'cannot write in output.dir {self.path}: {error.strerror}') from None
+
+    def close(self) -> None:
+        """Give the lock back, if this process has it: a notebook's goes on after a command."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def require_ours(self) -> None:
         """UserError if the folder was deleted or moved, or begun anew by another process."""

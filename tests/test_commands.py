@@ -137,19 +137,19 @@ def test_visualdl_holds_scalars_and_the_first_batch(finished):
     assert len(reader.get_data('scalar', 'train/loss')) == 15
 
 
-def test_a_run_is_never_overwritten(finished, command):
+def test_a_run_is_never_overwritten(finished, here):
     run, _ = finished
     before = sorted((path, path.stat().st_mtime_ns) for path in run.rglob('*'))
-    result = command('train.py', *QUICK, f'output.dir={run}')
+    result = here('train.py', *QUICK, f'output.dir={run}')
     assert result.returncode == 2
     assert '--resume' in one_line(result.stderr)
     assert before == sorted((path, path.stat().st_mtime_ns) for path in run.rglob('*'))
 
 
-def test_resuming_a_finished_run_says_so_and_changes_no_weight(finished, command):
+def test_resuming_a_finished_run_says_so_and_changes_no_weight(finished, here):
     run, _ = finished
     before = weights(run)
-    result = command('train.py', '--resume', str(run))
+    result = here('train.py', '--resume', str(run))
     assert result.returncode == 0, result.stderr
     assert 'finished after epoch 3' in result.stdout
     assert 'iter:' not in result.stdout
@@ -211,29 +211,29 @@ def test_a_signal_in_an_evaluation_saves_and_the_same_command_goes_on(finished, 
     assert weights(tmp_path / 'output' / 'quickstart') == weights(finished[0])
 
 
-def test_a_resume_that_has_nothing_to_train_leaves_the_run_as_it_is(finished, command):
+def test_a_resume_that_has_nothing_to_train_leaves_the_run_as_it_is(finished, here):
     run, _ = finished
     before = {path: path.read_bytes() for path in run.rglob('*') if path.is_file()}
-    result = command('train.py', *QUICK, 'train.epochs=2', f'output.dir={run}', '--resume')
+    result = here('train.py', *QUICK, 'train.epochs=2', f'output.dir={run}', '--resume')
     assert result.returncode == 0, result.stderr
     assert 'nothing is left to train: 15 of 10 steps are done' in result.stdout
     assert {path: path.read_bytes() for path in run.rglob('*') if path.is_file()} == before
 
 
 @pytest.mark.parametrize('best_was', ['of the checkpoint', 'of an epoch before it'])
-def test_the_best_weights_are_of_an_epoch_that_counts(finished, tmp_path, command, best_was):
+def test_the_best_weights_are_of_an_epoch_that_counts(finished, tmp_path, here, best_was):
     """The last epoch, which was the best, runs again, with a rate that ruins everything."""
     run = tmp_path / 'run'
     shutil.copytree(finished[0], run)
     shutil.copy(run / 'checkpoints' / 'epoch_0003' / 'ema.pdparams', run / 'best.pdparams')
     shutil.rmtree(run / 'checkpoints' / 'epoch_0003')
-    here = run / 'checkpoints' / 'epoch_0002'
-    state = json.loads((here / 'state.json').read_text())
-    ours = hashlib.sha256((here / 'ema.pdparams').read_bytes()).hexdigest()
+    second = run / 'checkpoints' / 'epoch_0002'
+    state = json.loads((second / 'state.json').read_text())
+    ours = hashlib.sha256((second / 'ema.pdparams').read_bytes()).hexdigest()
     kept = ours if best_was == 'of the checkpoint' else 'that of a file that is gone'
     state['progress'] |= {'best': 1.0, 'best_epoch': 1, 'best_sha256': kept}
-    rewrite(here, 'state.json', json.dumps(state))
-    result = command('train.py', '--resume', str(run), '-o', 'optimizer.lr=5')
+    rewrite(second, 'state.json', json.dumps(state))
+    result = here('train.py', '--resume', str(run), '-o', 'optimizer.lr=5')
     assert result.returncode == 0, result.stderr
     assert ('the best is chosen anew' in result.stdout) == (kept != ours)
     assert ('runs again; written anew' in result.stdout) == (kept == ours)
@@ -266,11 +266,11 @@ def test_a_checkpoint_of_an_older_version_is_one_line(finished, tmp_path, here):
     assert 'epoch_0003 is of an older version' in one_line(result.stderr)
 
 
-def test_divergence_before_any_checkpoint_promises_none(tmp_path, command):
-    result = command('train.py', *QUICK, 'optimizer.lr=1e25')
+def test_divergence_before_any_checkpoint_promises_none(tmp_path, here):
+    result = here('train.py', *QUICK, 'optimizer.lr=1e25')
     assert result.returncode == 3, result.stderr
     assert one_line(result.stderr).endswith('No checkpoint was saved yet')
-    again = command('train.py', *QUICK, 'train.epochs=1')  # nothing is lost there
+    again = here('train.py', *QUICK, 'train.epochs=1')  # nothing is lost there
     assert again.returncode == 0, again.stderr
 
 
@@ -289,20 +289,20 @@ def test_train_eval_and_export_do_without_what_windows_lacks(finished, tmp_path,
     assert (run / 'eval' / 'epoch_0003' / 'eval.json').is_file()
 
 
-def test_max_steps_ends_inside_an_epoch_and_more_steps_go_on_there(finished, tmp_path, command):
-    short = command('train.py', *QUICK, 'train.max_steps=7')
+def test_max_steps_ends_inside_an_epoch_and_more_steps_go_on_there(finished, tmp_path, here):
+    short = here('train.py', *QUICK, 'train.max_steps=7')
     assert short.returncode == 0, short.stderr
     assert 'total:80' in short.stdout
-    assert command('train.py', *QUICK, '--resume').returncode == 0
+    assert here('train.py', *QUICK, '--resume').returncode == 0
     assert weights(tmp_path / 'output' / 'quickstart') == weights(finished[0])
 
 
-def test_divergence_exits_3_names_step_and_rate_and_keeps_the_last_checkpoint(command, tmp_path):
-    good = command('train.py', *QUICK, 'train.epochs=1')
+def test_divergence_exits_3_names_step_and_rate_and_keeps_the_last_checkpoint(here, tmp_path):
+    good = here('train.py', *QUICK, 'train.epochs=1')
     assert good.returncode == 0, good.stderr
     run = tmp_path / 'output' / 'quickstart'
     before = weights(run, 'epoch_0001')
-    result = command('train.py', *QUICK, '--resume', '-o', 'optimizer.lr=1e25')
+    result = here('train.py', *QUICK, '--resume', '-o', 'optimizer.lr=1e25')
     assert result.returncode == 3, result.stderr
     said = one_line(result.stderr)
     assert re.search(r'step \d+ \(learning rate ', said)
@@ -311,12 +311,12 @@ def test_divergence_exits_3_names_step_and_rate_and_keeps_the_last_checkpoint(co
     assert (run / 'checkpoints' / 'latest').read_text() == 'epoch_0001\n'
 
 
-def test_damaged_checkpoint_is_skipped_for_the_one_before_and_said(finished, tmp_path, command):
-    assert command('train.py', *QUICK).returncode == 0
+def test_damaged_checkpoint_is_skipped_for_the_one_before_and_said(finished, tmp_path, here):
+    assert here('train.py', *QUICK).returncode == 0
     run = tmp_path / 'output' / 'quickstart'
     newest = run / 'checkpoints' / 'epoch_0003' / 'model.pdparams'
     newest.write_bytes(newest.read_bytes()[:-100])
-    result = command('train.py', *QUICK, '--resume')
+    result = here('train.py', *QUICK, '--resume')
     assert result.returncode == 0, result.stderr
     assert re.search(r'skipped a checkpoint: \S+epoch_0003\S+ has [\d,]+ bytes', result.stdout)
     assert 'going on from output/quickstart/checkpoints/epoch_0002' in result.stdout
@@ -546,43 +546,43 @@ def test_without_a_run_those_that_are_there_are_named(finished, monkeypatch):
     )
 
 
-def test_resuming_another_run_never_overwrites_this_one(finished, command, tmp_path):
+def test_resuming_another_run_never_overwrites_this_one(finished, here, tmp_path):
     run, _ = finished
-    here = ('-o', f'output.dir={tmp_path / "here"}')
-    assert command('train.py', *QUICK, 'seed=5', 'train.max_steps=2', *here).returncode == 0
+    mine = ('-o', f'output.dir={tmp_path / "here"}')
+    assert here('train.py', *QUICK, 'seed=5', 'train.max_steps=2', *mine).returncode == 0
     before = (tmp_path / 'here' / 'config.yaml').read_text()
-    result = command('train.py', '--resume', str(run), *here)
+    result = here('train.py', '--resume', str(run), *mine)
     assert result.returncode == 2
     assert 'holds a run already' in one_line(result.stderr)
     assert (tmp_path / 'here' / 'config.yaml').read_text() == before
 
 
-def test_a_run_can_branch_off_a_checkpoint_of_another(finished, command, here, tmp_path):
+def test_a_run_can_branch_off_a_checkpoint_of_another(finished, here, tmp_path):
     first = finished[0] / 'checkpoints' / 'epoch_0002'
     branch = tmp_path / 'branch-\N{SNOWMAN}-\N{ROCKET}'
-    result = command('train.py', '--resume', str(first), '-o', f'output.dir={branch}')
+    result = here('train.py', '--resume', str(first), '-o', f'output.dir={branch}')
     assert result.returncode == 0, result.stderr
     assert weights(branch) == weights(finished[0])
     assert (branch / 'best.pdparams').exists()
     assert here('eval.py', '-w', str(branch)).returncode == 0
 
 
-def test_less_training_than_is_done_already_is_said(command, tmp_path):
+def test_less_training_than_is_done_already_is_said(here, tmp_path):
     short = (*QUICK, 'eval.every=3', 'train.save_every=1')
-    assert command('train.py', *short, 'train.max_steps=15').returncode == 0
-    process = command('train.py', *short, '--resume', '-o', 'train.epochs=2')
+    assert here('train.py', *short, 'train.max_steps=15').returncode == 0
+    process = here('train.py', *short, '--resume', '-o', 'train.epochs=2')
     assert process.returncode == 0, process.stderr
     assert 'Traceback' not in process.stderr
 
 
-def test_a_resumed_run_needs_its_pretrained_file_no_more(finished, command, tmp_path):
+def test_a_resumed_run_needs_its_pretrained_file_no_more(finished, here, tmp_path):
     start_from = tmp_path / 'start.pdparams'
     start_from.write_bytes((finished[0] / 'best.pdparams').read_bytes())
     arguments = (*QUICK, f'model.pretrained={start_from}', 'train.epochs=2')
-    first = command('train.py', *arguments, 'train.max_steps=5')
+    first = here('train.py', *arguments, 'train.max_steps=5')
     assert 'pretrained: ' in first.stdout, first.stderr
     start_from.unlink()
-    result = command('train.py', *arguments, '--resume')
+    result = here('train.py', *arguments, '--resume')
     assert result.returncode == 0, result.stderr
 
 
