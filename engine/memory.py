@@ -9,6 +9,7 @@ are as large as the weights.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import os
 from pathlib import Path
@@ -86,6 +87,7 @@ def _what_fits(config: Config, fitting: int) -> str:
 def retained_by_an_image(model: nn.Layer, precision: Precision, side: int) -> int:
     """Bytes that the backward pass needs of one image of that side, itself included."""
     held = []
+    gc.collect()  # else what an earlier run in this process has left may go in between
     with _as_it_was(model):
         for count in (1, 2):
             before = _in_use()

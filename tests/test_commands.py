@@ -185,7 +185,9 @@ def visualdl_shows(run: Path, tag: str) -> list[tuple[int, float]]:
     return [(record.id, record.value) for record in reader.get_data('scalar', tag)]
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    'number', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_exits_75_and_the_same_command_goes_on(finished, tmp_path, command, number):
     process = start(tmp_path, *QUICK, 'train.save_every=100')
     wait_for_line(process, r'^Epoch 1:')
@@ -274,6 +276,7 @@ def test_divergence_before_any_checkpoint_promises_none(tmp_path, here):
     assert again.returncode == 0, again.stderr
 
 
+@pytest.mark.slow
 def test_train_eval_and_export_do_without_what_windows_lacks(finished, tmp_path, command):
     """By imitation; the parts that are left out for it say so in a line, or are not missed."""
     on_windows, run = 'tests/as_on_windows.py', tmp_path / 'output' / 'quickstart'
@@ -289,11 +292,11 @@ def test_train_eval_and_export_do_without_what_windows_lacks(finished, tmp_path,
     assert (run / 'eval' / 'epoch_0003' / 'eval.json').is_file()
 
 
-def test_max_steps_ends_inside_an_epoch_and_more_steps_go_on_there(finished, tmp_path, here):
-    short = here('train.py', *QUICK, 'train.max_steps=7')
+def test_max_steps_ends_inside_an_epoch_and_more_steps_go_on_there(finished, tmp_path, command):
+    short = command('train.py', *QUICK, 'train.max_steps=7')
     assert short.returncode == 0, short.stderr
     assert 'total:80' in short.stdout
-    assert here('train.py', *QUICK, '--resume').returncode == 0
+    assert command('train.py', *QUICK, '--resume').returncode == 0
     assert weights(tmp_path / 'output' / 'quickstart') == weights(finished[0])
 
 
@@ -311,12 +314,12 @@ def test_divergence_exits_3_names_step_and_rate_and_keeps_the_last_checkpoint(he
     assert (run / 'checkpoints' / 'latest').read_text() == 'epoch_0001\n'
 
 
-def test_damaged_checkpoint_is_skipped_for_the_one_before_and_said(finished, tmp_path, here):
-    assert here('train.py', *QUICK).returncode == 0
+def test_damaged_checkpoint_is_skipped_for_the_one_before_and_said(finished, tmp_path, command):
+    assert command('train.py', *QUICK).returncode == 0
     run = tmp_path / 'output' / 'quickstart'
     newest = run / 'checkpoints' / 'epoch_0003' / 'model.pdparams'
     newest.write_bytes(newest.read_bytes()[:-100])
-    result = here('train.py', *QUICK, '--resume')
+    result = command('train.py', *QUICK, '--resume')
     assert result.returncode == 0, result.stderr
     assert re.search(r'skipped a checkpoint: \S+epoch_0003\S+ has [\d,]+ bytes', result.stdout)
     assert 'going on from output/quickstart/checkpoints/epoch_0002' in result.stdout
@@ -557,10 +560,10 @@ def test_resuming_another_run_never_overwrites_this_one(finished, here, tmp_path
     assert (tmp_path / 'here' / 'config.yaml').read_text() == before
 
 
-def test_a_run_can_branch_off_a_checkpoint_of_another(finished, here, tmp_path):
+def test_a_run_can_branch_off_a_checkpoint_of_another(finished, command, here, tmp_path):
     first = finished[0] / 'checkpoints' / 'epoch_0002'
     branch = tmp_path / 'branch-\N{SNOWMAN}-\N{ROCKET}'
-    result = here('train.py', '--resume', str(first), '-o', f'output.dir={branch}')
+    result = command('train.py', '--resume', str(first), '-o', f'output.dir={branch}')
     assert result.returncode == 0, result.stderr
     assert weights(branch) == weights(finished[0])
     assert (branch / 'best.pdparams').exists()

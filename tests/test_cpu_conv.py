@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import re
 import threading
@@ -703,35 +704,38 @@ RUNS = {
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    """Eight steps of the quick start each: {name: (run folder, losses)}"""
-    folder, result = tmp_path_factory.mktemp('runs'), {}
+    """Eight steps of the quick start by name, once each: (run folder, losses)"""
+    folder = tmp_path_factory.mktemp('runs')
     quick = str(REPOSITORY / 'configs' / 'quickstart.yaml')
     settings = ('train.max_steps=8', 'train.log_every=1', 'optimizer.lr=0.01')
-    for name, (said, changes) in RUNS.items():
-        output = f'output.dir={name}'
+
+    @functools.cache
+    def run_of(name):
+        (said, changes), output = RUNS[name], f'output.dir={name}'
         run = execute(folder, 'train.py', '-c', quick, '-o', *settings, *changes, output)
         assert (run.returncode, run.stderr) == (0, '')
         assert f'\nconvolutions: {said}' in run.stdout
         losses = [float(loss) for loss in re.findall(r'^iter:\d+ +loss:(\S+)', run.stdout, re.M)]
         assert len(losses) == 8
-        result[name] = folder / name, losses
-    return result
+        return folder / name, losses
+
+    return run_of
 
 
 def test_a_run_is_the_same_with_both(runs):
-    assert runs['onednn'][1] == pytest.approx(runs['paddle'][1], abs=1.5e-4)  # of four digits
+    assert runs('onednn')[1] == pytest.approx(runs('paddle')[1], abs=1.5e-4)  # of four digits
 
 
 @needs_bfloat16
 def test_a_run_in_bfloat16_is_near(runs):
-    assert runs['bfloat16'][1] != runs['onednn'][1]
-    assert runs['bfloat16'][1] == pytest.approx(runs['onednn'][1], rel=2e-2)
+    assert runs('bfloat16')[1] != runs('onednn')[1]
+    assert runs('bfloat16')[1] == pytest.approx(runs('onednn')[1], rel=2e-2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['onednn', 'bfloat16'])
 def test_what_a_run_says_of_its_accuracy_eval_says_in_paddles_float32(runs, name):
-    folder, _ = runs[name]
+    folder, _ = runs(name)
     record = json.loads((folder / 'metrics.jsonl').read_text().splitlines()[-1])
     measured = execute(folder.parent, 'eval.py', '-w', name)
     ratio = re.search(r'ratio:(\S+)', measured.stdout)
@@ -741,7 +745,7 @@ def test_what_a_run_says_of_its_accuracy_eval_says_in_paddles_float32(runs, name
 
 @pytest.mark.slow
 def test_a_run_that_goes_on_with_other_kernels_says_so(runs, tmp_path):
-    folder, _ = runs['onednn']
+    folder, _ = runs('onednn')
     changes = ('-o', 'train.cpu_conv=paddle', 'train.max_steps=9', f'output.dir={tmp_path / "on"}')
     result = execute(tmp_path, 'train.py', '--resume', str(folder), *changes)
     assert result.returncode == 0, result.stderr

@@ -97,6 +97,7 @@ def difference(ours: dict, theirs: dict, *, statistics: bool = True) -> float:
     return max(np.abs(ours[key] - theirs[key]).max() for key in ('losses', *keys))
 
 
+@pytest.mark.slow
 def test_a_job_connects_its_processes_once(pair):
     """A second group of Paddle's gloo mistakes, at times, the first one's addresses for its own."""
     assert [int(course['group']) for course in pair.values()] == [0] * len(pair)
@@ -368,6 +369,7 @@ def folder_settings(root: str) -> tuple[str, ...]:
     return (*config, '-o', *settings, 'model.pretrained=null', f'data.root={root}')
 
 
+@pytest.mark.slow
 def test_a_bad_path_of_all_processes_is_one_line_of_each(launch, tmp_path):
     job = launch.start(tmp_path, TRAIN, *folder_settings('nowhere'))
     assert job.wait(120) != 0

@@ -187,7 +187,13 @@ def test_nothing_but_these_files_is_written(run, exported):
     assert not list(run.glob('.*.writing'))
 
 
-@pytest.mark.parametrize(('name', 'size'), FAMILIES, ids=[name for name, _ in FAMILIES])
+@pytest.mark.parametrize(
+    ('name', 'size'),
+    [
+        pytest.param(name, size, id=name, marks=[pytest.mark.slow] if size > 8 else [])
+        for name, size in FAMILIES
+    ],
+)
 def test_every_family_says_the_same_for_any_batch_once_exported(tmp_path, name, size):
     model = a_file(tmp_path / 'weights.pdparams', name)
     export_file(tmp_path / 'weights.pdparams', name, size, tmp_path / 'out', onnx=HAS_CONVERTER)

@@ -45,7 +45,7 @@ def npu(tmp_path_factory):
 def trained(npu, tmp_path_factory):
     """The beginning of the quick start on either device: {device: (run folder, process)}."""
     folder = tmp_path_factory.mktemp('trained')
-    short = (*QUICKSTART, 'train.max_steps=8', 'train.save_every_steps=5')
+    short = (*QUICKSTART, 'train.max_steps=8', 'train.save_every_steps=5', 'data.batch_size=16')
     short = (*short, 'train.cpu_conv=paddle')  # the npu's kernels are these
     result = {}
     for device, script in (('cpu', LIKE_NPU), ('npu', TRAIN)):

@@ -213,7 +213,7 @@ def nobody() -> dict[str, object]:
 @pytest.mark.parametrize(
     'user',
     [
-        'with a home that cannot be made',
+        pytest.param('with a home that cannot be made', marks=pytest.mark.slow),
         'with the home of another',
         pytest.param('without', marks=pytest.mark.slow),
     ],

@@ -370,6 +370,7 @@ def assert_same_results(ours, wanted):
     assert ours[1] == pytest.approx(wanted[1], rel=0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_train_py_has_the_losses_of_the_host(tmp_path):
     found = []
     for where, folder in (('false', tmp_path / 'host'), ('true', tmp_path / 'device')):

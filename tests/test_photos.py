@@ -671,7 +671,14 @@ def wait_for_line(process: subprocess.Popen, pattern: str) -> None:
     raise AssertionError(f'it ended without {pattern!r}: {process.stderr.read()}')
 
 
-@pytest.mark.parametrize('signals', ['SIGINT', 'SIGTERM', 'SIGINT twice'])
+@pytest.mark.parametrize(
+    'signals',
+    [
+        'SIGTERM',
+        pytest.param('SIGINT', marks=pytest.mark.slow),
+        pytest.param('SIGINT twice', marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_ends_training_and_every_reader_in_seconds(tmp_path, signals):
     """In the middle of reading: most of the time goes into decoding large PNGs."""
     picture_files.write_set(tmp_path / 'set', train=2)
