@@ -459,9 +459,9 @@ def test_eval_without_arguments_of_its_own_finds_run_of_the_config(finished, her
     assert 'total:80' in result.stdout
 
 
-def test_eval_of_best_and_of_a_lone_copy_of_it_agree(finished, command, here, tmp_path):
+def test_eval_of_best_and_of_a_lone_copy_of_it_agree(finished, here, tmp_path):
     run, _ = finished
-    inside = command('eval.py', '-w', str(run / 'best.pdparams'))
+    inside = here('eval.py', '-w', str(run / 'best.pdparams'))
     lone = tmp_path / 'copy.pdparams'
     lone.write_bytes((run / 'best.pdparams').read_bytes())
     outside = here('eval.py', '-c', str(run / 'config.yaml'), '-w', str(lone))

@@ -707,7 +707,7 @@ def runs(tmp_path_factory):
     """Eight steps of the quick start by name, once each: (run folder, losses)"""
     folder = tmp_path_factory.mktemp('runs')
     quick = str(REPOSITORY / 'configs' / 'quickstart.yaml')
-    settings = ('train.max_steps=8', 'train.log_every=1', 'optimizer.lr=0.01')
+    settings = ('train.max_steps=8', 'train.log_every=1', 'optimizer.lr=0.01', 'data.batch_size=16')
 
     @functools.cache
     def run_of(name):

@@ -11,7 +11,7 @@ import time
 import pytest
 from conftest import REPOSITORY
 
-# A loop as in train.py, whose steps take 50 ms, and which then saves for a second.
+# A loop as in train.py, whose steps take 50 ms, and which then saves for 0.6 s.
 LOOP = """
 import sys, time
 from engine.errors import Stopped
@@ -26,11 +26,11 @@ try:
                 stop.check()
         except Stopped as signal:
             print(f'stopped by {signal}', flush=True)
-            time.sleep(1)
+            time.sleep(0.6)
             print('saved', flush=True)
             raise
 except Stopped:
-    time.sleep(0.5)
+    time.sleep(0.3)
     print('end', flush=True)
     sys.exit(75)
 """
