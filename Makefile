@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BENCH  ?= .venv-bench
 OLDEST ?= .venv-oldest
-TWO    := -n 2 --dist loadfile    # two files of tests at a time
+FILES  := -n 3 --dist loadfile    # three files of tests at a time, for two cores: many wait
 
 .PHONY: quickstart test test-oldest test-slow test-page lint bench clean
 
@@ -11,14 +11,14 @@ quickstart: $(VENV)/user          ## train a small network on real digits, about
 	$(VENV)/bin/python train.py -c configs/quickstart.yaml $(if $(wildcard output/quickstart),--resume)
 
 test: $(VENV)/dev                 ## the tests that need no network, no PyTorch and no data
-	$(VENV)/bin/python -m pytest $(TWO) -m 'not slow and not torch and not browser'
+	$(VENV)/bin/python -m pytest $(FILES) -m 'not slow and not torch and not browser'
 
 # No matter with which Paddle.
 ELSEWHERE := batching benchmarks cifar config cores deploy_pictures download int8 packing peers photos pictures \
 	policies protocol report signals torch_file
 
 test-oldest: $(OLDEST)/ready      ## the same with the oldest Paddle and uvicorn that are supported
-	$(OLDEST)/bin/python -m pytest $(TWO) -m 'not slow and not torch and not browser' $(ELSEWHERE:%=--ignore tests/test_%.py)
+	$(OLDEST)/bin/python -m pytest $(FILES) -m 'not slow and not torch and not browser' $(ELSEWHERE:%=--ignore tests/test_%.py)
 
 test-slow: $(BENCH)/ready         ## the slow ones, and parity with PyTorch
 	$(BENCH)/bin/python -m pytest -m '(slow or torch) and not browser'
