@@ -54,13 +54,17 @@ def keep_matplotlib_out() -> None:
         return
     folder = machine.CACHE / 'matplotlib'
     if not can_be_written(folder):
-        folder = Path(tempfile.mkdtemp(prefix='matplotlib-'))
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        folder = Path(_vanishing('matplotlib-'))
     os.environ['MPLCONFIGDIR'] = str(folder)
 
 
 @functools.cache
 def _folder() -> str:
-    folder = tempfile.mkdtemp(prefix='to_static-')
+    return _vanishing('to_static-')
+
+
+def _vanishing(prefix: str) -> str:
+    """A temporary folder that lasts as long as this process."""
+    folder = tempfile.mkdtemp(prefix=prefix)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
