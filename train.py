@@ -299,7 +299,8 @@ def one_epoch(
         with trainer.evaluated_weights() as model:
             evaluation = evaluate(model, tests, mirror=config.eval.mirror, after_batch=stop.check)
         log.line(evaluation.summary)
-        weights, sha256 = serialised(trainer.weights())
+        if job.RANK == 0:  # which alone saves them
+            weights, sha256 = serialised(trainer.weights())
     record = trainer.end_epoch(evaluation, sha256)
     if job.RANK == 0:
         run.require_ours()
