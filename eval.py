@@ -6,12 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
-from engine import chosen_weights, cli, environment, job, runtime
-from engine.chosen_weights import Weights
+from engine import cli
 from engine.config import Config
 from engine.errors import UserError
 from engine.files import can_be_written
-from engine.run_folder import find_run
+from engine.machine import cpu, devices, processes
+from engine.run import chosen_weights
+from engine.run.chosen_weights import Weights
+from engine.run.folder import find_run
 
 if TYPE_CHECKING:  # these import paddle, which waits until the arguments are known to be good
     from engine.data import DataSet
@@ -20,15 +22,15 @@ if TYPE_CHECKING:  # these import paddle, which waits until the arguments are kn
 
 def main() -> None:
     args = parse_arguments()
-    job.join()
+    processes.join()
     config, path = chosen_weights.settle(args)
     if args.output is not None:
         require_writable(args.output)
     weights = chosen_weights.find_weights(path)
-    environment.prepare_cpu()
-    machine = [environment.describe_cpu(), runtime.start_paddle(config.device)]
+    cpu.prepare_cpu()
+    machine = [cpu.describe_cpu(), devices.start_paddle(config.device)]
     config = chosen_weights.with_their_normalisation(config, weights.content, machine.append)
-    if job.RANK == 0:
+    if processes.RANK == 0:
         print(*machine, sep='\n')
     evaluate(config, weights, args.output)
 
@@ -57,22 +59,23 @@ def require_writable(folder: Path) -> None:
 
 def evaluate(config: Config, weights: Weights, output: Optional[Path]) -> None:
     """Measure, print, and write the report."""
-    from engine import cpu_inference, data, evaluation, models
+    from engine import data, evaluation, models
+    from engine.evaluation import cpu_inference
     from engine.weights import fit_weights
 
     dataset = data.load_data(config, train=False, classes=weights.classes)
     chosen_weights.require_classes(weights, dataset)
-    job.require_same('the data set', dataset.describe)
-    job.require_same('the weights', lambda: weights.sha256)
+    processes.require_same('the data set', dataset.describe)
+    processes.require_same('the weights', lambda: weights.sha256)
     classes = data.class_count(dataset, config.model.num_classes)
     model = models.build(config.model.name, num_classes=classes)
     account = fit_weights(model, weights.content, str(weights.path)).lines()
     batches = data.test_batches(dataset, config)
     computed_by = ''
-    if not runtime.is_accelerator() and config.train.cpu_conv != 'paddle':
+    if not devices.is_accelerator() and config.train.cpu_conv != 'paddle':
         model, computed_by = cpu_inference.compiled(model, data.preparation(config))
     result = evaluation.evaluate(model, batches, mirror=config.eval.mirror)
-    if job.RANK:
+    if processes.RANK:
         return
     if computed_by:
         print(f'network: {computed_by}')
@@ -97,7 +100,8 @@ def write_report(
     folder: Path,
 ) -> None:
     """The table of classes on the console, everything else in a folder."""
-    from engine import fonts, report
+    from engine.evaluation import report
+    from engine.plots import fonts
 
     matrix = report.confusion_matrix(result, classes)
     names = dataset.classes + [str(i) for i in range(len(dataset.classes), classes)]

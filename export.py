@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, Optional
 
-from engine import chosen_weights, cli, environment, int8, job, onnx_model, runtime, triton
-from engine.chosen_weights import Weights
+from engine import cli
 from engine.config import Config
 from engine.errors import UserError
-from engine.exported_folder import (
+from engine.export import int8, onnx_model, triton
+from engine.export.exported_folder import (
     DESCRIPTION,
     FORMATS,
     ONNX,
@@ -24,7 +24,10 @@ from engine.exported_folder import (
     require_new,
     written_aside,
 )
-from engine.run_folder import find_run
+from engine.machine import cpu, devices, processes
+from engine.run import chosen_weights
+from engine.run.chosen_weights import Weights
+from engine.run.folder import find_run
 
 if TYPE_CHECKING:  # these import paddle, or are missing, which is checked first
     import numpy as np
@@ -34,7 +37,7 @@ if TYPE_CHECKING:  # these import paddle, or are missing, which is checked first
 
 def main() -> None:
     args = parse_arguments()
-    if job.WORLD > 1:
+    if processes.WORLD > 1:
         raise UserError('one process exports: start export.py without paddle.distributed.launch')
     config, path = chosen_weights.settle(args)
     output = args.output or default_output(config, path)
@@ -50,9 +53,9 @@ def main() -> None:
     weights = chosen_weights.find_weights(path)
     config = chosen_weights.with_their_normalisation(config, weights.content, print)
     os.environ.setdefault('GLOG_minloglevel', '2')  # paddle.jit.save warns of what is no harm
-    environment.prepare_cpu()
-    device = runtime.start_paddle(config.device)
-    print(environment.describe_cpu(), device, sep='\n')
+    cpu.prepare_cpu()
+    device = devices.start_paddle(config.device)
+    print(cpu.describe_cpu(), device, sep='\n')
     calibration = load_calibration(config, weights) if args.int8 else None
     export(
         config,
@@ -153,8 +156,9 @@ def export(
     repository: Optional[Path] = None,
 ) -> None:
     """Write the graph, its description and Triton's folder: verified and all, or nothing."""
-    from engine import data, models, static_model
-    from engine.photographs import photographs
+    from engine import data, models
+    from engine.export import static_model
+    from engine.export.photographs import photographs
     from engine.weights import fit_weights
 
     view, classes = data.preparation(config), class_names(config, weights)
@@ -205,7 +209,7 @@ def feeding(view: Preparation, *, uint8: bool) -> Callable[[np.ndarray], np.ndar
     """From uint8 [N, 3, size, size] to what the graph takes."""
     import numpy as np
 
-    from engine.data.augment import normalise
+    from engine.data.augmentation import normalise
 
     if uint8:
         return lambda pixels: np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))

@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
-from engine import cli, console, environment, job, runtime, support
-from engine.checkpoint import Snapshot, serialised
-from engine.chosen_weights import with_their_normalisation
+from engine import cli, console
 from engine.config import Config, chosen, differences, to_dict, to_yaml
 from engine.errors import Diverged, Stopped, UserError
 from engine.files import sha256_of, write_atomically
-from engine.run_folder import RunFolder, read_snapshot
+from engine.machine import cpu, devices, processes, support
+from engine.run.checkpoint import Snapshot, serialised
+from engine.run.chosen_weights import with_their_normalisation
+from engine.run.folder import RunFolder, read_snapshot
 from engine.weights import Converted, read_weights
 
 if TYPE_CHECKING:  # these import paddle, which waits until the arguments are known to be good
@@ -24,23 +25,23 @@ if TYPE_CHECKING:  # these import paddle, which waits until the arguments are kn
 
     from engine.data import DataSet
     from engine.data.batches import Batches
-    from engine.log import Log
-    from engine.loop import Trainer
-    from engine.signals import StopSignals
+    from engine.machine.signals import StopSignals
+    from engine.run.log import Log
+    from engine.training.trainer import Trainer
 
 
 def main() -> None:
     console.outlive()
     args = parse_arguments()
-    job.join()
+    processes.join()
     config = settle_config(args)
     run = RunFolder(Path(config.output.dir))
-    if job.RANK == 0:
+    if processes.RANK == 0:
         run.require_free()
         if args.resume is None:
             run.require_new()
-    settings = environment.prepare_cpu()
-    device = runtime.start_paddle(config.device)
+    settings = cpu.prepare_cpu()
+    device = devices.start_paddle(config.device)
     log = open_log(config, settings, [device, *support.check(config)])
     train(config, run, args.resume, log)
 
@@ -67,10 +68,10 @@ def settle_config(args: argparse.Namespace) -> Config:
 def open_log(config: Config, settings: str, machine: list[str]) -> Log:
     """The log, which begins with what computes."""
     from engine import cpu_conv
-    from engine.log import Log, Silence
+    from engine.run.log import Log, Silence
 
-    log = Log() if job.RANK == 0 else Silence()
-    log.line(environment.describe_cpu(onednn=cpu_conv.choose(config)[0] is not None))
+    log = Log() if processes.RANK == 0 else Silence()
+    log.line(cpu.describe_cpu(onednn=cpu_conv.choose(config)[0] is not None))
     log.note(settings)
     for text in machine:
         log.line(text)
@@ -79,13 +80,16 @@ def open_log(config: Config, settings: str, machine: list[str]) -> Log:
 
 def train(config: Config, run: RunFolder, resume: Optional[str], log: Log) -> None:
     """Set everything up, train, and say what to do next."""
-    from engine import data, memory
-    from engine.loop import Trainer
+    from engine import data
+    from engine.training import memory
+    from engine.training.trainer import Trainer
 
-    runtime.seed_everything(config.seed)
+    devices.seed_everything(config.seed)
     snapshot = find_snapshot(run, resume, log) if resume is not None else None
     config, pretrained = start_from(config, snapshot, log)
-    tell = log.line if job.RANK == 0 else print  # bad files are named by the rank that reads them
+    tell = (
+        log.line if processes.RANK == 0 else print
+    )  # bad files are named by the rank that reads them
     dataset = data.load_data(config, tell=tell)
     batches, tests = data.train_batches(dataset, config), data.test_batches(dataset, config)
     require_same(config, dataset, snapshot)
@@ -101,7 +105,7 @@ def train(config: Config, run: RunFolder, resume: Optional[str], log: Log) -> No
     images = len(batches.images)
     memory.check(trainer.model, trainer.precision, config, images=images, tell=log.line)
     with contextlib.closing(run):
-        if job.RANK == 0:
+        if processes.RANK == 0:
             run.open(config, dataset.classes, new=resume is None)
             if trainer.progress.best_epoch is not None:
                 bring_back_best(trainer, run, log)
@@ -119,9 +123,9 @@ def train(config: Config, run: RunFolder, resume: Optional[str], log: Log) -> No
 
 def require_same(config: Config, dataset: DataSet, snapshot: Optional[Snapshot]) -> None:
     """UserError unless all processes, perhaps on several machines, start from the same."""
-    job.require_same('the config', lambda: describe_config(config))
-    job.require_same('the data set', dataset.describe)
-    job.require_same('the checkpoint', lambda: snapshot.describe() if snapshot else 'none')
+    processes.require_same('the config', lambda: describe_config(config))
+    processes.require_same('the data set', dataset.describe)
+    processes.require_same('the checkpoint', lambda: snapshot.describe() if snapshot else 'none')
 
 
 def describe_config(config: Config) -> str:
@@ -144,7 +148,7 @@ def build_model(
     settings = config.model
     classes = data.class_count(dataset, settings.num_classes)
     onednn_dtype, about_it = cpu_conv.choose(config)
-    job.require_same('what computes convolutions', lambda: str(onednn_dtype))
+    processes.require_same('what computes convolutions', lambda: str(onednn_dtype))
     model = models.build(
         settings.name,
         num_classes=classes,
@@ -174,9 +178,9 @@ def build_model(
 
 def describe_step(config: Config, batches: Batches, images: int) -> str:
     """How many of the images make a step, and what that does to the learning rate."""
-    from engine.schedule import lr_factor
+    from engine.training.schedule import lr_factor
 
-    factors = [(job.WORLD, 'processes'), (config.train.accumulate, 'accumulated')]
+    factors = [(processes.WORLD, 'processes'), (config.train.accumulate, 'accumulated')]
     made_of = ''.join(f' x {count} {what}' for count, what in factors if count > 1)
     text = f'step: {batches.together} images'
     text += f' ({config.data.batch_size}{made_of})' if made_of else ''
@@ -222,7 +226,7 @@ def find_snapshot(run: RunFolder, resume: str, log: Log) -> Optional[Snapshot]:
         return snapshot
     if resume:
         raise UserError(f'--resume {path}: neither a checkpoint nor a run folder with a sound one')
-    if job.RANK == 0 and not run.config_file.exists():
+    if processes.RANK == 0 and not run.config_file.exists():
         run.require_new()
     log.line(f'resume: no checkpoint in {run.path}; starting from the beginning')
     return None
@@ -235,7 +239,7 @@ def restore(trainer: Trainer, snapshot: Snapshot, run: RunFolder, log: Log) -> N
     for line in differences(snapshot.state['config'], to_dict(trainer.config)):
         log.line(f'resume: the config has changed: {line}')
     if run.path.resolve() not in snapshot.path.resolve().parents:  # the beginning of another run
-        if job.RANK == 0:
+        if processes.RANK == 0:
             run.require_new()
         trainer.progress.forget_best()
     log.line(f'resume: going on from {snapshot.path}, step {trainer.step}')
@@ -257,7 +261,7 @@ def bring_back_best(trainer: Trainer, run: RunFolder, log: Log) -> None:
 
 def fit(trainer: Trainer, tests: Batches, run: RunFolder, log: Log) -> None:
     """The epochs that remain. A signal saves and raises Stopped."""
-    from engine.signals import StopSignals
+    from engine.machine.signals import StopSignals
 
     with StopSignals() as stop:
         try:
@@ -277,7 +281,7 @@ def one_epoch(
 ) -> None:
     """Train, evaluate, record, save: in an order in which a kill loses nothing."""
     from engine.evaluation import evaluate
-    from engine.loop import is_due
+    from engine.training.trainer import is_due
 
     config, epoch, last = trainer.config, trainer.progress.epoch, trainer.last_epoch
 
@@ -285,7 +289,7 @@ def one_epoch(
         every = config.train.save_every_steps
         if every and trainer.step % every == 0 and trainer.inside_epoch:
             save(trainer, run)
-        if collected or runtime.agreeing_is_cheap():
+        if collected or devices.agreeing_is_cheap():
             stop.check()
 
     log.epoch_starts(trainer)
@@ -299,10 +303,10 @@ def one_epoch(
         with trainer.evaluated_weights() as model:
             evaluation = evaluate(model, tests, mirror=config.eval.mirror, after_batch=stop.check)
         log.line(evaluation.summary)
-        if job.RANK == 0:  # which alone saves them
+        if processes.RANK == 0:  # which alone saves them
             weights, sha256 = serialised(trainer.weights())
     record = trainer.end_epoch(evaluation, sha256)
-    if job.RANK == 0:
+    if processes.RANK == 0:
         run.require_ours()
         if record['best_epoch'] == epoch:
             write_atomically(run.best_file, lambda file: file.write(weights))
@@ -314,11 +318,11 @@ def one_epoch(
 def save(trainer: Trainer, run: RunFolder) -> None:
     """All processes take the snapshot, and the first one writes it while the others wait."""
     snapshot = trainer.snapshot()
-    if job.RANK == 0:
+    if processes.RANK == 0:
         run.require_ours()
         trainer.log.flush()
         run.checkpoints(keep=trainer.config.train.keep).save(trainer.progress.name, snapshot)
-    job.wait_for_all()
+    processes.wait_for_all()
 
 
 def say_what_next(trainer: Trainer, run: RunFolder, log: Log) -> None:

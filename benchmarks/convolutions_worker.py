@@ -8,7 +8,7 @@ from typing import Any, Callable
 
 from benchmarks.paddle_step import build
 from benchmarks.processes import Answer, serve, steps
-from engine import environment, runtime
+from engine.machine import cpu, devices
 from engine.models import parse
 
 
@@ -37,8 +37,8 @@ class Shape:
 
 
 def main() -> None:
-    environment.prepare_cpu()
-    runtime.start_paddle('cpu')
+    cpu.prepare_cpu()
+    devices.start_paddle('cpu')
     from engine import cpu_conv
 
     assert cpu_conv.unavailable() is None, cpu_conv.unavailable()

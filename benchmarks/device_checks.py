@@ -14,8 +14,9 @@ from typing import Any, Callable
 
 import numpy as np
 
-from engine import environment, job, models, runtime, support
+from engine import models
 from engine.config import Config, load_config
+from engine.machine import cpu, devices, processes, support
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STEPS = 10
@@ -30,8 +31,8 @@ KERNELS = (
 
 
 def start(device: str) -> str:
-    environment.prepare_cpu()
-    return runtime.start_paddle(device)
+    cpu.prepare_cpu()
+    return devices.start_paddle(device)
 
 
 def describe(device: str) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def describe(device: str) -> dict[str, Any]:
     import paddle
     from paddle.nn import functional as F
 
-    kind = runtime.device_kind()
+    kind = devices.device_kind()
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 512, 512))
     product = paddle.matmul(*(paddle.to_tensor(x.astype(np.float32)) for x in (a, b)))
@@ -80,7 +81,7 @@ def describe(device: str) -> dict[str, Any]:
 def kernels(device: str) -> dict[str, list[str]]:
     """Of the device, what `registered` says."""
     start(device)
-    return registered(runtime.device_kind())
+    return registered(devices.device_kind())
 
 
 def registered(kind: str) -> dict[str, list[str]]:
@@ -102,7 +103,7 @@ def losses(
     device: str, overrides: list[str], networks: list[str], side: int, batch: int, lacking: bool
 ) -> dict[str, Any]:
     """{network: losses of ten steps} from weights and images that depend on nothing but NumPy;
-    without `lacking`, also what engine.support says that the device cannot do."""
+    without `lacking`, also what engine.machine.support says that the device cannot do."""
     if not lacking:
         support.LACKING = {}
     start(device)
@@ -124,8 +125,8 @@ def losses(
 def _train(config: Config) -> tuple[list[float], str]:
     """The losses, and a checksum of the weights."""
     from engine import cpu_conv, data
-    from engine.log import Silence
-    from engine.loop import Trainer
+    from engine.run.log import Silence
+    from engine.training.trainer import Trainer
 
     dataset = data.load_data(config)
     onednn, _ = cpu_conv.choose(config)
@@ -163,14 +164,14 @@ def sync_bn(device: str) -> dict[str, Any]:
 
     paddle.seed(0)
     layer = paddle.nn.SyncBatchNorm(4)
-    means = [np.arange(4) + 10.0 * rank for rank in range(job.WORLD)]
-    batch = np.zeros((8, 4, 3, 3)) + means[job.RANK][:, None, None]
+    means = [np.arange(4) + 10.0 * rank for rank in range(processes.WORLD)]
+    batch = np.zeros((8, 4, 3, 3)) + means[processes.RANK][:, None, None]
     layer(paddle.to_tensor(batch.astype(np.float32)))
     share = 1 - layer._momentum
     return {
         'mean': layer._mean.numpy().tolist(),
         'of all': (share * np.mean(means, axis=0)).tolist(),
-        'of its own': (share * means[job.RANK]).tolist(),
+        'of its own': (share * means[processes.RANK]).tolist(),
     }
 
 
@@ -178,7 +179,7 @@ def logits(device: str, folder: str, engine: str, precision: str, batches: list[
     """{batch size: largest difference from dygraph on the CPU}, of an exported folder, relative to
     the largest logit."""
     sys.path.insert(0, str(REPOSITORY / 'deploy'))
-    environment.prepare_cpu()
+    cpu.prepare_cpu()
     import predictor
 
     found, wanted = {}, np.load(Path(folder) / 'wanted.npz')
@@ -221,10 +222,10 @@ CHECKS: dict[str, Callable[..., Any]] = {
 
 def main() -> None:
     name, arguments, file = sys.argv[1:]
-    job.join()
+    processes.join()
     answer = CHECKS[name](**json.loads(arguments))
-    Path(f'{file}.{job.RANK}').write_text(json.dumps(answer))
-    job.leave(0)
+    Path(f'{file}.{processes.RANK}').write_text(json.dumps(answer))
+    processes.leave(0)
 
 
 if __name__ == '__main__':

@@ -160,7 +160,7 @@ def check_o2(page: Page) -> None:
             raise Failure(f'O2 ends before that shows: {failure}') from None
         page.note('o2', PASS, f'O2 is rightly O1 on npu: {failure}')
     else:
-        page.note('o2', FAIL, 'O2 works here: engine/support.py need not make it O1')
+        page.note('o2', FAIL, 'O2 works here: engine/machine/support.py need not make it O1')
 
 
 def check_same_seed(page: Page) -> None:

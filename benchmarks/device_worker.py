@@ -12,7 +12,8 @@ from typing import Optional
 
 import train
 from benchmarks.processes import Answer, memory_bytes, seconds, serve
-from engine import cli, environment, models, runtime
+from engine import cli, models
+from engine.machine import cpu, devices
 
 TURN_S, TURNS = 1.0, 3
 
@@ -24,8 +25,8 @@ def main() -> None:
 
 def start(device: str) -> Answer:
     """Choose the device as train.py does, and say what it is."""
-    environment.prepare_cpu()
-    runtime.start_paddle(device)
+    cpu.prepare_cpu()
+    devices.start_paddle(device)
     import paddle
 
     kind = paddle.get_device().partition(':')[0]

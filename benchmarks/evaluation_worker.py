@@ -12,14 +12,14 @@ import numpy as np
 
 from benchmarks.evaluation import OURS, OWN, RIVAL
 from benchmarks.processes import Answer, seconds, serve
-from engine import environment, runtime
 from engine.config import load_config
+from engine.machine import cpu, devices
 
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
-    environment.prepare_cpu()
-    runtime.start_paddle('cpu')
+    cpu.prepare_cpu()
+    devices.start_paddle('cpu')
     serve({'measure': measuring(**settings)})
 
 
@@ -28,7 +28,9 @@ def measuring(
 ) -> Callable[[], Answer]:
     """images/s of each, one after the other; each has had its first batch."""
     from benchmarks import serving_worker
-    from engine import cpu_inference, data, evaluation, models, static_model
+    from engine import data, evaluation, models
+    from engine.evaluation import cpu_inference
+    from engine.export import static_model
 
     chosen = [f'model.name={model}', f'eval.batch_size={batch}', f'data.num_images={images}']
     chosen += ['data.name=synthetic', f'data.image_size={side}']

@@ -12,8 +12,9 @@ from typing import Any, Callable, Iterator, Optional
 from unittest import mock
 
 from benchmarks.processes import Answer, memory_bytes, seconds, serve, steps
-from engine import environment, job, models, runtime
+from engine import models
 from engine.config import Optimizer
+from engine.machine import cpu, devices, processes
 from engine.models import parse
 
 OLDER_PORT = 'older port'
@@ -24,8 +25,8 @@ ONEDNN = 'oneDNN '
 def main() -> None:
     settings = json.loads(sys.argv[1])
     if settings.get('conv') != OLDER_PORT:
-        environment.prepare_cpu()
-    runtime.start_paddle('cpu')
+        cpu.prepare_cpu()
+    devices.start_paddle('cpu')
     step = make_step(**settings)
     before = memory_bytes('VmRSS')
     serve(
@@ -58,9 +59,9 @@ def make_step(
     import paddle
 
     from engine import cpu_conv
-    from engine.optim import cross_entropy, make_optimizer
+    from engine.training.optimizers import cross_entropy, make_optimizer
 
-    runtime.seed_everything(0)
+    devices.seed_everything(0)
     layout = 'NHWC' if conv == 'onednn' else 'NCHW'
     network = build(model, dropout=dropout, data_format=layout)
     if conv == 'onednn':
@@ -68,14 +69,14 @@ def make_step(
         cpu_conv.accelerate(network, dtype)
     elif conv == OLDER_PORT:
         give_convolutions_biases(network)
-    forward = runtime.distribute(network)
+    forward = devices.distribute(network)
     optimizer = make_optimizer(network, Optimizer(nesterov=True))
     side = side or parse(model).image_size
-    images = paddle.randn([batch // job.WORLD, 3, side, side])
-    labels = paddle.randint(0, 10, [batch // job.WORLD])
+    images = paddle.randn([batch // processes.WORLD, 3, side, side])
+    labels = paddle.randint(0, 10, [batch // processes.WORLD])
 
     def step() -> None:
-        with contextlib.nullcontext() if averaging else runtime.without_averaging(forward):
+        with contextlib.nullcontext() if averaging else devices.without_averaging(forward):
             cross_entropy(forward(images), labels).backward()
         optimizer.step()
         optimizer.clear_grad()

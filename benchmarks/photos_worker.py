@@ -14,12 +14,12 @@ import simplejpeg
 from PIL import Image
 
 from benchmarks.processes import Answer, seconds, serve
-from engine import environment, runtime
 from engine.data import IMAGENET_MEAN, IMAGENET_STD, packing
 from engine.data.batches import Batches
-from engine.data.folder import Files, walk
 from engine.data.photos import PhotoBatches, Photos
 from engine.data.pictures import EvalView, TrainView
+from engine.data.sources.folder import Files, walk
+from engine.machine import cpu, devices
 
 SIZE, RESIZE = 224, 256
 EPOCH = 600  # images: as in a real one, its first batches hardly count
@@ -27,8 +27,8 @@ EPOCH = 600  # images: as in a real one, its first batches hardly count
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
-    environment.prepare_cpu()
-    runtime.start_paddle('cpu')
+    cpu.prepare_cpu()
+    devices.start_paddle('cpu')
     scratch = Path(settings['scratch'])
     folder = Path(settings['photos']) if settings['photos'] else make_photos(scratch / 'made')
     packed = scratch / 'packed'

@@ -10,18 +10,18 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.processes import Answer, seconds, serve
-from engine import environment, runtime
-from engine.data.augment import Augmentation
+from engine.data.augmentation import Augmentation
 from engine.data.batches import ArrayBatches, Images
-from engine.data.cifar_layouts import VARIANTS
+from engine.data.sources.cifar_layouts import VARIANTS
+from engine.machine import cpu, devices
 
 VISION_IMAGES = 1024  # paddle.vision is measured on so many: it takes the same time for each
 
 
 def main() -> None:
     count = json.loads(sys.argv[1])['images']
-    environment.prepare_cpu()
-    runtime.start_paddle('cpu')
+    cpu.prepare_cpu()
+    devices.start_paddle('cpu')
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (count, 3, 32, 32), np.uint8)
     images = Images(pixels, rng.integers(0, 10, count))

@@ -28,8 +28,8 @@ from engine.config import Config, chosen
 from engine.data.batches import Batches
 from engine.errors import UserError
 from engine.models import parse
-from engine.run_folder import load_run_config
-from engine.schedule import lr_factor, make_schedule
+from engine.run.folder import load_run_config
+from engine.training.schedule import lr_factor, make_schedule
 
 NOT_HERE = {
     'model': ('init', 'zero_init_last_bn', 'pretrained'),
@@ -40,7 +40,7 @@ NOT_HERE = {
 
 
 class Averaged:
-    """As engine.optim.AveragedWeights."""
+    """As engine.training.optimizers.AveragedWeights."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._own = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional, Sequence
 
 from engine import config as configs
-from engine import console, failures, home, job, settings
+from engine import console
+from engine.config import reading
 from engine.errors import EXIT_DIVERGED, EXIT_STOPPED, EXIT_USER, Diverged, Stopped, UserError
-from engine.run_folder import find_run, is_checkpoint, load_run_config
+from engine.machine import failures, home, processes
+from engine.run.folder import find_run, is_checkpoint, load_run_config
 from installation import TRAINING, require
 
 EXIT_PIPE = 141  # what a shell says of a program that SIGPIPE has ended; Windows has none
@@ -56,7 +58,7 @@ class Parser(argparse.ArgumentParser):
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=settings.WIDTH)
+        super().__init__(prog, width=reading.WIDTH)
 
 
 class ConfigParser(Parser):
@@ -119,10 +121,10 @@ class ConfigParser(Parser):
         if near:
             return f'{unknown}; did you mean {near[0]}?'
         name = option.lstrip('-').replace('-', '_')
-        keys = list(settings.leaves(configs.Config))
+        keys = list(reading.leaves(configs.Config))
         if name in keys:
             return f'{word}: config keys follow -o: write -o {shlex.quote(f"{name}={value}")}'
-        hint = settings.hint(name, keys)
+        hint = reading.hint(name, keys)
         meant = hint.rpartition('did you mean ')[2].rstrip('?')
         if meant in keys:
             return f'{unknown}: write -o {meant}={_if_fitting(meant, value)}'
@@ -142,8 +144,8 @@ class ConfigParser(Parser):
 def _if_fitting(name: str, value: str) -> str:
     """The value as one of that key, or ... where it cannot be one (--use_gpu True)."""
     try:
-        key, setting = settings.read_override(f'{name}={value}', configs.Config)
-        settings.build(configs.Config, {key: setting})
+        key, setting = reading.read_override(f'{name}={value}', configs.Config)
+        reading.build(configs.Config, {key: setting})
     except UserError:
         return '...'
     return shlex.quote(value)
@@ -196,12 +198,12 @@ def run(main: Callable[[], None]) -> None:
         with failures.translated():
             home.keep_matplotlib_out()
             main()
-        job.leave(0)
+        processes.leave(0)
     except (UserError, Diverged) as error:
         _end(f'{_program()}: {error}', EXIT_USER if isinstance(error, UserError) else EXIT_DIVERGED)
     except Stopped as error:  # as all processes do
         print(f'{_program()}: {error}', file=sys.stderr)
-        job.leave(0)
+        processes.leave(0)
         sys.exit(EXIT_STOPPED)
     except BrokenPipeError:  # `eval.py | head`: the reader has gone, which is no error of ours
         sys.stderr.close()
@@ -211,14 +213,14 @@ def run(main: Callable[[], None]) -> None:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in REFUSALS:
             _end(f'{_program()}: {error.filename or "writing"}: {error.strerror}', EXIT_USER)
-        job.wait_for_losses()
-        job.leave(1, f'{_program()} failed: {type(error).__name__}, see its log')
+        processes.wait_for_losses()
+        processes.leave(1, f'{_program()} failed: {type(error).__name__}, see its log')
         raise
 
 
 def _end(text: str, code: int) -> NoReturn:
     print(text, file=sys.stderr)
-    job.leave(code, text)
+    processes.leave(code, text)
     sys.exit(code)
 
 

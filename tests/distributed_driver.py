@@ -21,7 +21,8 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from engine import cli, environment, job, runtime, support  # noqa: E402
+from engine import cli  # noqa: E402
+from engine.machine import cpu, devices, processes, support  # noqa: E402
 
 HELD_UP_S = 40.0  # gloo gives up after 30
 
@@ -46,10 +47,10 @@ def course(*settings: str, frozen: bool, kind: str = 'Trainer') -> dict[str, Any
 
     from engine import data, models
     from engine.config import load_config
-    from engine.log import Silence
+    from engine.run.log import Silence
 
     config = load_config(REPOSITORY / 'configs' / 'quickstart.yaml', [*SMALL, *settings])
-    runtime.seed_everything(config.seed)
+    devices.seed_everything(config.seed)
     dataset = data.load_data(config)
     batches = data.train_batches(dataset, config)
     model = models.build(config.model.name, num_classes=len(dataset.classes))
@@ -76,13 +77,13 @@ def course(*settings: str, frozen: bool, kind: str = 'Trainer') -> dict[str, Any
 
 def trainers() -> dict[str, Any]:
     """The trainer, and the trainers with a fault each that a comparison must notice."""
-    from engine.loop import Trainer
+    from engine.training.trainer import Trainer
 
     class Summing(Trainer):
         """The sum of the processes' gradients instead of their mean."""
 
         def _forward_backward(self, batch, share, *, last):
-            return super()._forward_backward(batch, share * job.WORLD, last=last)
+            return super()._forward_backward(batch, share * processes.WORLD, last=last)
 
     class Sharing(Trainer):
         """Every process's mean counts alike, however many images it is of."""
@@ -94,7 +95,7 @@ def trainers() -> dict[str, Any]:
         """Every process takes its own gradients."""
 
         def _forward_backward(self, batch, share, *, last):
-            with runtime.without_averaging(self._forward):
+            with devices.without_averaging(self._forward):
                 return super()._forward_backward(batch, share, last=last)
 
     class Doubling(Trainer):
@@ -125,7 +126,7 @@ def recording(kind: Any) -> Any:
 def of_each(*settings: str) -> tuple[str, ...]:
     """The same settings with data.batch_size shared out among the processes and the parts."""
     values = dict(text.split('=') for text in settings)
-    parts = int(values.get('train.accumulate', '1')) * job.WORLD
+    parts = int(values.get('train.accumulate', '1')) * processes.WORLD
     values['data.batch_size'] = str(int(values['data.batch_size']) // parts)
     return tuple(f'{key}={value}' for key, value in values.items())
 
@@ -154,19 +155,19 @@ COURSES: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def compare(folder: Path, names: list[str]) -> None:
-    job.join()
-    environment.prepare_cpu()
-    runtime.start_paddle('cpu')
+    processes.join()
+    cpu.prepare_cpu()
+    devices.start_paddle('cpu')
     from paddle.distributed import fleet
 
     group = fleet.get_hybrid_communicate_group().get_data_parallel_group()
     for name in names:
-        np.savez(folder / f'{name}.{job.RANK}.npz', group=group.id, **COURSES[name]())
+        np.savez(folder / f'{name}.{processes.RANK}.npz', group=group.id, **COURSES[name]())
 
 
 def hold_up(rank: int, why: str) -> None:
     """Make one process late."""
-    if rank == job.RANK:
+    if rank == processes.RANK:
         print(f'held up: {why}', flush=True)
         time.sleep(HELD_UP_S)
 
@@ -186,23 +187,23 @@ def before(owner: Any, name: str, first: Callable[[], None]) -> None:
 
 def record_rows() -> None:
     """Each process writes down what it trained on: [epoch, batch, rows], a line a step."""
-    from engine import loop
+    from engine.training import trainer
 
-    kind, file = loop.Trainer, Path(os.environ['ROWS'])
+    kind, file = trainer.Trainer, Path(os.environ['ROWS'])
 
     class Recording(kind):
         def _train_step(self, batch):
             super()._train_step(batch)
             line = json.dumps([self.progress.epoch, self.progress.batch, batch.rows.tolist()])
-            with file.with_name(f'{file.name}.{job.RANK}').open('a') as lines:
+            with file.with_name(f'{file.name}.{processes.RANK}').open('a') as lines:
                 lines.write(f'{line}\n')
 
-    loop.Trainer = Recording
+    trainer.Trainer = Recording
 
 
 def late_at_start() -> None:
     """One process imports paddle late, as from a slow network disk."""
-    before(runtime, 'start_paddle', lambda: hold_up(1, 'start'))
+    before(devices, 'start_paddle', lambda: hold_up(1, 'start'))
 
 
 def late_data() -> None:
@@ -214,23 +215,23 @@ def late_data() -> None:
 
 def late_save() -> None:
     """The disk is slow."""
-    from engine.checkpoint import Checkpoints
+    from engine.run.checkpoint import Checkpoints
 
     before(Checkpoints, 'save', lambda: hold_up(0, 'save'))
 
 
 def late_step() -> None:
     """One process takes long for a step, and comes late to the average of the gradients."""
-    from engine import loop
+    from engine.training import trainer
 
-    before(loop.Trainer, '_train_step', lambda: hold_up(1, 'step'))
+    before(trainer.Trainer, '_train_step', lambda: hold_up(1, 'step'))
 
 
 def late_snapshot() -> None:
     """One process comes late to the snapshot, whose sums and averages are collectives."""
-    from engine import loop
+    from engine.training import trainer
 
-    before(loop.Trainer, 'snapshot', lambda: hold_up(0, 'snapshot'))
+    before(trainer.Trainer, 'snapshot', lambda: hold_up(0, 'snapshot'))
 
 
 def late_evaluation() -> None:
@@ -241,7 +242,7 @@ def late_evaluation() -> None:
 
 def other_root() -> None:
     """The data lie elsewhere on this machine."""
-    if job.RANK == 1:
+    if processes.RANK == 1:
         sys.argv += ['-o', 'data.root=nowhere']
 
 
@@ -251,7 +252,7 @@ def other_root_seen_late() -> None:
     def search() -> None:
         from engine import data
 
-        before(data, 'load_data', lambda: time.sleep(6.0 * job.RANK))
+        before(data, 'load_data', lambda: time.sleep(6.0 * processes.RANK))
 
     other_root()
     before(support, 'check', search)
@@ -259,15 +260,15 @@ def other_root_seen_late() -> None:
 
 def bug() -> None:
     """One process meets a bug, in the middle of an epoch."""
-    from engine import loop
+    from engine.training import trainer
 
-    class Faulty(loop.Trainer):
+    class Faulty(trainer.Trainer):
         def _train_step(self, batch):
-            if job.RANK == 1 and self.step == 2:
+            if processes.RANK == 1 and self.step == 2:
                 raise RuntimeError('a bug of ours')
             super()._train_step(batch)
 
-    loop.Trainer = Faulty
+    trainer.Trainer = Faulty
 
 
 def stopped_in_evaluation() -> None:
@@ -279,14 +280,14 @@ def stopped_in_evaluation() -> None:
 
 def slowly() -> None:
     """Steps of a fifth of a second, so that there is time to act in the middle of an epoch."""
-    from engine import loop
+    from engine.training import trainer
 
-    class Slow(loop.Trainer):
+    class Slow(trainer.Trainer):
         def _train_step(self, batch):
             time.sleep(0.2)
             super()._train_step(batch)
 
-    loop.Trainer = Slow
+    trainer.Trainer = Slow
 
 
 # Those in the first group act before paddle is imported, the others when it has started.

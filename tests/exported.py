@@ -18,12 +18,13 @@ import numpy as np
 import paddle
 import yaml
 
-from engine import models, onnx_model, static_model
-from engine.chosen_weights import Weights
+from engine import models
 from engine.config import Config, load_config
 from engine.data import preparation
-from engine.exported_folder import DESCRIPTION, describe
+from engine.export import onnx_model, static_model
+from engine.export.exported_folder import DESCRIPTION, describe
 from engine.files import sha256_of
+from engine.run.chosen_weights import Weights
 from engine.weights import Converted, load_weights, write_arrays
 
 RECIPE = Path(__file__).resolve().parent.parent / 'configs' / 'resnext50_32x4d_imagenet.yaml'

@@ -11,8 +11,10 @@ import yaml
 from conftest import REPOSITORY
 from paddle import inference, nn
 
-from engine import chosen_weights, data, models, onnx_model
+from engine import data, models
 from engine.config import load_config
+from engine.export import onnx_model
+from engine.run import chosen_weights
 from engine.weights import load_weights, write_arrays
 from export import export
 

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from engine.data.augment import (
+from engine.data.augmentation import (
     Augmentation,
     crop_and_flip,
     cutout,

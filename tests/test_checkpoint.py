@@ -17,10 +17,10 @@ from typing import Callable, Optional
 import numpy as np
 import pytest
 
-from engine import checkpoint
-from engine.checkpoint import Checkpoints, Snapshot, load
 from engine.errors import Diverged, UserError
 from engine.files import write_atomically
+from engine.run import checkpoint
+from engine.run.checkpoint import Checkpoints, Snapshot, load
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ['model.pdparams', 'optimizer.pdopt', 'ema.pdparams', 'state.json', 'manifest.json']
@@ -420,7 +420,7 @@ PREAMBLE = f"""
 import os, sys
 import numpy as np
 sys.path.insert(0, {str(ROOT)!r})
-from engine.checkpoint import Checkpoints, Snapshot
+from engine.run.checkpoint import Checkpoints, Snapshot
 from engine.errors import UserError
 from engine.files import write_atomically
 

@@ -17,8 +17,8 @@ import pytest
 from cifar_files import CIFAR10_NAMES, Part, python2_pickle, small_cifar
 
 from engine import safe_pickle
-from engine.data import cifar
-from engine.data.cifar import load_cifar
+from engine.data.sources import cifar
+from engine.data.sources.cifar import load_cifar
 from engine.errors import UserError
 from engine.weights import resolve
 

@@ -20,11 +20,12 @@ from PIL import Image
 
 import eval as evaluation_command
 import export as export_command
-from engine import chosen_weights, data, models, plots, settings
-from engine.config import Config, is_read
+from engine import data, models, plots
+from engine.config import Config, is_read, reading
 from engine.errors import UserError
 from engine.evaluation import evaluate
-from engine.run_folder import load_run_config
+from engine.run import chosen_weights
+from engine.run.folder import load_run_config
 from engine.weights import load_weights
 
 QUICK = ('-c', str(REPOSITORY / 'configs' / 'quickstart.yaml'), '-o', *TINY)
@@ -531,7 +532,7 @@ def test_help_of_eval_and_export_leaves_out_no_key_that_they_read(finished, keys
     keys_read.clear()
     evaluation_command.evaluate(config, weights, tmp_path / 'eval')
     export_command.export(config, weights, tmp_path / 'exported')
-    keys = set(keys_read) & set(settings.leaves(Config))
+    keys = set(keys_read) & set(reading.leaves(Config))
     assert {'model.name', 'data.name', 'eval.batch_size', 'data.num_images'} <= keys
     assert {name for name in keys if not is_read(name, training=False)} == set()
 

@@ -13,12 +13,13 @@ import yaml
 
 import eval as evaluation_command
 import train
-from engine import cli, foreign_keys
+from engine import cli
 from engine.config import (
     Config,
     Data,
     describe_keys,
     differences,
+    foreign_keys,
     load_config,
     to_dict,
     to_yaml,

@@ -21,9 +21,10 @@ from conftest import REPOSITORY, TINY
 from PIL import Image
 
 import train
-from engine import cli, console, cpu_conv, environment
-from engine.checkpoint import load
-from engine.log import Log
+from engine import cli, console, cpu_conv
+from engine.machine import cpu
+from engine.run.checkpoint import load
+from engine.run.log import Log
 
 
 def trained(folder, monkeypatch, *overrides, columns=80):
@@ -200,17 +201,17 @@ def test_the_end_of_a_training_names_what_can_be_done_with_it_to_be_copied(monke
 
 def test_the_first_line_is_short_and_the_log_has_the_settings(monkeypatch, tmp_path):
     for whose, ours in (('', {'OMP_NUM_THREADS'}), (' (your OMP_NUM_THREADS)', set())):
-        monkeypatch.setattr(environment, '_ours', ours)
+        monkeypatch.setattr(cpu, '_ours', ours)
         monkeypatch.setenv('OMP_NUM_THREADS', '2')
-        assert environment.describe_cpu() == f'CPU: 2 threads{whose}'
-        assert environment.describe_cpu(onednn=True) == f'CPU: 2 threads{whose}, oneDNN'
+        assert cpu.describe_cpu() == f'CPU: 2 threads{whose}'
+        assert cpu.describe_cpu(onednn=True) == f'CPU: 2 threads{whose}, oneDNN'
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    assert environment.describe_cpu().startswith('CPU: 1 thread (')
+    assert cpu.describe_cpu().startswith('CPU: 1 thread (')
     config = cli.configs.load_config(cli.DEFAULT_CONFIG, [])
     with contextlib.redirect_stdout(io.StringIO()) as out:
         log = train.open_log(config, 'CPU: OMP_NUM_THREADS=1 (because)', ['device: cpu'])
     onednn = ', oneDNN' if cpu_conv.choose(config)[0] else ''
-    assert out.getvalue() == f'{environment.describe_cpu()}{onednn}\ndevice: cpu\n'
+    assert out.getvalue() == f'{cpu.describe_cpu()}{onednn}\ndevice: cpu\n'
     assert log._early[1] == 'CPU: OMP_NUM_THREADS=1 (because)'
 
 

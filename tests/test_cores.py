@@ -11,7 +11,7 @@ import paddle
 import pytest
 from conftest import REPOSITORY
 
-from engine import environment
+from engine.machine import cpu
 from predictor import machine
 
 V1 = 'cpu/cpu.cfs_{}_us'
@@ -43,13 +43,13 @@ def limit(request, tmp_path, monkeypatch) -> float:
 
 def test_a_container_has_the_cores_that_it_may_use(limit):
     wanted = 64 if limit == math.inf else math.ceil(limit)
-    assert environment.cores_per_process() == wanted
+    assert cpu.cores_per_process() == wanted
     assert machine.cores() == wanted
 
 
 def test_processes_share_them(limit, monkeypatch):
     monkeypatch.setenv('PADDLE_LOCAL_SIZE', '3')
-    assert environment.cores_per_process() == (21 if limit == math.inf else 1)
+    assert cpu.cores_per_process() == (21 if limit == math.inf else 1)
 
 
 # ------------------------------------------------------------------ one thread, set by whom?
@@ -75,10 +75,10 @@ def ancestors(request, tmp_path, monkeypatch) -> bool:
         (folder / 'environ').write_bytes(f'LANG=C\0{variables}\0'.encode())
         (folder / 'maps').write_text(maps)
         (folder / 'stat').write_text(f'5 (a b) c) S {number + 1} 5 5 0')
-    monkeypatch.setattr(environment, 'PROC', tmp_path)
-    monkeypatch.setattr(environment, '_ours', set())
-    monkeypatch.setattr(environment, '_keep_freed_memory', lambda: None)
-    monkeypatch.setattr(environment, 'cores_per_process', lambda: 6)
+    monkeypatch.setattr(cpu, 'PROC', tmp_path)
+    monkeypatch.setattr(cpu, '_ours', set())
+    monkeypatch.setattr(cpu, '_keep_freed_memory', lambda: None)
+    monkeypatch.setattr(cpu, 'cores_per_process', lambda: 6)
     for name in ('KMP_BLOCKTIME', 'MKL_DEBUG_CPU_TYPE'):
         monkeypatch.setenv(name, '7')
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
@@ -90,13 +90,13 @@ def test_one_thread_is_the_users_setting_unless_an_import_of_paddle_has_set_it(
 ):
     asked = []
     monkeypatch.setattr(paddle.base.core, 'set_num_threads', asked.append)
-    said = environment.prepare_cpu()
+    said = cpu.prepare_cpu()
     threads = 6 if ancestors else 1
     reason = 'the cores of this process' if ancestors else 'your setting'
     assert f'OMP_NUM_THREADS={threads} ({reason})' in said
     assert os.environ['OMP_NUM_THREADS'] == str(threads)
     assert asked == [threads]  # of the paddle that is imported already
-    assert environment.prepare_cpu() == said  # a second command in the same process
+    assert cpu.prepare_cpu() == said  # a second command in the same process
 
 
 # ------------------------------------------------------------------ for an Ascend
@@ -112,7 +112,7 @@ def test_the_flags_of_an_npu_are_set_where_there_is_a_plugin_and_the_users_stay(
     monkeypatch.setattr(paddle.base.core, 'set_num_threads', lambda threads: None)
     monkeypatch.setenv('CUSTOM_DEVICE_ROOT', str(tmp_path) if there else '')
     monkeypatch.setenv('FLAGS_npu_jit_compile', '1')
-    environment.prepare_cpu()
+    cpu.prepare_cpu()
     wanted = '0' if there else None
     for name in ('FLAGS_use_stride_kernel', 'FLAGS_npu_storage_format'):
         assert os.environ.get(name) == wanted
@@ -126,11 +126,11 @@ def test_after_an_import_of_paddle_a_command_has_all_cores_inside_and_as_a_child
 import os, subprocess, sys
 import paddle
 sys.path.insert(0, {str(REPOSITORY)!r})
-code = 'from engine import environment; print(environment.prepare_cpu())'
+code = 'from engine.machine import cpu; print(cpu.prepare_cpu())'
 subprocess.run(f'true; {{sys.executable}} -c "{{code}}"; true', shell=True)
 sys.stdout.flush()
-from engine import environment
-print(environment.prepare_cpu())
+from engine.machine import cpu
+print(cpu.prepare_cpu())
 """
     variables = {k: v for k, v in os.environ.items() if k != 'OMP_NUM_THREADS'}
     process = subprocess.run(
@@ -141,7 +141,7 @@ print(environment.prepare_cpu())
     )
     assert process.returncode == 0, process.stderr
     lines = [line for line in process.stdout.splitlines() if line.startswith('CPU: ')]
-    cores = environment.cores_per_process()
+    cores = cpu.cores_per_process()
     assert len(lines) == 2
     for line in lines:
         assert f'OMP_NUM_THREADS={cores} (the cores of this process)' in line

@@ -20,10 +20,11 @@ from conftest import REPOSITORY, execute
 from paddle import nn
 from paddle.nn import functional as F
 
-from engine import cpu_conv, models, runtime
+from engine import cpu_conv, models
 from engine.config import Config, Data, Model, Train, load_config
 from engine.cpu_conv import accelerate, kernels, layers, onednn
 from engine.errors import UserError
+from engine.machine import devices
 
 CONFIGS = sorted((REPOSITORY / 'configs').glob('*.yaml'))
 TOLERANCE = 1e-5  # of the largest value
@@ -613,7 +614,7 @@ def test_here_it_is_right_in_bfloat16():
 
 
 def test_on_another_device_paddle_computes(forgetful, monkeypatch):
-    monkeypatch.setattr(runtime, 'is_accelerator', lambda: True)
+    monkeypatch.setattr(devices, 'is_accelerator', lambda: True)
     assert cpu_conv.choose(config()) == (None, [])
 
 

@@ -6,9 +6,11 @@ import numpy as np
 import paddle
 import pytest
 
-from engine import cpu_inference, models, static_model
+from engine import models
 from engine.config import load_config
 from engine.data import preparation
+from engine.evaluation import cpu_inference
+from engine.export import static_model
 
 
 @pytest.fixture(scope='module')

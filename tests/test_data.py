@@ -19,7 +19,7 @@ from engine.data import (
     test_batches,
     train_batches,
 )
-from engine.data.augment import Augmentation
+from engine.data.augmentation import Augmentation
 from engine.data.policies import make_policy
 from engine.errors import UserError
 

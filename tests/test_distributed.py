@@ -20,7 +20,7 @@ from conftest import REPOSITORY, TINY
 from launching import Job, Launcher, free_port, launcher, node, only_line
 from picture_files import write_set
 
-from engine import checkpoint
+from engine.run import checkpoint
 
 pytestmark = pytest.mark.skipif(not Path('/proc/self/environ').exists(), reason='Linux only')
 

@@ -39,11 +39,13 @@ from paddle import inference, nn
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from engine import chosen_weights, data, exported_folder, models, static_model
+from engine import data, models
 from engine.config import load_config
 from engine.errors import UserError
-from engine.photographs import photographs
-from engine.run_folder import read_records
+from engine.export import exported_folder, static_model
+from engine.export.photographs import photographs
+from engine.run import chosen_weights
+from engine.run.folder import read_records
 from engine.weights import load_weights, read_weights, write_arrays
 from export import choose_forms, class_names, default_output
 

@@ -14,11 +14,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine import failures, files, home
-from engine.checkpoint import Checkpoints, Snapshot, load
+from engine import files
 from engine.errors import UserError
-from engine.exported_folder import written_aside
+from engine.export.exported_folder import written_aside
 from engine.files import locked, write_atomically
+from engine.machine import failures, home
+from engine.run.checkpoint import Checkpoints, Snapshot, load
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EINVAL, errno.EBADF)
 

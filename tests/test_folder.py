@@ -1,4 +1,4 @@
-"""engine/data/folder.py: every layout found by looking, every disagreement said with a name."""
+"""engine/data/sources/folder.py: every layout is found by looking, every disagreement is named."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.data import folder as folders
-from engine.data.folder import Files, find_folder
-from engine.data.lists import LABEL_LISTS
+from engine.data.sources import folder as folders
+from engine.data.sources.folder import Files, find_folder
+from engine.data.sources.lists import LABEL_LISTS
 from engine.errors import UserError
 from predictor.pictures import SUFFIXES
 

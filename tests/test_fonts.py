@@ -9,7 +9,8 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from fontTools.ttLib import TTCollection
 from matplotlib.ft2font import FT2Font
 
-from engine import fonts, plots
+from engine import plots
+from engine.plots import fonts
 
 CAT, DOG, HORSE = '\u732b\u72d7\u9a6c'
 FACES = hasattr(FT2Font, 'num_faces') and matplotlib.__version_info__ >= (3, 11)

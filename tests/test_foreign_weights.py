@@ -17,9 +17,10 @@ import pytest
 from paddle import nn
 from safetensors.numpy import save_file
 
-from engine import chosen_weights, cli
+from engine import cli
 from engine.errors import UserError
 from engine.models import build
+from engine.run import chosen_weights
 from engine.weights import (
     OFFICIAL,
     Converted,

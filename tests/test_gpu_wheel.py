@@ -1,6 +1,7 @@
 """paddlepaddle-gpu 2.6.2, the GPU wheel of the package index, on a machine without a GPU.
 
-It lists its kernels anywhere: what engine/support.py and docs/gpu.md say of them is asked here.
+It lists its kernels anywhere: what engine/machine/support.py and docs/gpu.md say of them is asked
+here.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ import yaml
 from conftest import REPOSITORY, execute
 from exporting import HAS_CONVERTER
 
-from engine import onnx_model
 from engine.config import load_config
 from engine.data import load_data
+from engine.export import onnx_model
 from engine.weights import read_weights, write_arrays
 
 pytestmark = pytest.mark.skipif(not HAS_CONVERTER, reason='paddle2onnx has no wheel here')

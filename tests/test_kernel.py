@@ -9,7 +9,7 @@ import pytest
 from conftest import REPOSITORY, TINY
 from jupyter_client.manager import start_new_kernel
 
-from engine.run_folder import RunFolder
+from engine.run.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 

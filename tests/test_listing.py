@@ -12,8 +12,9 @@ import pytest
 from conftest import REPOSITORY
 from PIL import Image
 
-from engine.data import folder, packing
+from engine.data import packing
 from engine.data.pictures import open_picture
+from engine.data.sources import folder
 from engine.errors import UserError
 from predictor import inputs, labels, listing, pictures
 

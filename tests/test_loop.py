@@ -14,15 +14,16 @@ import pytest
 from paddle import nn
 
 import train
-from engine import data, models, optim
-from engine.checkpoint import Checkpoints, Snapshot
+from engine import data, models
 from engine.config import Config, Data, Eval, Model, Optimizer, Schedule, Train, to_dict
 from engine.data import ArrayBatches, Batches, DataSet, Images
 from engine.data.batches import Batch
 from engine.errors import Diverged, UserError
 from engine.evaluation import Evaluation, evaluate
-from engine.log import Silence
-from engine.loop import Trainer, is_due
+from engine.run.checkpoint import Checkpoints, Snapshot
+from engine.run.log import Silence
+from engine.training import optimizers
+from engine.training.trainer import Trainer, is_due
 from engine.weights import Arrays, state_arrays
 
 IMAGES, BATCH = 22, 8  # three batches an epoch, the last of six images
@@ -141,7 +142,7 @@ def timeless(records: list[dict]) -> list[dict]:
 def state_of(trainer: Trainer) -> dict[str, Arrays]:
     return {
         'model': state_arrays(trainer.model),
-        'optimizer': optim.optimizer_arrays(trainer.optimizer, trainer.model),
+        'optimizer': optimizers.optimizer_arrays(trainer.optimizer, trainer.model),
         'ema': trainer.ema.arrays() if trainer.ema is not None else {},
     }
 

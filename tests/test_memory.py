@@ -13,11 +13,12 @@ import pytest
 from conftest import TINY
 
 import train
-from engine import cli, cpu_conv, memory, models
+from engine import cli, cpu_conv, models
 from engine.config import Config, Data, Model, Train
 from engine.errors import UserError
-from engine.log import Log
-from engine.precision import Precision
+from engine.run.log import Log
+from engine.training import memory
+from engine.training.precision import Precision
 
 
 def network(name, onednn):

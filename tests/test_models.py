@@ -14,8 +14,9 @@ from numpy_wide_resnet import images
 from paddle import nn
 from paddle_networks import randomise, run
 
-from engine import environment, models, runtime
+from engine import models
 from engine.errors import UserError
+from engine.machine import cpu, devices
 from resnext import CifarResNeXt, ResNeXt
 from wide_resnet import WideResNet
 
@@ -474,8 +475,8 @@ def test_other_suites_names_are_answered_with_ours(name, meant):
 
 def run_command(monkeypatch, *arguments: str) -> None:
     monkeypatch.setattr(sys, 'argv', ['models.py', *arguments])
-    monkeypatch.setattr(environment, 'prepare_cpu', lambda: '')  # paddle is imported already
-    monkeypatch.setattr(runtime, 'start_paddle', lambda device: '')
+    monkeypatch.setattr(cpu, 'prepare_cpu', lambda: '')  # paddle is imported already
+    monkeypatch.setattr(devices, 'start_paddle', lambda device: '')
     models.main()
 
 

@@ -14,14 +14,15 @@ from conftest import REPOSITORY, execute
 from fake_npu import build, run
 from test_loop import CONFIG, changed, new_trainer, run_epoch
 
-from engine import data, runtime
+from engine import data
 from engine.config import Config, load_config
 from engine.data import ArrayBatches, Images
-from engine.data.augment import Augmentation
+from engine.data.augmentation import Augmentation
 from engine.data.on_device import TOGETHER, DeviceBatches
 from engine.data.policies import make_policy
 from engine.errors import UserError
 from engine.evaluation import evaluate
+from engine.machine import devices
 
 MEAN, STD = np.array([125.3, 123.0, 113.9]), np.array([63.0, 62.1, 66.7])
 EVERYTHING = Augmentation(
@@ -157,7 +158,7 @@ def test_parts_of_a_batch(count):
 
 
 def test_pixels_as_an_npu_keeps_them(monkeypatch):
-    monkeypatch.setattr(runtime, 'pixel_dtype', lambda: 'float32')
+    monkeypatch.setattr(devices, 'pixel_dtype', lambda: 'float32')
     host, device = both(images_of(50), EVERYTHING)
     assert device._pixels.dtype == paddle.float32
     assert_equal(host, device, ulps=1)
@@ -187,7 +188,7 @@ def config_of(**choices) -> Config:
     'by_image', [{}, {'auto_augment': 'randaugment'}, {'color_jitter': (0.4, 0.4, 0.4)}]
 )
 def test_where_the_batches_are_made(monkeypatch, accelerator, wanted, by_image):
-    monkeypatch.setattr(runtime, 'is_accelerator', lambda: accelerator)
+    monkeypatch.setattr(devices, 'is_accelerator', lambda: accelerator)
     config = config_of(on_device=wanted, **by_image)
     dataset = data.load_data(config)
     chosen = accelerator if wanted is None else wanted
@@ -285,17 +286,17 @@ def test_a_gpu_fetches_arrays_from_page_locked_memory_while_the_host_goes_on(mon
         told.append(blocking)
         return tensor
 
-    monkeypatch.setattr(runtime, 'device_kind', lambda: 'gpu')
+    monkeypatch.setattr(devices, 'device_kind', lambda: 'gpu')
     monkeypatch.setattr(
         paddle, 'CUDAPinnedPlace', lambda: told.append('pinned') or paddle.CPUPlace()
     )
     monkeypatch.setattr(paddle.Tensor, 'cuda', fetch, raising=False)
     array = np.arange(5, dtype=np.int32)
-    tensor = runtime.to_device(array)
+    tensor = devices.to_device(array)
     assert told == ['pinned', False]
     assert tensor.dtype == paddle.int32
     np.testing.assert_array_equal(tensor.numpy(), array)
-    assert runtime.to_device(tensor) is tensor
+    assert devices.to_device(tensor) is tensor
     assert len(told) == 2
 
 
@@ -388,8 +389,8 @@ def test_train_py_has_the_losses_of_the_host(tmp_path):
 NPU_BATCHES = """
 import sys
 sys.path[:0] = [{repository!r}, {repository!r} + '/tests']
-from engine import runtime
-print(runtime.start_paddle('auto'))
+from engine.machine import devices
+print(devices.start_paddle('auto'))
 from test_on_device import EVERYTHING, assert_equal, both, images_of, paddle
 host, device = both(images_of(50), EVERYTHING)
 assert_equal(host, device, ulps=1)

@@ -13,8 +13,9 @@ import pytest
 from conftest import REPOSITORY
 from exporting import HAS_CONVERTER, QUICKSTART, a_file, noise, view_of
 
-from engine import models, onnx_model, static_model
+from engine import models
 from engine.errors import UserError
+from engine.export import onnx_model, static_model
 
 pytestmark = pytest.mark.skipif(not HAS_CONVERTER, reason='paddle2onnx has no wheels')
 NAME = 'wide_resnet10_1'

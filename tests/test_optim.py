@@ -12,9 +12,10 @@ import paddle
 import pytest
 from paddle import nn
 
-from engine import optim, runtime
 from engine.config import Optimizer
-from engine.precision import full_precision, master_weights
+from engine.machine import devices
+from engine.training import optimizers
+from engine.training.precision import full_precision, master_weights
 from engine.weights import (
     fit_weights,
     float32_arrays,
@@ -71,7 +72,7 @@ def loss_of(model: nn.Layer, seed: int, scale: float = 1.0) -> paddle.Tensor:
     rng = np.random.default_rng(seed)
     batch = paddle.to_tensor(rng.normal(size=(6, 2, 8, 8)).astype(np.float32))
     labels = paddle.to_tensor(rng.integers(0, 3, 6))
-    return optim.cross_entropy(model(batch), labels) * scale
+    return optimizers.cross_entropy(model(batch), labels) * scale
 
 
 def train(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, seeds: range) -> None:
@@ -87,7 +88,7 @@ def train(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, seeds: range) 
 @pytest.mark.parametrize('decay_bn_and_bias', [False, True])
 def test_three_steps_equal_numpy(nesterov, momentum, weight_decay, decay_bn_and_bias):
     model = tiny()
-    optimizer = optim.make_optimizer(
+    optimizer = optimizers.make_optimizer(
         model,
         Optimizer(
             lr=123.0,  # the rate is set before each step; the config's counts for nothing here
@@ -119,7 +120,7 @@ def test_nesterov_differs_from_plain_momentum():
     results = []
     for nesterov in (False, True):
         model = tiny()
-        train(model, optim.make_optimizer(model, Optimizer(nesterov=nesterov)), range(2))
+        train(model, optimizers.make_optimizer(model, Optimizer(nesterov=nesterov)), range(2))
         results.append(current(model)['conv.weight'])
     assert np.abs(results[0] - results[1]).max() > 1e-4
 
@@ -129,7 +130,7 @@ def test_weight_decay_without_gradients(decay_bn_and_bias):
     model = tiny()
     before = current(model)
     config = Optimizer(lr=0.5, weight_decay=0.1, decay_bn_and_bias=decay_bn_and_bias)
-    optimizer = optim.make_optimizer(model, config)
+    optimizer = optimizers.make_optimizer(model, config)
     loss_of(model, 0, scale=0.0).backward()
     optimizer.step()
     for name, value in current(model).items():
@@ -142,7 +143,7 @@ def test_running_statistics_are_not_decayed():
     model = tiny()
     model.eval()  # the statistics then stay, unless the optimizer has them
     statistics = model.bn._variance.numpy().copy()
-    optimizer = optim.make_optimizer(model, Optimizer(lr=0.5, weight_decay=0.1))
+    optimizer = optimizers.make_optimizer(model, Optimizer(lr=0.5, weight_decay=0.1))
     train(model, optimizer, range(2))
     np.testing.assert_array_equal(model.bn._variance.numpy(), statistics)
 
@@ -166,7 +167,7 @@ def test_clipping_bounds_the_norm_over_all_parameters(decay_bn_and_bias, scale):
             decay_bn_and_bias=decay_bn_and_bias,
             clip_norm=clip,
         )
-        optimizer = optim.make_optimizer(model, config)
+        optimizer = optimizers.make_optimizer(model, config)
         optimizer.set_lr(0.5)
         loss_of(model, 0, scale=scale).backward()
         optimizer.step()
@@ -182,16 +183,16 @@ def test_clipping_bounds_the_norm_over_all_parameters(decay_bn_and_bias, scale):
 # ------------------------------------------------------------------ optimizer state
 
 
-def continue_training(model: nn.Layer, arrays: Optional[optim.Arrays]) -> optim.Arrays:
+def continue_training(model: nn.Layer, arrays: Optional[optimizers.Arrays]) -> optimizers.Arrays:
     """Two more steps with a new optimizer that was given `arrays`; returns the weights."""
-    optimizer = optim.make_optimizer(model, Optimizer(nesterov=True))
+    optimizer = optimizers.make_optimizer(model, Optimizer(nesterov=True))
     if arrays is not None:
-        optim.load_optimizer_arrays(optimizer, model, arrays, state_arrays(model))
+        optimizers.load_optimizer_arrays(optimizer, model, arrays, state_arrays(model))
     train(model, optimizer, range(10, 12))
     return state_arrays(model)
 
 
-def as_file(arrays: optim.Arrays) -> optim.Arrays:
+def as_file(arrays: optimizers.Arrays) -> optimizers.Arrays:
     """Through the bytes of a checkpoint."""
     buffer = io.BytesIO()
     write_arrays(buffer, arrays)
@@ -201,9 +202,9 @@ def as_file(arrays: optim.Arrays) -> optim.Arrays:
 @pytest.mark.parametrize('decay_bn_and_bias', [False, True])
 def test_state_is_keyed_by_structured_names(decay_bn_and_bias):
     model = tiny()
-    optimizer = optim.make_optimizer(model, Optimizer(decay_bn_and_bias=decay_bn_and_bias))
+    optimizer = optimizers.make_optimizer(model, Optimizer(decay_bn_and_bias=decay_bn_and_bias))
     train(model, optimizer, range(1))
-    arrays = optim.optimizer_arrays(optimizer, model)
+    arrays = optimizers.optimizer_arrays(optimizer, model)
     assert sorted(arrays) == sorted(f'{name}/velocity_0' for name in TRAINABLE)
     for name, parameter in trainable(model).items():
         assert list(arrays[f'{name}/velocity_0'].shape) == list(parameter.shape)
@@ -212,9 +213,9 @@ def test_state_is_keyed_by_structured_names(decay_bn_and_bias):
 @pytest.mark.parametrize('models_between', [0, 1, 11])
 def test_state_survives_a_change_of_automatic_names(models_between):
     model = tiny()
-    optimizer = optim.make_optimizer(model, Optimizer(nesterov=True))
+    optimizer = optimizers.make_optimizer(model, Optimizer(nesterov=True))
     train(model, optimizer, range(3))
-    weights, arrays = state_arrays(model), as_file(optim.optimizer_arrays(optimizer, model))
+    weights, arrays = state_arrays(model), as_file(optimizers.optimizer_arrays(optimizer, model))
     train(model, optimizer, range(10, 12))
     expected = state_arrays(model)
 
@@ -234,13 +235,13 @@ def test_state_survives_a_change_of_automatic_names(models_between):
 def test_state_is_bit_identical_after_a_round_trip():
     """Before any further step, too: a run that is stopped as soon as it resumes saves again."""
     model = tiny()
-    optimizer = optim.make_optimizer(model, Optimizer())
+    optimizer = optimizers.make_optimizer(model, Optimizer())
     train(model, optimizer, range(3))
-    arrays = optim.optimizer_arrays(optimizer, model)
+    arrays = optimizers.optimizer_arrays(optimizer, model)
     other = Tiny()
-    fresh = optim.make_optimizer(other, Optimizer())
-    optim.load_optimizer_arrays(fresh, other, as_file(arrays), state_arrays(other))
-    again = optim.optimizer_arrays(fresh, other)
+    fresh = optimizers.make_optimizer(other, Optimizer())
+    optimizers.load_optimizer_arrays(fresh, other, as_file(arrays), state_arrays(other))
+    again = optimizers.optimizer_arrays(fresh, other)
     assert sorted(again) == sorted(arrays)
     for name, value in arrays.items():
         np.testing.assert_array_equal(again[name], value, err_msg=name)
@@ -248,9 +249,9 @@ def test_state_is_bit_identical_after_a_round_trip():
 
 def test_state_is_a_copy():
     model = tiny()
-    optimizer = optim.make_optimizer(model, Optimizer())
+    optimizer = optimizers.make_optimizer(model, Optimizer())
     train(model, optimizer, range(1))
-    arrays = optim.optimizer_arrays(optimizer, model)
+    arrays = optimizers.optimizer_arrays(optimizer, model)
     before = {name: value.copy() for name, value in arrays.items()}
     train(model, optimizer, range(1, 3))
     for name, value in before.items():
@@ -263,8 +264,8 @@ def test_state_is_a_copy():
 def test_averaged_weights_equal_the_recursion():
     """decay = min(given, (1 + t) / (10 + t)), over weights and running statistics."""
     model = tiny()
-    optimizer = optim.make_optimizer(model, Optimizer(lr=0.2))
-    ema = optim.AveragedWeights(model, model.state_dict, decay=0.3)
+    optimizer = optimizers.make_optimizer(model, Optimizer(lr=0.2))
+    ema = optimizers.AveragedWeights(model, model.state_dict, decay=0.3)
     expected = {name: value.astype(np.float64) for name, value in state_arrays(model).items()}
     for step in range(6):
         train(model, optimizer, range(step, step + 1))
@@ -280,10 +281,10 @@ def test_averaged_weights_equal_the_recursion():
         assert moved > 1e-5, f'{name} equals the last weights: nothing was averaged'
 
 
-def averaged(steps: int = 3) -> tuple[Tiny, optim.AveragedWeights]:
+def averaged(steps: int = 3) -> tuple[Tiny, optimizers.AveragedWeights]:
     model = tiny()
-    optimizer = optim.make_optimizer(model, Optimizer(lr=0.2))
-    ema = optim.AveragedWeights(model, model.state_dict, decay=0.9)
+    optimizer = optimizers.make_optimizer(model, Optimizer(lr=0.2))
+    ema = optimizers.AveragedWeights(model, model.state_dict, decay=0.9)
     for step in range(steps):
         train(model, optimizer, range(step, step + 1))
         ema.update(step)
@@ -317,7 +318,7 @@ def test_in_place_restores_the_own_weights(fails):
 def test_averaging_does_not_touch_the_training():
     model, _ = averaged()
     plain = tiny()
-    train(plain, optim.make_optimizer(plain, Optimizer(lr=0.2)), range(3))
+    train(plain, optimizers.make_optimizer(plain, Optimizer(lr=0.2)), range(3))
     for name, value in state_arrays(plain).items():
         np.testing.assert_array_equal(state_arrays(model)[name], value, err_msg=name)
 
@@ -347,7 +348,7 @@ def half(model: nn.Layer, dtype: str = 'float16') -> None:
 
 
 def give_masters(
-    model: nn.Layer, optimizer: paddle.optimizer.Optimizer, exact: optim.Arrays
+    model: nn.Layer, optimizer: paddle.optimizer.Optimizer, exact: optimizers.Arrays
 ) -> None:
     """As Precision.prepare does on a GPU."""
     optimizer._multi_precision = True
@@ -359,12 +360,12 @@ def with_masters(seed: int = 0, dtype: str = 'float16'):
     model = tiny(seed)
     exact = state_arrays(model)
     half(model, dtype)
-    optimizer = optim.make_optimizer(model, Optimizer())
+    optimizer = optimizers.make_optimizer(model, Optimizer())
     give_masters(model, optimizer, exact)
     return model, optimizer, exact
 
 
-def assert_arrays(found: optim.Arrays, expected: optim.Arrays) -> None:
+def assert_arrays(found: optimizers.Arrays, expected: optimizers.Arrays) -> None:
     assert sorted(found) == sorted(expected)
     for name, value in expected.items():
         assert found[name].dtype == value.dtype, name
@@ -392,11 +393,11 @@ def test_full_precision_has_the_masters_in_the_places_of_16_bit_weights():
     model, optimizer, exact = with_masters()
     assert_arrays(float32_arrays(full_precision(model, optimizer)), exact)
     plain = tiny()
-    optimizer = optim.make_optimizer(plain, Optimizer())
+    optimizer = optimizers.make_optimizer(plain, Optimizer())
     assert_arrays(float32_arrays(full_precision(plain, optimizer)), state_arrays(plain))
 
 
-def momentum_like(arrays: optim.Arrays, seed: int = 1) -> optim.Arrays:
+def momentum_like(arrays: optimizers.Arrays, seed: int = 1) -> optimizers.Arrays:
     """Velocities of the trainable ones, float32."""
     rng = np.random.default_rng(seed)
     return {
@@ -410,16 +411,16 @@ def test_state_with_masters_is_that_without_them_by_name_and_goes_round_exactly(
     """Slots have the names that they have in float32, and masters are the weights themselves."""
     model, optimizer, exact = with_masters(dtype=dtype)
     velocities = momentum_like(exact)
-    optim.load_optimizer_arrays(optimizer, model, as_file(velocities), as_file(exact))
-    saved = optim.optimizer_arrays(optimizer, model)
+    optimizers.load_optimizer_arrays(optimizer, model, as_file(velocities), as_file(exact))
+    saved = optimizers.optimizer_arrays(optimizer, model)
     weights = float32_arrays(full_precision(model, optimizer))
     assert_arrays(saved, velocities)
     assert_arrays(weights, exact)
 
     other, fresh, _ = with_masters(seed=5, dtype=dtype)
     fit_weights(other, weights, 'there')
-    optim.load_optimizer_arrays(fresh, other, as_file(saved), as_file(weights))
-    assert_arrays(optim.optimizer_arrays(fresh, other), velocities)
+    optimizers.load_optimizer_arrays(fresh, other, as_file(saved), as_file(weights))
+    assert_arrays(optimizers.optimizer_arrays(fresh, other), velocities)
     assert_arrays(float32_arrays(full_precision(other, fresh)), exact)
 
 
@@ -427,14 +428,14 @@ def test_slots_that_a_step_has_made_have_the_names_of_those_that_were_loaded():
     """A CPU has no kernel for the step itself; by then the optimizer has made its slots."""
     model, optimizer, exact = with_masters()
     velocities = momentum_like(exact)
-    optim.load_optimizer_arrays(optimizer, model, velocities, exact)
+    optimizers.load_optimizer_arrays(optimizer, model, velocities, exact)
     assert optimizer._accumulators_holder
     for parameter in trainable(model).values():
         parameter.grad = paddle.ones(parameter.shape).astype(parameter.dtype)
     with pytest.raises(Exception, match='momentum'):
         optimizer.step()
     assert not optimizer._accumulators_holder, 'the optimizer has not found what was loaded'
-    assert_arrays(optim.optimizer_arrays(optimizer, model), velocities)
+    assert_arrays(optimizers.optimizer_arrays(optimizer, model), velocities)
     assert_arrays(float32_arrays(full_precision(model, optimizer)), exact)
 
 
@@ -446,17 +447,17 @@ def test_state_crosses_between_precisions(before, after):
         if dtype != 'float32':
             return with_masters(seed)
         model = tiny(seed)
-        return model, optim.make_optimizer(model, Optimizer()), state_arrays(model)
+        return model, optimizers.make_optimizer(model, Optimizer()), state_arrays(model)
 
     model, optimizer, exact = made(before, 0)
     velocities = momentum_like(exact)
-    optim.load_optimizer_arrays(optimizer, model, velocities, exact)
-    saved = optim.optimizer_arrays(optimizer, model)
+    optimizers.load_optimizer_arrays(optimizer, model, velocities, exact)
+    saved = optimizers.optimizer_arrays(optimizer, model)
     weights = float32_arrays(full_precision(model, optimizer))
     other, fresh, _ = made(after, 5)
     fit_weights(other, weights, 'there')
-    optim.load_optimizer_arrays(fresh, other, saved, weights)
-    assert_arrays(optim.optimizer_arrays(fresh, other), velocities)
+    optimizers.load_optimizer_arrays(fresh, other, saved, weights)
+    assert_arrays(optimizers.optimizer_arrays(fresh, other), velocities)
     assert_arrays(float32_arrays(full_precision(other, fresh)), exact)
     if after == 'float32':  # and the optimizer makes use of them
         loss_of(other, 0, scale=0.0).backward()
@@ -471,7 +472,7 @@ def test_state_crosses_between_precisions(before, after):
 
 def test_averages_of_16_bit_weights_are_those_of_their_masters():
     model, optimizer, exact = with_masters()
-    ema = optim.AveragedWeights(model, lambda: full_precision(model, optimizer), decay=0.3)
+    ema = optimizers.AveragedWeights(model, lambda: full_precision(model, optimizer), decay=0.3)
     assert_arrays(ema.arrays(), exact)
     ema.update(5)
     for name, value in ema.arrays().items():
@@ -497,23 +498,23 @@ def test_one_kernel_for_all_tensors_equals_one_for_each_to_the_bit(options, monk
     """And they go on with each other's state: a checkpoint doesn't know which has written it."""
     config = Optimizer(lr=0.1, **options)
 
-    def train(*devices: str) -> tuple[optim.Arrays, optim.Arrays]:
+    def train(*kinds: str) -> tuple[optimizers.Arrays, optimizers.Arrays]:
         paddle.seed(0)
-        weights: optim.Arrays = {}
-        state: optim.Arrays = {}
-        for step, device in enumerate(devices):
+        weights: optimizers.Arrays = {}
+        state: optimizers.Arrays = {}
+        for step, device in enumerate(kinds):
             layers = nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.Flatten(), nn.Linear(16, 2)
             model = nn.Sequential(*layers)
             model.set_state_dict(weights)
-            monkeypatch.setattr(runtime, 'device_kind', lambda device=device: device)
-            optimizer = optim.make_optimizer(model, config)
+            monkeypatch.setattr(devices, 'device_kind', lambda device=device: device)
+            optimizer = optimizers.make_optimizer(model, config)
             assert optimizer._use_multi_tensor == (device != 'npu')
-            optim.load_optimizer_arrays(optimizer, model, state, weights)
+            optimizers.load_optimizer_arrays(optimizer, model, state, weights)
             images = np.random.default_rng(step).normal(size=(5, 3, 4, 4)).astype(np.float32)
             model(paddle.to_tensor(images)).square().mean().backward()
             optimizer.step()
             optimizer.clear_grad()
-            weights, state = state_arrays(model), optim.optimizer_arrays(optimizer, model)
+            weights, state = state_arrays(model), optimizers.optimizer_arrays(optimizer, model)
         return weights, state
 
     alone, together, mixed = train(*['npu'] * 4), train(*['cpu'] * 4), train(*['npu', 'cpu'] * 2)
@@ -530,7 +531,7 @@ def test_one_kernel_for_all_tensors_equals_one_for_each_to_the_bit(options, monk
 @pytest.mark.parametrize('classes', [2, 10])
 @pytest.mark.parametrize('device', ['cpu', 'npu'])  # where it is composed of other kernels
 def test_cross_entropy_equals_numpy(smoothing, classes, device, monkeypatch):
-    monkeypatch.setattr(runtime, 'device_kind', lambda: device)
+    monkeypatch.setattr(devices, 'device_kind', lambda: device)
     rng = np.random.default_rng(classes)
     logits = rng.normal(scale=4, size=(9, classes)).astype(np.float32)
     labels = rng.integers(0, classes, 9)
@@ -539,7 +540,7 @@ def test_cross_entropy_equals_numpy(smoothing, classes, device, monkeypatch):
     wide = logits.astype(np.float64)
     log_p = wide - np.log(np.exp(wide).sum(1, keepdims=True))
     expected = -(target * log_p).sum(1).mean()
-    loss = optim.cross_entropy(paddle.to_tensor(logits), paddle.to_tensor(labels), smoothing)
+    loss = optimizers.cross_entropy(paddle.to_tensor(logits), paddle.to_tensor(labels), smoothing)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -549,7 +550,7 @@ def test_cross_entropy_of_large_logits(smoothing, scale):
     """Finite, and right as far as Paddle's CPU kernel goes: it cuts log probabilities at -64."""
     logits = paddle.to_tensor(np.array([[scale, -scale, 0.0]], np.float32))
     logits.stop_gradient = False
-    loss = optim.cross_entropy(logits, paddle.to_tensor([1]), smoothing)
+    loss = optimizers.cross_entropy(logits, paddle.to_tensor([1]), smoothing)
     assert math.isfinite(loss.item())
     if scale < 30:
         expected = (1 - smoothing) * 2 * scale + smoothing * (0 + 2 * scale + scale) / 3

@@ -16,8 +16,8 @@ from conftest import REPOSITORY
 from PIL import Image
 
 from engine.data import packing
-from engine.data.folder import find_folder
 from engine.data.pictures import EvalView, open_picture
+from engine.data.sources.folder import find_folder
 from engine.errors import UserError
 
 WHOLE, DAMAGED = picture_files.whole_files(), picture_files.damaged_files()

@@ -1,4 +1,4 @@
-"""engine/peers.py: the processes of a job, here as threads that talk over the loopback."""
+"""engine/machine/peers.py: the processes of a job, here as threads that talk over the loopback."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from conftest import REPOSITORY
 from launching import free_port
 
-from engine.peers import DIED, Loss, Missing, Peers, PortTaken
+from engine.machine.peers import DIED, Loss, Missing, Peers, PortTaken
 
 JOB = 'job1'
 SOON = 10.0  # seconds in which everything here should have happened, on a busy machine too
@@ -292,7 +292,7 @@ def test_an_error_that_has_no_text(job):
 
 PROCESS = """
 import os, sys, threading
-from engine.peers import Peers
+from engine.machine.peers import Peers
 
 def end_too(loss):
     print(loss.code, loss.reason, flush=True)
@@ -337,12 +337,13 @@ def test_a_kill_of_a_real_process_ends_the_others(killed):
 
 FAILING = """
 import os, time
-from engine import cli, job
+from engine import cli
+from engine.machine import processes
 from engine.errors import UserError
 
 def main():
-    job.join()
-    if job.RANK == 0:
+    processes.join()
+    if processes.RANK == 0:
         raise UserError('the data is not there')
     time.sleep(0.3)
     raise RuntimeError('what a collective says when another process has gone')
@@ -420,7 +421,7 @@ def test_a_port_that_has_connected_to_itself_is_free_for_the_first_process(job, 
         itself.set()
         return connection
 
-    monkeypatch.setattr('engine.peers.socket.create_connection', connect)
+    monkeypatch.setattr('engine.machine.peers.socket.create_connection', connect)
     late = processes.start(1)
     assert itself.wait(SOON)
     early = processes.start(0)
@@ -539,7 +540,7 @@ def test_a_job_of_one_machine_cannot_be_reached_from_another(host, reached):
     """Another address of this machine stands for it: 127.0.0.2 is one on Linux."""
     if sys.platform != 'linux':
         pytest.skip('needs 127.0.0.2')
-    from engine.peers import _listening
+    from engine.machine.peers import _listening
 
     port = free_port()
     with _listening((host, port), time.monotonic() + SOON):
@@ -553,16 +554,16 @@ def test_a_job_of_one_machine_cannot_be_reached_from_another(host, reached):
 
 def test_the_secret_of_a_job(monkeypatch):
     """Of the launcher's random name on one machine, of the user's own on several."""
-    from engine import job
+    from engine.machine import processes
 
     def secret(**environment: str) -> bytes:
-        for name in (job.SECRET, 'POD_NAME', 'PADDLE_LOCAL_SIZE'):
+        for name in (processes.SECRET, 'POD_NAME', 'PADDLE_LOCAL_SIZE'):
             monkeypatch.delenv(name, raising=False)
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        return job._secret('10.0.0.1:7000,10.0.0.2:7000')
+        return processes._secret('10.0.0.1:7000,10.0.0.2:7000')
 
-    monkeypatch.setattr(job, 'WORLD', 2)
+    monkeypatch.setattr(processes, 'WORLD', 2)
     alone = {'PADDLE_LOCAL_SIZE': '2'}
     assert secret(POD_NAME='abcdef', **alone) != secret(POD_NAME='ghijkl', **alone)
     several = {'PADDLE_LOCAL_SIZE': '1'}

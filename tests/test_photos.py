@@ -20,16 +20,16 @@ import pytest
 from conftest import REPOSITORY
 from PIL import Image
 
-from engine import runtime
 from engine.config import Config, Data, Eval
 from engine.data import load_data, packing, photos, test_batches, train_batches
-from engine.data.augment import Augmentation
+from engine.data.augmentation import Augmentation
 from engine.data.batches import Batch
-from engine.data.folder import Files
 from engine.data.parallel import parallel
 from engine.data.photos import PhotoBatches, Photos, check_fully, check_quickly
 from engine.data.pictures import EvalView, TrainView
+from engine.data.sources.folder import Files
 from engine.errors import UserError
+from engine.machine import devices
 
 test_batches.__test__ = False  # it is no test, but is named like one
 
@@ -452,8 +452,8 @@ def test_the_key_of_the_most_pixels_decides_what_is_too_large(tmp_path, kind):
 @pytest.mark.parametrize('kind', ['cpu', 'gpu', 'npu'])
 def test_a_gpu_is_sent_bytes(tmp_path, kind, monkeypatch):
     picture_files.write_set(tmp_path)
-    monkeypatch.setattr(runtime, 'device_kind', lambda: kind)
-    monkeypatch.setattr(runtime, 'to_device', paddle.to_tensor)
+    monkeypatch.setattr(devices, 'device_kind', lambda: kind)
+    monkeypatch.setattr(devices, 'to_device', paddle.to_tensor)
     config = config_of(tmp_path)
     data = load_data(config, tell=lambda text: None)
     for batches in (train_batches(data, config), test_batches(data, config)):

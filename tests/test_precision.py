@@ -16,10 +16,11 @@ from conftest import REPOSITORY
 from fake_npu import build, run
 from paddle import nn
 
-from engine import job, optim, runtime, support
 from engine.config import Config, Model, Optimizer, Train
 from engine.errors import UserError
-from engine.precision import Precision
+from engine.machine import devices, processes, support
+from engine.training import optimizers
+from engine.training.precision import Precision
 from engine.weights import state_arrays
 
 MIXED = [
@@ -37,11 +38,11 @@ def mode(config: Train) -> str:
 # ------------------------------------------------------------------ on a CPU
 
 
-def train(config: Train) -> optim.Arrays:
+def train(config: Train) -> optimizers.Arrays:
     """The weights after three steps."""
     paddle.seed(0)
     model = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.Flatten(), nn.Linear(16, 2))
-    optimizer = optim.make_optimizer(model, Optimizer())
+    optimizer = optimizers.make_optimizer(model, Optimizer())
     precision = Precision(config)
     precision.prepare(model, optimizer)
     images = paddle.to_tensor(np.random.default_rng(0).normal(size=(5, 3, 4, 4)).astype('float32'))
@@ -49,7 +50,7 @@ def train(config: Train) -> optim.Arrays:
         with precision.autocast():
             logits = model(images)
         assert logits.dtype == paddle.float32
-        loss = optim.cross_entropy(logits, paddle.to_tensor([0, 1, 1, 0, 1]))
+        loss = optimizers.cross_entropy(logits, paddle.to_tensor([0, 1, 1, 0, 1]))
         assert precision.scale(loss) is loss
         loss.backward()
         precision.step(optimizer)
@@ -100,17 +101,19 @@ def test_batch_norms_over_all_processes_are_refused_on_a_cpu():
 SCRIPT = '''
 import json, sys
 import numpy as np
-from engine import environment, runtime
-environment.prepare_cpu()
-runtime.start_paddle('npu')
+from engine.machine import cpu, devices
+cpu.prepare_cpu()
+devices.start_paddle('npu')
 import paddle
 from paddle import nn
-from engine import data, models, optim, support
+from engine import data, models
+from engine.machine import support
+from engine.training import optimizers
 from engine.config import Config, Data, Model, Optimizer, Schedule, Train
 from engine.errors import UserError
-from engine.log import Silence
-from engine.loop import Trainer
-from engine.precision import Precision, full_precision
+from engine.run.log import Silence
+from engine.training.trainer import Trainer
+from engine.training.precision import Precision, full_precision
 from engine.weights import float32_arrays, state_arrays
 
 found = {}
@@ -126,7 +129,8 @@ def gradient(model, scale, values):
 def model_and_optimizer():
     model = nn.Linear(3, 2, bias_attr=False)
     model.weight.set_value(np.ones((3, 2), np.float32))
-    return model, optim.make_optimizer(model, Optimizer(lr=0.5, momentum=0.9, weight_decay=0.0))
+    config = Optimizer(lr=0.5, momentum=0.9, weight_decay=0.0)
+    return model, optimizers.make_optimizer(model, config)
 
 
 def made(**train):
@@ -146,14 +150,14 @@ def loss_scale():
     precision.step(optimizer)
     found['step'] = model.weight.numpy().tolist()
     found['after a step'] = precision.state()
-    velocity = optim.optimizer_arrays(optimizer, model)['weight/velocity_0'].tolist()
+    velocity = optimizers.optimizer_arrays(optimizer, model)['weight/velocity_0'].tolist()
     for number, bad in enumerate((np.inf, np.nan)):
         gradient(model, 1.0, bad)
         precision.step(optimizer)
         found[f'overflow {number}'] = precision.state()
         found[f'weight {number}'] = model.weight.numpy().tolist()
     found['velocity stays'] = (
-        optim.optimizer_arrays(optimizer, model)['weight/velocity_0'].tolist() == velocity
+        optimizers.optimizer_arrays(optimizer, model)['weight/velocity_0'].tolist() == velocity
     )
     state = json.loads(json.dumps(precision.state()))
     model, optimizer, precision = made()
@@ -192,9 +196,9 @@ def fixed():
 
 def together():
     """One momentum kernel for all tensors, as off an npu."""
-    kind, runtime.device_kind = runtime.device_kind, lambda: 'gpu'
+    kind, devices.device_kind = devices.device_kind, lambda: 'gpu'
     model, optimizer = model_and_optimizer()
-    runtime.device_kind = kind
+    devices.device_kind = kind
     precision = Precision(Train(amp='O1'))
     with precision.autocast():
         pass
@@ -439,7 +443,7 @@ class Gpu:
     def __init__(self, monkeypatch, capability: tuple[int, int], kernels: tuple[str, ...]) -> None:
         self.flags: dict[str, int] = {}
         monkeypatch.delenv(PERSISTENT, raising=False)
-        monkeypatch.setattr(runtime, 'device_kind', lambda: 'gpu')
+        monkeypatch.setattr(devices, 'device_kind', lambda: 'gpu')
         at_least_8 = capability >= (8, 0)
         monkeypatch.setattr(paddle.amp, 'is_bfloat16_supported', lambda: at_least_8)
         monkeypatch.setattr(paddle.device.cuda, 'get_device_capability', lambda: capability)
@@ -552,15 +556,15 @@ def test_what_a_gpu_has_no_kernel_for_is_refused(card, kernels, train, line, mon
 def test_with_o2_the_masters_of_all_processes_are_the_first_ones(monkeypatch):
     """Unlike cards draw unlike initial weights, and DataParallel sends the 16-bit ones alone."""
     sent = []
-    monkeypatch.setattr(job, 'WORLD', 2)
+    monkeypatch.setattr(processes, 'WORLD', 2)
     monkeypatch.setattr(support, 'mixed_precision', lambda train: support.Mixed('O2', 'float16'))
     monkeypatch.setattr(paddle.amp, 'decorate', lambda **options: sent.append('decorated'))
-    monkeypatch.setattr(job, 'wait_for_all', lambda: None)
+    monkeypatch.setattr(processes, 'wait_for_all', lambda: None)
     monkeypatch.setattr(
         paddle.distributed, 'broadcast', lambda tensor, src: sent.append((tensor.name, src))
     )
     model = nn.Linear(3, 2)
-    Precision(Train(amp='O2')).prepare(model, optim.make_optimizer(model, Optimizer()))
+    Precision(Train(amp='O2')).prepare(model, optimizers.make_optimizer(model, Optimizer()))
     assert sent == [(model.weight.name, 0), (model.bias.name, 0), 'decorated']
 
 
@@ -578,8 +582,8 @@ class TwoProcesses:
 
     def __init__(self, monkeypatch, device: str, theirs: np.ndarray) -> None:
         self.theirs, self.sent = theirs, []
-        monkeypatch.setattr(job, 'WORLD', 2)
-        monkeypatch.setattr(runtime, 'device_kind', lambda: device)
+        monkeypatch.setattr(processes, 'WORLD', 2)
+        monkeypatch.setattr(devices, 'device_kind', lambda: device)
         monkeypatch.setattr(paddle.distributed, 'all_reduce', self.all_reduce)
 
     def all_reduce(self, tensor: paddle.Tensor) -> None:
@@ -599,7 +603,7 @@ def test_what_one_process_knows_comes_through_a_sum_in_more_than_float32(device,
     values = np.concatenate([rng.normal(size=50), rng.normal(size=50) * 1e6, [1 / 3, 2**25 + 1]])
     mine = rng.random(len(values)) < 0.5
     others = TwoProcesses(monkeypatch, device, np.where(mine, 0, values))
-    summed = runtime.sum_over_ranks(np.where(mine, values, 0))
+    summed = devices.sum_over_ranks(np.where(mine, values, 0))
     assert summed.dtype == np.float64
     assert others.sent == (['float32'] * 2 if device == 'npu' else ['float64'])
     np.testing.assert_allclose(summed, values, rtol=2**-46, atol=0)
@@ -611,9 +615,9 @@ def test_sums_over_processes_are_those_of_all(device, monkeypatch):
     rng = np.random.default_rng(0)
     ours, theirs = rng.random((3, 50)) * 1e3, rng.random((3, 50)) * 1e3
     TwoProcesses(monkeypatch, device, theirs)
-    summed = runtime.sum_over_ranks(ours)
+    summed = devices.sum_over_ranks(ours)
     precision = 2**-23 if device == 'npu' else 1e-15
     np.testing.assert_allclose(summed, ours + theirs, rtol=precision, atol=0)
     counts = np.arange(50)
     TwoProcesses(monkeypatch, device, counts * 1000)
-    assert runtime.sum_over_ranks(counts).tolist() == (counts * 1001).tolist()
+    assert devices.sum_over_ranks(counts).tolist() == (counts * 1001).tolist()

@@ -22,7 +22,7 @@ import yaml
 from conftest import REPOSITORY, execute
 
 from engine import models
-from engine.data.augment import normalise
+from engine.data.augmentation import normalise
 from predictor import Predictor, choice, engines, machine
 from predictor.errors import UserError
 from predictor.folder import open_folder

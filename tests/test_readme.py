@@ -16,7 +16,8 @@ import pytest
 from conftest import REPOSITORY
 from PIL import Image
 
-from engine import cli, config, settings
+from engine import cli, config
+from engine.config import reading
 from engine.errors import UserError
 
 PAGES = sorted([*REPOSITORY.glob('README*.md'), *REPOSITORY.glob('docs/**/*.md')])
@@ -56,7 +57,7 @@ def parsed(words: list[str], monkeypatch) -> None:
     if words[0] in ('train.py', 'eval.py', 'export.py'):
         if args.config is None and getattr(args, 'weights', None):  # with their run's own config
             for text in args.override:
-                settings.read_override(text, config.Config)
+                reading.read_override(text, config.Config)
         else:
             config.load_config(cli.find_config(args.config or cli.DEFAULT_CONFIG), args.override)
     return None

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine import plots, report
+from engine import plots
 from engine.config import Config, Data
 from engine.data import Images, load_data, train_batches
-from engine.data.augment import Augmentation, normalise
+from engine.data.augmentation import Augmentation, normalise
 from engine.data.batches import ArrayBatches, Batch
-from engine.evaluation import Evaluation
-from engine.log import Log
-from engine.run_folder import RunFolder
+from engine.evaluation import Evaluation, report
+from engine.run.folder import RunFolder
+from engine.run.log import Log
 
 MEAN, STD = np.array([125.3, 123.0, 113.9]), np.array([63.0, 62.1, 66.7])
 

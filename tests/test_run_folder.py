@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from engine import chosen_weights
-from engine.checkpoint import Checkpoints, Snapshot, serialised
 from engine.config import Config, load_config
 from engine.errors import UserError
-from engine.run_folder import RunFolder, find_run, read_snapshot
+from engine.run import chosen_weights
+from engine.run.checkpoint import Checkpoints, Snapshot, serialised
+from engine.run.folder import RunFolder, find_run, read_snapshot
 
 STATE = {'classes': ['a', 'b'], 'images': 8, 'step': 4, 'progress': {}}
 
@@ -92,7 +92,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from engine.config import Config
-from engine.run_folder import RunFolder
+from engine.run.folder import RunFolder
 RunFolder(Path(sys.argv[1])).open(Config(), ['a'])
 print('open', flush=True)
 time.sleep(60)
@@ -254,7 +254,7 @@ def test_checkpoints_that_vanish_while_they_are_looked_at(tmp_path, monkeypatch)
         Checkpoints(tmp_path, keep=1).save(f'epoch_{saved[-1]:04d}', following)
 
     for name in ('_saved_at', 'load'):
-        function = getattr(sys.modules['engine.checkpoint'], name)
+        function = getattr(sys.modules['engine.run.checkpoint'], name)
         armed = [True]
 
         def racing(path, function=function, armed=armed):
@@ -262,7 +262,7 @@ def test_checkpoints_that_vanish_while_they_are_looked_at(tmp_path, monkeypatch)
                 save_next(saved)
             return function(path)
 
-        monkeypatch.setattr(f'engine.checkpoint.{name}', racing)
+        monkeypatch.setattr(f'engine.run.checkpoint.{name}', racing)
         warnings: list[str] = []
         found = Checkpoints(tmp_path).newest(warnings.append)
         assert found is not None
@@ -274,7 +274,7 @@ def test_checkpoints_that_vanish_while_they_are_looked_at(tmp_path, monkeypatch)
 def test_the_newest_is_read_while_another_process_saves(tmp_path):
     """For real: a process that saves as fast as it can, and keeps one."""
     script = (
-        'import sys; from pathlib import Path; from engine.checkpoint import *\n'
+        'import sys; from pathlib import Path; from engine.run.checkpoint import *\n'
         'for n in range(1, 10**6):\n'
         "    Checkpoints(Path(sys.argv[1]), keep=1).save(f'epoch_{n:06d}', "
         'Snapshot({}, {}, None, {}))\n'

@@ -11,9 +11,9 @@ import pytest
 from paddle.optimizer import lr as paddle_lr
 
 from engine import config as configs
-from engine import schedule as schedules
 from engine.config import Optimizer, Schedule, load_config
 from engine.errors import UserError
+from engine.training import schedule as schedules
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = ROOT / 'configs' / 'wrn28_10_cifar10.yaml'

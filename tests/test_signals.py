@@ -1,4 +1,4 @@
-"""engine/signals.py: what SIGTERM and SIGINT do to a loop, alone and under a launcher."""
+"""engine/machine/signals.py: what SIGTERM and SIGINT do to a loop, alone and under a launcher."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from conftest import REPOSITORY
 LOOP = """
 import sys, time
 from engine.errors import Stopped
-from engine.signals import StopSignals
+from engine.machine.signals import StopSignals
 
 try:
     with StopSignals() as stop:
@@ -143,7 +143,7 @@ def test_under_nohup_a_terminal_that_is_closed_stops_nothing():
 
 def test_a_system_without_hangups(monkeypatch):
     """Windows, by imitation."""
-    from engine import signals
+    from engine.machine import signals
 
     monkeypatch.setattr(signals, 'HANGUP', None)
     before = signal.getsignal(signal.SIGHUP)
@@ -155,7 +155,7 @@ def test_a_system_without_hangups(monkeypatch):
 def test_afterwards_the_handlers_are_those_from_before_unless_a_launcher_has_begun(
     launched, monkeypatch
 ):
-    from engine import signals
+    from engine.machine import signals
 
     monkeypatch.setattr(signals, 'LAUNCHED', launched)
     numbers = (*signals.ASKING, signals.HANGUP)

@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 import train
 from engine import data
 from engine.config import load_config
-from engine.log import Silence
+from engine.run.log import Silence
 from engine.weights import read_weights
 from engine.weights.__main__ import convert
 

@@ -15,8 +15,9 @@ import paddle
 import pytest
 from numpy_wide_resnet import random_state
 
-from engine import models, optim
+from engine import models
 from engine.config import Optimizer
+from engine.training import optimizers
 from engine.weights import load_weights
 from wide_resnet import WideResNet
 
@@ -182,7 +183,7 @@ def test_one_step_equals(tmp_path, make, size, precision):
         0.05, parameters=[p for p in ours.parameters() if not p.stop_gradient]
     )
     other = torch.optim.SGD(theirs.parameters(), lr=0.05)
-    loss = optim.cross_entropy(ours(paddle.to_tensor(images)), paddle.to_tensor(labels), 0.0)
+    loss = optimizers.cross_entropy(ours(paddle.to_tensor(images)), paddle.to_tensor(labels), 0.0)
     loss.backward()
     mine.step()
     reference = torch.nn.functional.cross_entropy(
@@ -234,7 +235,7 @@ def test_training_steps_equal(nesterov, steps, lr):
     momentum, weight_decay = 0.9, 5e-4
     ours, theirs = pair(16, 1)
     ours.train(), theirs.train()
-    our_optimizer = optim.make_optimizer(
+    our_optimizer = optimizers.make_optimizer(
         ours,
         Optimizer(lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay),
     )
@@ -244,7 +245,9 @@ def test_training_steps_equal(nesterov, steps, lr):
     images, labels = batch(8)
     initial = from_torch(theirs)
     for _ in range(steps):
-        loss = optim.cross_entropy(ours(paddle.to_tensor(images)), paddle.to_tensor(labels), 0.0)
+        loss = optimizers.cross_entropy(
+            ours(paddle.to_tensor(images)), paddle.to_tensor(labels), 0.0
+        )
         loss.backward()
         our_optimizer.step()
         our_optimizer.clear_grad()

@@ -11,7 +11,7 @@ import pytest
 from conftest import execute
 from exporting import HAS_CONVERTER, QUICKSTART, a_file, by_inference, description, raw
 
-from engine import triton
+from engine.export import triton
 from predictor.onnx_engines import import_onnxruntime
 
 pytestmark = pytest.mark.skipif(not HAS_CONVERTER, reason='paddle2onnx has no wheels')

@@ -1,4 +1,4 @@
-"""engine/vdl.py: VisualDL, which reads the newest file of a folder, shows a whole run."""
+"""engine/run/vdl.py: VisualDL, which reads the newest file of a folder, shows a whole run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from visualdl import LogWriter
 from visualdl.reader.record_reader import RecordReader
 
-from engine import vdl
+from engine.run import vdl
 
 EVERY = 3  # steps an epoch
 

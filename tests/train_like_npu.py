@@ -7,14 +7,15 @@ from types import SimpleNamespace
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
-from engine import cli, environment
+from engine import cli
+from engine.machine import cpu
 
 
 def main() -> None:
-    environment.prepare_cpu()
-    from engine import optim  # imports paddle
+    cpu.prepare_cpu()
+    from engine.training import optimizers  # imports paddle
 
-    optim.runtime = SimpleNamespace(device_kind=lambda: 'npu')
+    optimizers.runtime = SimpleNamespace(device_kind=lambda: 'npu')
     train.main()
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train
-from engine import cli, support
+from engine import cli
+from engine.machine import support
 
 support.LACKING = {}
 sys.argv[0] = 'train.py'

@@ -36,7 +36,7 @@ def find_labels(source: str, pictures: Sequence[Path], classes: Sequence[str]) -
 
 
 def _read(file: Path, numbers: Mapping[str, int]) -> dict[str, int]:
-    """Place -> label. The same lines are understood as in engine/data/lists.py."""
+    """Place -> label. The same lines are understood as in engine/data/sources/lists.py."""
     named: dict[str, int] = {}
     used: set[str] = set()
     by_number = not any(name.isdecimal() for name in numbers)  # or '1' could mean either

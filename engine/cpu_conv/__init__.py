@@ -19,11 +19,11 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
-from engine import runtime
 from engine.config import Config
 from engine.cpu_conv import onednn
 from engine.cpu_conv.layers import accelerate, computed_by
 from engine.errors import UserError
+from engine.machine import devices
 from resnext import norm_relu
 
 __all__ = ['accelerate', 'choose', 'computed_by', 'unavailable']
@@ -37,7 +37,7 @@ CHECKED = (3, 3, 1, 1), (1, 16, 1, 1), (3, 16, 1, 2), (3, 32, 8, 1)
 def choose(config: Config) -> tuple[Optional[str], list[str]]:
     """The precision of oneDNN, 'float32' or 'bfloat16', or None if Paddle computes; and, on a CPU,
     lines about it. UserError where oneDNN is asked for and not available."""
-    if runtime.is_accelerator():
+    if devices.is_accelerator():
         return None, []
     train = config.train
     reason = 'as asked' if train.cpu_conv == 'paddle' else unavailable()

@@ -15,13 +15,13 @@ from typing import Any, Callable, Optional, Sequence
 
 import numpy as np
 
-from engine import environment, job, runtime
 from engine.config import Config
-from engine.data.augment import Augmentation
+from engine.data.augmentation import Augmentation
 from engine.data.batches import ArrayBatches, Batches, Images, ImageSet
-from engine.data.cifar import load_cifar
-from engine.data.cifar_layouts import VARIANTS
+from engine.data.sources.cifar import load_cifar
+from engine.data.sources.cifar_layouts import VARIANTS
 from engine.errors import UserError
+from engine.machine import cpu, devices, processes
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -129,7 +129,9 @@ def train_batches(data: DataSet, config: Config) -> Batches:
     else:
         batches = _photo_batches(data.train, config, augmentation, options)
     if not len(batches):
-        raise UserError(f'{len(data.train)} training images are fewer than {job.WORLD} processes')
+        raise UserError(
+            f'{len(data.train)} training images are fewer than {processes.WORLD} processes'
+        )
     return batches
 
 
@@ -143,7 +145,7 @@ def test_batches(data: DataSet, config: Config) -> Batches:
     assert isinstance(data.test, Photos)
     crops = 5 if config.eval.views == 'ten_crop' else 1  # at once; then their mirror images
     options['batch_size'] = max(1, config.eval.batch_size // crops)
-    on_device = runtime.device_kind() == 'gpu'
+    on_device = devices.device_kind() == 'gpu'
     return PhotoBatches(data.test, view=data.test.view, on_device=on_device, **options)
 
 
@@ -161,8 +163,8 @@ def _common(data: DataSet) -> dict[str, Any]:
     return {
         'mean': data.mean,
         'std': data.std,
-        'rank': job.RANK,
-        'world': job.WORLD,
+        'rank': processes.RANK,
+        'world': processes.WORLD,
     }
 
 
@@ -195,7 +197,7 @@ def _batches_in_memory(
     """On the device where that is wanted and its kernels can do all that is to be done."""
     wanted = config.data.on_device
     if wanted is None:
-        wanted = runtime.is_accelerator()
+        wanted = devices.is_accelerator()
     if wanted and not augmentation.image_by_image:
         from engine.data.on_device import DeviceBatches
 
@@ -220,7 +222,7 @@ def _photo_batches(
         jitter=augmentation.jitter,
         max_pixels=images.view.max_pixels,
     )
-    options = {**options, 'augmentation': augmentation, 'on_device': runtime.device_kind() == 'gpu'}
+    options = {**options, 'augmentation': augmentation, 'on_device': devices.device_kind() == 'gpu'}
     return PhotoBatches(images, view=view, **options)
 
 
@@ -236,9 +238,9 @@ def _cifar(config: Config) -> DataSet:
 def _folder(
     config: Config, train: bool, classes: Optional[Sequence[str]], tell: Callable[[str], None]
 ) -> DataSet:
-    from engine.data.folder import Files, find_folder
     from engine.data.photos import Photos, without_bad_files
     from engine.data.pictures import EvalView
+    from engine.data.sources.folder import Files, find_folder
 
     data = config.data
     found = find_folder(
@@ -249,17 +251,17 @@ def _folder(
         holdout=data.holdout,
         known=classes,
     )
-    for note in found.notes if job.RANK == 0 else ():
+    for note in found.notes if processes.RANK == 0 else ():
         tell(note)
     size, resize = _photo_sizes(config)
     max_pixels = data.max_pixels_million * 1_000_000
     five_crops = config.eval.views == 'ten_crop'
     view = EvalView(size=size, resize=resize, five_crops=five_crops, max_pixels=max_pixels)
-    workers = data.workers or environment.cores_per_process()
+    workers = data.workers or cpu.cores_per_process()
     skip = data.on_bad_file == 'skip'
 
     def photos(files: Files) -> Photos:
-        job.require_same('the data set', lambda: f'{len(files):,} files')
+        processes.require_same('the data set', lambda: f'{len(files):,} files')
         good = without_bad_files(
             files, skip=skip, workers=workers, tell=tell, max_pixels=max_pixels
         )
@@ -277,7 +279,7 @@ def _folder(
 
 def _hold_out(data: DataSet, images: Images, share: float) -> DataSet:
     """Test with that share of each class of the training images: random, and the same each time."""
-    from engine.data.folder import held_out
+    from engine.data.sources.folder import held_out
 
     order = np.random.default_rng(0).permutation(len(images))
     held = np.zeros(len(images), bool)
@@ -303,7 +305,7 @@ def _photo_sizes(config: Config) -> tuple[int, int]:
 
 
 def _digits() -> DataSet:
-    from engine.data.digits import load_digits_32
+    from engine.data.sources.digits import load_digits_32
 
     pixels, labels, test_pixels, test_labels = load_digits_32()
     return DataSet(

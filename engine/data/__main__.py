@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Callable
 
-from engine import cli, environment
+from engine import cli
 from engine.data import packing
+from engine.machine import cpu
 
 
 def main() -> None:
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument(
         '--workers',
         type=_from(1, 1000),
-        default=environment.cores_per_process(),
+        default=cpu.cores_per_process(),
         help='threads (the cores)',
     )
     parser.add_argument(

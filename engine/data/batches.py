@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Iterator, NamedTuple, Optional,
 
 import numpy as np
 
-from engine.data.augment import (
+from engine.data.augmentation import (
     Augmentation,
     crop_and_flip,
     erase,

@@ -13,8 +13,7 @@ from typing import Any, Iterator, Optional, Union
 import numpy as np
 import paddle
 
-from engine import runtime
-from engine.data.augment import (
+from engine.data.augmentation import (
     Mix,
     averaging,
     draw_crops,
@@ -24,6 +23,7 @@ from engine.data.augment import (
     scale_and_shift,
 )
 from engine.data.batches import Batch, Batches, Images
+from engine.machine import devices
 
 TOGETHER = 32  # batches that are drawn, and whose integers go up, at once
 
@@ -45,7 +45,7 @@ class Normaliser:
     """(x - mean) / std on the device, with mean and std in 0-255, one value a channel."""
 
     def __init__(self, mean: np.ndarray, std: np.ndarray) -> None:
-        self._scale, self._shift = map(runtime.to_device, scale_and_shift(mean, std))
+        self._scale, self._shift = map(devices.to_device, scale_and_shift(mean, std))
 
     def __call__(self, images: paddle.Tensor) -> paddle.Tensor:
         """float32 [N, C, H, W] -> the same"""
@@ -54,7 +54,7 @@ class Normaliser:
     def upload(self, pixels: np.ndarray) -> paddle.Tensor:
         """uint8 [N, C, H, W] of the host, a quarter of the bytes -> float32 on the device"""
         with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
-            return self(runtime.to_device(pixels).astype('float32'))
+            return self(devices.to_device(pixels).astype('float32'))
 
 
 class DeviceBatches(Batches):
@@ -75,8 +75,8 @@ class DeviceBatches(Batches):
         self._starts = self._integers(starts[..., None])  # of an image's lines, [C, H, 1]
         self._y = self._integers(np.arange(self._height)[:, None])  # [H, 1]
         self._x = self._integers(np.arange(self._width))  # [W]
-        flat = padded.reshape(-1).astype(runtime.pixel_dtype(), copy=False)
-        self._pixels = runtime.to_device(flat)
+        flat = padded.reshape(-1).astype(devices.pixel_dtype(), copy=False)
+        self._pixels = devices.to_device(flat)
         self._averaging: dict[int, list[paddle.Tensor]] = {}  # of the sides so far, the matrices
         self._normaliser = Normaliser(self.mean, self.std)
 
@@ -91,7 +91,7 @@ class DeviceBatches(Batches):
                 start = end
 
     def _integers(self, array: np.ndarray) -> paddle.Tensor:
-        return runtime.to_device(array.astype(self._dtype))
+        return devices.to_device(array.astype(self._dtype))
 
     def _draw(self, rows: np.ndarray, rng: np.random.Generator) -> _Drawn:
         augmentation, count, labels = self.augmentation, len(rows), self.images.labels[rows]
@@ -160,7 +160,7 @@ class DeviceBatches(Batches):
             return images
         if side not in self._averaging:
             sizes = self._height, self._width
-            self._averaging[side] = [runtime.to_device(averaging(size, side)) for size in sizes]
+            self._averaging[side] = [devices.to_device(averaging(size, side)) for size in sizes]
         down, across = self._averaging[side]
         return paddle.matmul(paddle.matmul(down, images), across, transpose_y=True)
 

@@ -15,12 +15,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from engine.console import can_redraw
-from engine.data.folder import TEST_WORDS, split_word, walk
-from engine.data.lists import LABEL_LISTS, decoded, file_name, readings
-from engine.data.names import legible
+from engine.data.class_names import legible
 from engine.data.parallel import parallel
 from engine.data.photos import check_fully, read_file
 from engine.data.pictures import Jpeg, open_picture, resized
+from engine.data.sources.folder import TEST_WORDS, split_word, walk
+from engine.data.sources.lists import LABEL_LISTS, decoded, file_name, readings
 from engine.errors import UserError
 from engine.files import LONGEST_NAME, write_atomically
 from predictor.listing import counted, describe_left_out

@@ -19,11 +19,9 @@ from typing import Any, BinaryIO, Callable, Iterator, Optional
 import cv2
 import numpy as np
 
-from engine import job, runtime
 from engine.data.batches import Array, Batch, Batches
-from engine.data.folder import Files
-from engine.data.memory import Memory
-from engine.data.names import legible
+from engine.data.buffers import Memory
+from engine.data.class_names import legible
 from engine.data.parallel import parallel
 from engine.data.pictures import (
     JPEG,
@@ -34,7 +32,9 @@ from engine.data.pictures import (
     open_picture,
     require_header,
 )
+from engine.data.sources.folder import Files
 from engine.errors import UserError
+from engine.machine import devices, processes
 from predictor.pictures import MAX_PIXELS, BadPicture
 
 AHEAD = 2  # batches that are being read while one is used
@@ -256,7 +256,9 @@ def without_bad_files(
     share the work and the result.
     """
     deadline = time.monotonic() + QUICK_CHECK_S
-    mine = np.random.default_rng(0).permutation(len(files))[job.RANK :: job.WORLD].tolist()
+    mine = (
+        np.random.default_rng(0).permutation(len(files))[processes.RANK :: processes.WORLD].tolist()
+    )
     bad: dict[int, str] = {}
     done = 0
 
@@ -282,9 +284,9 @@ def without_bad_files(
     flags = np.zeros(len(files) + 1)
     flags[list(bad)] = 1
     flags[-1] = len(mine) - done
-    flags = runtime.sum_over_ranks(flags)
+    flags = devices.sum_over_ranks(flags)
     good, count, left = np.flatnonzero(flags[:-1] == 0), int(flags[:-1].sum()), int(flags[-1])
-    if left and job.RANK == 0:
+    if left and processes.RANK == 0:
         tell(
             f'checked files for {QUICK_CHECK_S:.0f} s; {left:,} of {len(files):,} are '
             'left for when they are read (python3 -m engine.data --check DIR checks all)'
@@ -300,7 +302,7 @@ def without_bad_files(
         raise UserError(
             f'none of {len(files):,} files can be read, {legible(files.paths[0])} for one'
         )
-    if job.RANK == 0:
+    if processes.RANK == 0:
         tell(f'{count:,} of {len(files):,} files are left out, because they cannot be read')
     return files.only(good)
 

@@ -19,7 +19,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from engine.data.augment import recolour
+from engine.data.augmentation import recolour
 from engine.data.policies import Policy
 from predictor.pictures import MAX_PIXELS, BadPicture, open_image, read_picture, require_moderate
 

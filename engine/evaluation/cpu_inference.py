@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from engine import static_model
+from engine.export import static_model
 from predictor.errors import in_a_line
 from predictor.paddle_engine import quiet
 

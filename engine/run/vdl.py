@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple
 
-from engine import home
+from engine.machine import home
 
 
 class Scalar(NamedTuple):

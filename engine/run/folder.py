@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Callable, Optional, Sequence
 
 from engine import files
-from engine.checkpoint import MANIFEST, Checkpoints, Snapshot, load
 from engine.config import Config, Output, load_config, to_yaml
 from engine.errors import UserError
 from engine.files import write_atomically
+from engine.run.checkpoint import MANIFEST, Checkpoints, Snapshot, load
 
 # What a start writes before there is anything to keep.
 BEGUN = (

@@ -19,7 +19,7 @@ from typing import Any, Callable, Literal, Mapping, Optional, Union
 
 import yaml
 
-from engine import foreign_keys
+from engine.config import foreign_keys
 from engine.errors import UserError
 
 WIDTH = 80  # columns of --help

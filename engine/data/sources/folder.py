@@ -19,8 +19,8 @@ from typing import Iterator, Mapping, Optional, Sequence
 
 import numpy as np
 
-from engine.data.lists import LABEL_LISTS, is_list, read_labels
-from engine.data.names import class_name, differing
+from engine.data.class_names import class_name, differing
+from engine.data.sources.lists import LABEL_LISTS, is_list, read_labels
 from engine.errors import UserError
 from predictor import listing
 from predictor.pictures import SUFFIXES

@@ -13,23 +13,24 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from engine import cpu_conv, job, runtime
-from engine.checkpoint import Snapshot
+from engine import cpu_conv
 from engine.config import Config, to_dict
 from engine.data.batches import Batch, Batches
-from engine.data.names import differing
+from engine.data.class_names import differing
 from engine.errors import Diverged, UserError
 from engine.evaluation import Evaluation
-from engine.log import Log
-from engine.optim import (
+from engine.machine import devices, processes
+from engine.run.checkpoint import Snapshot
+from engine.run.log import Log
+from engine.training.optimizers import (
     AveragedWeights,
     cross_entropy,
     load_optimizer_arrays,
     make_optimizer,
     optimizer_arrays,
 )
-from engine.precision import Precision, full_precision
-from engine.schedule import PADDLE_NAMES, lr_factor, make_schedule
+from engine.training.precision import Precision, full_precision
+from engine.training.schedule import PADDLE_NAMES, lr_factor, make_schedule
 from engine.weights import Arrays, first_not_finite, fit_weights, float32_arrays
 
 
@@ -92,7 +93,7 @@ class Trainer:
         self.optimizer = make_optimizer(model, config.optimizer)
         self.precision = Precision(config.train)
         self.precision.prepare(model, self.optimizer)
-        self._forward = runtime.distribute(_compiled(model, config.train.to_static))
+        self._forward = devices.distribute(_compiled(model, config.train.to_static))
         self.schedule_name = PADDLE_NAMES[config.schedule.name]
         self.lr_at = make_schedule(
             config.schedule,
@@ -158,12 +159,12 @@ class Trainer:
         self._require_finite_weights()
 
     def _train_step(self, batch: Batch) -> None:
-        runtime.seed_step(self.config.seed, self.step)
+        devices.seed_step(self.config.seed, self.step)
         self.optimizer.set_lr(self.lr_at(self.step))
         together = self.batches.size(self.progress.batch)
         # As many in every process: a SyncBatchNorm waits for all in each. A compiled network loses
         # the gradients of a part when the next one has another size.
-        count = math.ceil(together // job.WORLD / self.config.data.batch_size)
+        count = math.ceil(together // processes.WORLD / self.config.data.batch_size)
         parts = batch.parts(1 if self.config.train.to_static else count)
         images = sum(len(part.labels) for part in parts)
         loss, correct = 0.0, 0
@@ -172,8 +173,8 @@ class Trainer:
             # Gradients add up over the parts and are averaged over the processes; this makes it the
             # mean over the images of all (but for those that data.on_bad_file: skip has left out,
             # which the other processes don't know of).
-            share = len(part.labels) * job.WORLD / together
-            with nothing() if last else runtime.without_averaging(self._forward):
+            share = len(part.labels) * processes.WORLD / together
+            with nothing() if last else devices.without_averaging(self._forward):
                 part_loss, part_correct = self._forward_backward(part, share, last=last)
             loss = loss + part_loss * (len(part.labels) / images)
             correct = correct + part_correct
@@ -189,12 +190,12 @@ class Trainer:
         self, batch: Batch, share: float, *, last: bool
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Add `share` times the gradient of the batch's mean loss; returns loss and correct."""
-        batch = batch.moved(runtime.to_device)
+        batch = batch.moved(devices.to_device)
         with self.precision.autocast():
             logits = self._forward(batch.images)
         loss = self._loss(logits, batch)
         if last:
-            runtime.before_collective()
+            devices.before_collective()
         self.precision.scale(loss if share == 1 else loss * share).backward()
         labels = batch.labels
         if batch.partners is not None and batch.share < 0.5:
@@ -218,7 +219,7 @@ class Trainer:
         losses = paddle.stack(pending.losses).numpy().reshape(-1).astype(np.float64)
         correct = paddle.stack(pending.correct).numpy().reshape(-1)
         images = np.array(pending.images)
-        summed, correct, images = runtime.sum_over_ranks(
+        summed, correct, images = devices.sum_over_ranks(
             np.stack([losses * images, correct, images])
         )
         losses = summed / images
@@ -321,7 +322,7 @@ class Trainer:
         own = self.model.state_dict()
         statistics = [name for name, tensor in own.items() if tensor.stop_gradient]
         for state in (own, self.ema.average) if self.ema is not None else (own,):
-            runtime.average_over_ranks(state[name] for name in statistics)
+            devices.average_over_ranks(state[name] for name in statistics)
         self._synchronised = self.step
 
     def snapshot(self) -> Snapshot:
@@ -338,7 +339,7 @@ class Trainer:
             'convolutions': cpu_conv.computed_by(self.model),
             'classes': self.classes,
             'config': to_dict(self.config),
-            'versions': runtime.versions(),
+            'versions': devices.versions(),
         }
         return Snapshot(
             model=float32_arrays(self._state()),

@@ -11,8 +11,8 @@ from paddle import nn
 from paddle.nn import functional as F
 
 from engine import config as configs
-from engine import runtime
-from engine.precision import MASTER, master_weights
+from engine.machine import devices
+from engine.training.precision import MASTER, master_weights
 from engine.weights import Arrays
 
 
@@ -27,7 +27,7 @@ def make_optimizer(model: nn.Layer, config: configs.Optimizer) -> paddle.optimiz
     # One kernel for all tensors, equal to the bit. An npu's goes through them one by one, and in 16
     # bits it wants gradients of 16 bits.
     float32 = all(parameter.dtype == paddle.float32 for parameter in trainable)
-    together = float32 and runtime.device_kind() != 'npu'
+    together = float32 and devices.device_kind() != 'npu'
     return paddle.optimizer.Momentum(
         learning_rate=config.lr,
         momentum=config.momentum,
@@ -121,7 +121,7 @@ def cross_entropy(
     """
     if logits.dtype in (paddle.float16, paddle.bfloat16):
         logits = logits.astype('float32')
-    if runtime.device_kind() == 'npu':
+    if devices.device_kind() == 'npu':
         # paddle-custom-npu's cross entropy fetches a bool from the device, and waits.
         log_p = F.log_softmax(logits)
         targets = F.one_hot(labels, logits.shape[-1])

@@ -17,14 +17,16 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from engine import fonts, plots, vdl
+from engine import plots
 from engine.console import can_redraw
 from engine.files import write_atomically
-from engine.run_folder import RunFolder, read_records
+from engine.plots import fonts
+from engine.run import vdl
+from engine.run.folder import RunFolder, read_records
 
 if TYPE_CHECKING:
     from engine.data.batches import Batches
-    from engine.loop import Trainer
+    from engine.training.trainer import Trainer
 
 CURVES_EVERY_S = 30.0
 HOPELESS_S = 2 * 86400.0

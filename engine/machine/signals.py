@@ -9,7 +9,7 @@ from types import FrameType, TracebackType
 from typing import Any, Optional
 
 from engine.errors import Stopped
-from engine.job import LAUNCHED, any_rank
+from engine.machine.processes import LAUNCHED, any_rank
 
 HANGUP = getattr(signal, 'SIGHUP', None)  # the terminal has gone; Windows has none
 ASKING = (signal.SIGTERM, signal.SIGINT)

@@ -9,9 +9,9 @@ import os
 from dataclasses import dataclass
 from typing import Optional
 
-from engine import job, runtime
 from engine.config import Config, Train
 from engine.errors import UserError
+from engine.machine import devices, processes
 
 PERSISTENT = 'FLAGS_cudnn_batchnorm_spatial_persistent'
 # device -> what it lacks, and why.
@@ -41,7 +41,7 @@ def data_format(config: Config) -> str:
     if config.model.data_format != 'auto':
         return config.model.data_format
     half = mixed_precision(config.train)
-    by_itself = runtime.device_kind() == 'gpu' and half is not None and half.dtype == 'float16'
+    by_itself = devices.device_kind() == 'gpu' and half is not None and half.dtype == 'float16'
     return 'NHWC' if by_itself else 'NCHW'
 
 
@@ -49,7 +49,7 @@ def check(config: Config) -> list[str]:
     """Lines about the precision and layout that are used. UserError for what the device lacks."""
     import paddle
 
-    device = runtime.device_kind()
+    device = devices.device_kind()
     if config.train.sync_bn and device != 'gpu':
         raise UserError(
             f'train.sync_bn: Paddle has no SyncBatchNorm kernel for {device}; '
@@ -65,7 +65,7 @@ def check(config: Config) -> list[str]:
             'train.to_static: this paddle was built without CINN; -o train.to_static=true'
         )
     half, why = _decide(config.train)
-    job.require_same('mixed precision', lambda: f'{half}, {data_format(config)}')
+    processes.require_same('mixed precision', lambda: f'{half}, {data_format(config)}')
     lines = [f'mixed precision: {f"{half.level} {half.dtype}" if half else "off"}{why}']
     lines = [] if config.train.amp == 'none' or device == 'cpu' else lines
     return lines + (_settle_layout(data_format(config), half) if device == 'gpu' else [])
@@ -91,7 +91,7 @@ def _settle_layout(layout: str, half: Optional[Mixed]) -> list[str]:
 
 def _decide(train: Train) -> tuple[Optional[Mixed], str]:
     """The precision, and why it is another than the config's."""
-    device = runtime.device_kind()
+    device = devices.device_kind()
     if train.amp == 'none' or device == 'cpu':
         return None, ''
     level, dtype, why = train.amp, train.amp_dtype, ''
@@ -120,7 +120,7 @@ def _lack_of_bfloat16(level: str, lacking: dict[str, str]) -> Optional[str]:
 
     if 'bfloat16' in lacking:
         return lacking['bfloat16']
-    if runtime.device_kind() != 'gpu':
+    if devices.device_kind() != 'gpu':
         return None
     if not paddle.amp.is_bfloat16_supported():
         return 'this gpu has no bfloat16'

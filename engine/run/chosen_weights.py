@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from engine import cli
-from engine.checkpoint import EMA, MODEL
 from engine.config import Config
 from engine.errors import UserError
-from engine.run_folder import (
+from engine.run.checkpoint import EMA, MODEL
+from engine.run.folder import (
     find_run,
     is_run,
     load_run_config,
@@ -135,7 +135,7 @@ def recorded_accuracy(weights: Weights) -> Optional[dict[str, Any]]:
 
 def require_classes(weights: Weights, dataset: DataSet) -> None:
     """UserError if the data set has other classes than those that are recorded with the weights."""
-    from engine.data.names import differing
+    from engine.data.class_names import differing
 
     if weights.classes is not None and weights.classes != dataset.classes:
         raise UserError(

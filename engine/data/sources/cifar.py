@@ -21,7 +21,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from engine import safe_pickle
-from engine.data.cifar_layouts import VARIANTS, Encoding, Variant
+from engine.data.sources.cifar_layouts import VARIANTS, Encoding, Variant
 from engine.download import download
 from engine.errors import UserError
 from engine.files import beside, locked

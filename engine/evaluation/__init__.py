@@ -11,8 +11,8 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from engine import runtime
 from engine.data.batches import Batches
+from engine.machine import devices
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ def evaluate(
     with paddle.no_grad():
         for batch in batches:
             if len(batch.rows):  # none is left for a process where images are fewer than these
-                images = runtime.to_device(batch.images)
+                images = devices.to_device(batch.images)
                 log_p = _log_probabilities(model, images, len(batch.rows), mirror)
                 table[:, batch.rows] = _judge(log_p, batches.images.labels[batch.rows])
             after_batch()
-    table = runtime.sum_over_ranks(table)
+    table = devices.sum_over_ranks(table)
     rows = np.flatnonzero(table[0])
     _, labels, predictions, in_top5, losses, probabilities = table[:, rows]
     return Evaluation(

@@ -1,4 +1,4 @@
-"""The folder that export.py writes: a static graph (engine/static_model.py) and inference.yml.
+"""The folder that export.py writes: a static graph (static_model.py) and inference.yml.
 
 It is all that a server or a device needs, and it appears whole or not at all. Nothing here imports
 paddle.
@@ -12,10 +12,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Iterator, Optional
 
-from engine import runtime, settings
-from engine.chosen_weights import Weights
+from engine.config import reading
 from engine.errors import UserError
 from engine.files import locked, sha256_of, sync_folder, sync_tree
+from engine.machine import devices
+from engine.run.chosen_weights import Weights
 
 if TYPE_CHECKING:
     from engine.data import Preparation
@@ -80,9 +81,9 @@ def describe(
             file.name: {'bytes': file.stat().st_size, 'sha256': sha256_of(file)}
             for file in sorted(folder.iterdir())
         },
-        'versions': {'exporter': VERSION, **runtime.versions()},
+        'versions': {'exporter': VERSION, **devices.versions()},
     }
-    return (RAW_GO_IN if uint8 else NORMALISED_GO_IN) + WHAT_COMES_OUT + settings.dump(content)
+    return (RAW_GO_IN if uint8 else NORMALISED_GO_IN) + WHAT_COMES_OUT + reading.dump(content)
 
 
 def input_shape(batch: Any, size: int, *, uint8: bool) -> list[Any]:

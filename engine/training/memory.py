@@ -18,12 +18,13 @@ from typing import Callable, Iterator, Optional
 import paddle
 from paddle import nn
 
-from engine import job, models
+from engine import models
 from engine.config import Config
 from engine.data import preparation
-from engine.environment import PROC
 from engine.errors import UserError
-from engine.precision import Precision
+from engine.machine import processes
+from engine.machine.cpu import PROC
+from engine.training.precision import Precision
 from predictor.machine import CGROUP
 
 PROBE = {False: 32, True: 64}  # pixels of the small images; of networks for photographs
@@ -130,7 +131,7 @@ def free_memory() -> Optional[float]:
         return float(paddle.device.cuda.get_device_properties().total_memory - _in_use())
     if kind == 'cpu':
         free = min(_host_memory(), _left_by_container())
-        here = int(os.environ.get('PADDLE_LOCAL_SIZE', job.WORLD))
+        here = int(os.environ.get('PADDLE_LOCAL_SIZE', processes.WORLD))
         return None if math.isinf(free) else free / here
     return None
 

@@ -1,10 +1,10 @@
 """The machine: device, collectives, seeds.
 
-The only file that knows cpu, gpu and npu apart. A job of one process (engine/job.py) needs no
+The only file that knows cpu, gpu and npu apart. A job of one process (see processes.py) needs no
 special case elsewhere: its collectives are the identity.
 
-    environment.prepare_cpu()   before paddle is imported
-    start_paddle(...)           device and collectives
+    cpu.prepare_cpu()   before paddle is imported
+    start_paddle(...)   device and collectives
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, ContextManager, Iterable, Iterator, Optio
 
 import numpy as np
 
-from engine import failures, home, job
 from engine.errors import EXIT_STOPPED, Stopped, UserError
+from engine.machine import failures, home, processes
 from installation import unused_card
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def start_paddle(device: str) -> str:
         wheel = 'paddlepaddle-gpu and a driver' if device == 'gpu' else 'paddle-custom-npu'
         why = unused_card() or f'it needs {wheel}'
         raise UserError(f'device: {device} is not here ({have} is); {why}')
-    if job.WORLD > 1 and chosen != 'cpu':
+    if processes.WORLD > 1 and chosen != 'cpu':
         _take_a_card(chosen, count[chosen])
     paddle.set_device(chosen)
     if chosen == 'gpu':
@@ -60,10 +60,10 @@ def start_paddle(device: str) -> str:
     elif paddle.device.is_compiled_with_cuda() and not count['gpu']:
         why += ', though this paddle was built for gpus'
         _has_cudnn()  # Paddle looks for it once: now, without its complaint
-    if job.WORLD > 1:
-        job.wait_for_all()  # connecting would hang if another process had ended
+    if processes.WORLD > 1:
+        processes.wait_for_all()  # connecting would hang if another process had ended
         _start_collectives(chosen)
-        why += f', {job.WORLD} processes'
+        why += f', {processes.WORLD} processes'
     return f'device: {chosen} ({why}), paddle {paddle.__version__}'
 
 
@@ -140,7 +140,7 @@ def to_device(array: np.ndarray | Tensor) -> Tensor:
 
 def distribute(model: nn.Layer) -> nn.Layer:
     """The model whose backward pass averages the gradients over the processes."""
-    if job.WORLD == 1:
+    if processes.WORLD == 1:
         return model
     import paddle
 
@@ -150,13 +150,15 @@ def distribute(model: nn.Layer) -> nn.Layer:
 
 def without_averaging(model: nn.Layer) -> ContextManager[None]:
     """Within, the backward pass of a model from `distribute` only adds to its own gradients."""
-    context: ContextManager[None] = model.no_sync() if job.WORLD > 1 else contextlib.nullcontext()
+    context: ContextManager[None] = (
+        model.no_sync() if processes.WORLD > 1 else contextlib.nullcontext()
+    )
     return context
 
 
 def sum_over_ranks(array: np.ndarray) -> np.ndarray:
     """Elementwise sum over the processes, float64."""
-    if job.WORLD == 1:
+    if processes.WORLD == 1:
         return array
     import paddle
 
@@ -173,7 +175,7 @@ def sum_over_ranks(array: np.ndarray) -> np.ndarray:
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
     """Give each tensor the value that it has in process 0."""
-    if job.WORLD == 1:
+    if processes.WORLD == 1:
         return
     import paddle
 
@@ -184,7 +186,7 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 
 def average_over_ranks(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor by its mean over the processes."""
-    if job.WORLD == 1:
+    if processes.WORLD == 1:
         return
     import paddle
 
@@ -192,7 +194,7 @@ def average_over_ranks(tensors: Iterable[Tensor]) -> None:
     with paddle.no_grad():
         for tensor in tensors:
             paddle.distributed.all_reduce(tensor)
-            tensor.scale_(1.0 / job.WORLD)
+            tensor.scale_(1.0 / processes.WORLD)
 
 
 _met = False  # whether there was a collective before
@@ -204,14 +206,14 @@ def before_collective() -> None:
     nccl waits without a limit."""
     global _met
     kind = device_kind()
-    if job.WORLD > 1 and (kind == 'cpu' or (kind == 'npu' and not _met)):
-        job.wait_for_all()
+    if processes.WORLD > 1 and (kind == 'cpu' or (kind == 'npu' and not _met)):
+        processes.wait_for_all()
         _met = True
 
 
 def agreeing_is_cheap() -> bool:
     """Whether processes can talk after each step without holding up a device's queue."""
-    return job.WORLD == 1 or device_kind() == 'cpu'
+    return processes.WORLD == 1 or device_kind() == 'cpu'
 
 
 def seed_everything(seed: int) -> None:
@@ -229,7 +231,7 @@ def seed_step(seed: int, step: int) -> None:
     """
     import paddle
 
-    paddle.seed(int(np.random.SeedSequence([seed, step, job.RANK]).generate_state(1)[0]))
+    paddle.seed(int(np.random.SeedSequence([seed, step, processes.RANK]).generate_state(1)[0]))
 
 
 def versions() -> dict[str, str]:
@@ -265,7 +267,7 @@ def _start_collectives(kind: str) -> None:
             'gloo could not connect the processes. On several machines, name the network: export '
             'GLOO_SOCKET_IFNAME=eth0'
         )
-        job.leave(EXIT_STOPPED, text)
+        processes.leave(EXIT_STOPPED, text)
         raise Stopped(f'{text} ({" ".join(str(error).split())})') from None
     if device_kind() != kind:
         raise UserError(
@@ -287,7 +289,7 @@ def _one_gloo_group() -> Iterator[None]:
     new_group = distributed.new_group
 
     def group(ranks: Optional[list[int]] = None, *arguments: Any, **options: Any) -> Any:
-        if ranks is None or len(ranks) == job.WORLD:
+        if ranks is None or len(ranks) == processes.WORLD:
             return distributed.get_group(0)
         return new_group(ranks, *arguments, **options)
 
@@ -328,7 +330,7 @@ def _import_quietly() -> Any:
             problem = str(error).strip().splitlines()[0]
             raise UserError(f'{sys.executable} cannot import its Paddle: {problem}') from None
     home.keep_to_static_out()
-    signal.signal(signal.SIGTERM, job.on_sigterm)  # Paddle's prints a stack
+    signal.signal(signal.SIGTERM, processes.on_sigterm)  # Paddle's prints a stack
     for line in said.getvalue().splitlines():
         if 'OMP_NUM_THREADS' not in line:
             print(line, file=sys.stderr)

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from engine.exported_folder import INPUT, ONNX, OUTPUT, input_shape
+from engine.export.exported_folder import INPUT, ONNX, OUTPUT, input_shape
 from engine.files import sha256_of
 
 MAX_BATCH = 32

@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from engine import job
+from engine.machine import processes
 from predictor import machine
 
 PROC = Path('/proc')
@@ -64,7 +64,7 @@ def _set_by_paddle() -> bool:
     a notebook, of a script. The nearest ancestor that was started without it decides: Paddle's, if
     that has loaded it.
     """
-    if job.LAUNCHED:
+    if processes.LAUNCHED:
         return True
     process = 'self'
     with contextlib.suppress(OSError, IndexError):  # no Linux, or another user's process
@@ -97,7 +97,7 @@ def _keep_freed_memory() -> None:
 
 def cores_per_process() -> int:
     """The cores that this process may use, when all processes of this machine share them."""
-    return max(1, machine.cores() // int(os.environ.get('PADDLE_LOCAL_SIZE', job.WORLD)))
+    return max(1, machine.cores() // int(os.environ.get('PADDLE_LOCAL_SIZE', processes.WORLD)))
 
 
 def _is_amd() -> bool:

@@ -2,7 +2,7 @@
 
 Nothing here imports paddle into the process that calls it.
 
-    python3 -m engine.onnx_model GRAPH PARAMETERS    prints the bytes of an ONNX model
+    python3 -m engine.export.onnx_model GRAPH PARAMETERS    prints the bytes of an ONNX model
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-from engine import environment, home
 from engine.errors import UserError
-from engine.exported_folder import GRAPH, INPUT, ONNX, OUTPUT, VERSION
+from engine.export.exported_folder import GRAPH, INPUT, ONNX, OUTPUT, VERSION
+from engine.machine import cpu, home
 from predictor.onnx_engines import import_onnxruntime
 
 OPSET = 17
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 COLOURS = re.compile(r'\x1b\[[\d;]*m')
 REASON = re.compile(r'\w+Error: .+|\(\w+\) .+')  # as Python and as Paddle begin their messages
 
@@ -80,7 +80,9 @@ def _converted(graph: Path) -> bytes:
     """In a process of its own: paddle2onnx prints, ends the process on errors, and can crash."""
     files = [str(graph.resolve()), str(graph.resolve().with_name(f'{GRAPH}.pdiparams'))]
     result = subprocess.run(
-        [sys.executable, '-m', 'engine.onnx_model', *files], cwd=REPOSITORY, capture_output=True
+        [sys.executable, '-m', 'engine.export.onnx_model', *files],
+        cwd=REPOSITORY,
+        capture_output=True,
     )
     if result.returncode != 0:
         raise _refusal(_reason(result))
@@ -117,7 +119,7 @@ def load(model: Path) -> Callable[[np.ndarray], np.ndarray]:
     """As a function, by onnxruntime on the CPU. ImportError without onnxruntime."""
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = environment.cores_per_process()
+    options.intra_op_num_threads = cpu.cores_per_process()
     session = onnxruntime.InferenceSession(str(model), options, providers=['CPUExecutionProvider'])
 
     def run(images: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 From `join` on, none outlives another's failure. A job of one process needs no special case
 elsewhere: these functions then do nothing, or say what that one says. (Tensors are summed over the
-processes in engine/runtime.py.)
+processes in engine/machine/devices.py.)
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Callable, Optional
 
 from engine.errors import EXIT_STOPPED, Stopped, UserError
-from engine.peers import LOOPBACK, Loss, Missing, Peers, PortTaken
+from engine.machine.peers import LOOPBACK, Loss, Missing, Peers, PortTaken
 
 # What paddle.distributed.launch tells each process.
 LAUNCHED = 'PADDLE_TRAINERS_NUM' in os.environ

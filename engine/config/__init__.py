@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Mapping, Optional, Sequence, Union
 
-from engine import settings
-from engine.config_checks import check
+from engine.config import reading
+from engine.config.checks import check
+from engine.config.reading import key
 from engine.errors import UserError
-from engine.settings import key
 
 
 @dataclass(frozen=True)
@@ -201,16 +201,16 @@ def load_config(path: Union[str, Path], overrides: Sequence[str] = ()) -> Config
     Raises UserError that names the file, line and key, and the nearest valid name.
     """
     path = Path(path)
-    given = settings.read_yaml(path, Config)
-    given.update(settings.read_override(text, Config) for text in overrides)
-    config: Config = settings.build(Config, given)
+    given = reading.read_yaml(path, Config)
+    given.update(reading.read_override(text, Config) for text in overrides)
+    config: Config = reading.build(Config, given)
     folder = Path(config.output.dir or Path('output') / path.stem).expanduser()
     config = dataclasses.replace(config, output=Output(dir=str(folder)))
     check(config, lambda name: given[name].origin if name in given else str(path))
     return _scale_values(config, given)
 
 
-def _scale_values(config: Config, given: Mapping[str, settings.Setting]) -> Config:
+def _scale_values(config: Config, given: Mapping[str, reading.Setting]) -> Config:
     """Piecewise values that start at optimizer.lr: scaled to it if it was overridden."""
     values, lr = config.schedule.values, config.optimizer.lr
     if config.schedule.name != 'piecewise' or not values or values[0] == lr:
@@ -241,7 +241,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    return settings.dump(to_dict(config))
+    return reading.dump(to_dict(config))
 
 
 def changes(
@@ -286,5 +286,5 @@ def is_read(name: str, *, training: bool) -> bool:
 
 def describe_keys(*, training: bool) -> str:
     """The table of keys that closes --help: those that a command reads."""
-    lines = settings.describe(Config, lambda name: is_read(name, training=training))
+    lines = reading.describe(Config, lambda name: is_read(name, training=training))
     return 'config keys (default): meaning\n' + '\n'.join(lines)

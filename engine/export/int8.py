@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Callable, Iterator, Optional
 
 import numpy as np
 
-from engine import onnx_model
 from engine.errors import UserError
-from engine.exported_folder import INPUT, INT8, ONNX
+from engine.export import onnx_model
+from engine.export.exported_folder import INPUT, INT8, ONNX
 from predictor.onnx_engines import import_onnxruntime
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from engine import environment, onnx_model
 from engine.errors import UserError
-from engine.exported_folder import FORMATS, GRAPH, INPUT, ONNX, input_shape
+from engine.export import onnx_model
+from engine.export.exported_folder import FORMATS, GRAPH, INPUT, ONNX, input_shape
+from engine.machine import cpu
 from predictor.errors import in_a_line
 from predictor.onnx_engines import import_onnxruntime
 from predictor.paddle_engine import quiet
@@ -188,7 +189,7 @@ def by_inference(folder: Path, *, onednn: bool = False) -> Logits:
         config.enable_mkldnn()
     else:
         config.disable_mkldnn()
-    config.set_cpu_math_library_num_threads(environment.cores_per_process())
+    config.set_cpu_math_library_num_threads(cpu.cores_per_process())
     predictor = inference.create_predictor(config)
 
     def run(images: np.ndarray) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Training: the steps of an epoch, optimizer, learning rate, precision, memory."""
