@@ -87,10 +87,10 @@ def train(config: Config, run: RunFolder, resume: Optional[str], log: Log) -> No
     devices.seed_everything(config.seed)
     snapshot = find_snapshot(run, resume, log) if resume is not None else None
     config, pretrained = start_from(config, snapshot, log)
-    tell = (
+    report = (
         log.line if processes.RANK == 0 else print
     )  # bad files are named by the rank that reads them
-    dataset = data.load_data(config, tell=tell)
+    dataset = data.load_data(config, report=report)
     batches, tests = data.train_batches(dataset, config), data.test_batches(dataset, config)
     require_same(config, dataset, snapshot)
     model = build_model(config, dataset, log, pretrained)
@@ -182,11 +182,11 @@ def describe_step(config: Config, batches: Batches, images: int) -> str:
 
     factors = [(processes.WORLD, 'processes'), (config.train.accumulate, 'accumulated')]
     made_of = ''.join(f' x {count} {what}' for count, what in factors if count > 1)
-    text = f'step: {batches.together} images'
+    text = f'step: {batches.global_batch_size} images'
     text += f' ({config.data.batch_size}{made_of})' if made_of else ''
-    factor = lr_factor(config.optimizer, batches.together)
+    factor = lr_factor(config.optimizer, batches.global_batch_size)
     text += f', learning rate x {factor:.6g}' if factor != 1.0 else ''
-    if batches.together > images:
+    if batches.global_batch_size > images:
         text += f'; the training set has only {images:,}: each epoch is one step (data.batch_size)'
     return text
 

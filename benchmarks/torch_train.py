@@ -108,7 +108,7 @@ def train(config: Config, batches: Batches) -> nn.Module:
     model = model.to(memory_format=torch.channels_last)
     lr_at = make_schedule(
         config.schedule,
-        lr=config.optimizer.lr * lr_factor(config.optimizer, batches.together),
+        lr=config.optimizer.lr * lr_factor(config.optimizer, batches.global_batch_size),
         epochs=config.train.epochs,
         steps_per_epoch=len(batches),
     )

@@ -66,7 +66,7 @@ def assert_same(batches, others):
         np.testing.assert_array_equal(batch.labels, other.labels)
         np.testing.assert_array_equal(batch.rows, other.rows)
         np.testing.assert_array_equal(batch.partners, other.partners)
-        assert batch.share == other.share
+        assert batch.own_weight == other.own_weight
 
 
 # ------------------------------------------------------------------ one process
@@ -311,7 +311,7 @@ def test_with_other_batches_an_epoch_goes_on_in_its_order(count, before, after):
             ranks[0].size(number) for number in range(first, len(ranks[0]))
         ]
         for rank in ranks:
-            assert rank.together == together
+            assert rank.global_batch_size == together
             assert len(rank.rows()) == len(rank) - rank.first
             assert rank.first == first
         # Every batch but the first and the last is a whole one, where it would be without a stop.
@@ -329,7 +329,7 @@ def test_start_and_size_of_the_batches_add_up_to_the_images(count, before, after
         assert batches.start(batches.first) == done
         for number in range(batches.first, len(batches)):
             assert batches.size(number) == batches.start(number + 1) - batches.start(number)
-            assert world <= batches.size(number) < batches.together + world
+            assert world <= batches.size(number) < batches.global_batch_size + world
         if batches.first < len(batches):
             total = sum(batches.size(number) for number in range(batches.first, len(batches)))
             assert done + total == batches.start(len(batches))
@@ -381,7 +381,7 @@ def test_parts_of_a_batch_are_the_batch_in_order(count, augmentation):
         once = getattr(batch, name)
         again = np.take(once, np.arange(max(count, 13)), axis=0, mode='wrap')
         np.testing.assert_array_equal(together, again)
-    assert {part.share for part in parts} == {batch.share}
+    assert {part.own_weight for part in parts} == {batch.own_weight}
     if augmentation.mixup:
         partners = np.concatenate([part.partners for part in parts])
         np.testing.assert_array_equal(partners[:13], batch.partners)
@@ -499,7 +499,7 @@ def test_a_training_batch_holds_what_is_accumulated_and_a_test_batch_does_not(ac
     )
     data = load_data(config)
     train, test = train_batches(data, config), test_batches(data, config)
-    assert train.together == 7 * accumulate
+    assert train.global_batch_size == 7 * accumulate
     assert [train.size(number) for number in range(len(train))] == (
         [7] * 7 + [1] if accumulate == 1 else [21, 21, 8]
     )
@@ -576,7 +576,7 @@ def test_images_of_cutmix_hold_pixels_of_both_labels_by_the_share():
 def test_an_unmixed_batch_has_no_partners():
     for batch in colour_batches(Augmentation(cutout=3, random_erasing=0.5, flip=True)):
         assert batch.partners is None
-        assert batch.share == 1.0
+        assert batch.own_weight == 1.0
 
 
 def test_images_are_erased_before_they_are_mixed():

@@ -947,9 +947,9 @@ def test_record_of_an_epoch():
 
 def soft_targets(batch: Batch, smoothing: float) -> np.ndarray:
     """What the labels of a mixed and smoothed batch are as probabilities: float64 [N, 10]."""
-    target = batch.share * np.eye(10)[batch.labels]
+    target = batch.own_weight * np.eye(10)[batch.labels]
     if batch.partners is not None:
-        target += (1 - batch.share) * np.eye(10)[batch.partners]
+        target += (1 - batch.own_weight) * np.eye(10)[batch.partners]
     return (1 - smoothing) * target + smoothing / 10
 
 
@@ -998,7 +998,7 @@ def test_a_step_on_mixed_images_goes_down_the_gradient_of_that_loss():
     )
     trainer = new_trainer(config)
     batch = next(iter(trainer.batches))
-    assert 0.05 < batch.share < 0.95
+    assert 0.05 < batch.own_weight < 0.95
     paddle.seed(config.seed)
     twin = Smallest(dropout=0.0)
     target = paddle.to_tensor(soft_targets(batch, 0.1).astype(np.float32))

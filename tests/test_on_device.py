@@ -57,7 +57,7 @@ def assert_equal(host, device, *, ulps=0):
         assert (batch.images.dtype, batch.labels.dtype) == (paddle.float32, paddle.int64)
         assert len(batch.labels) == len(wanted.labels)
         assert batch.images.stop_gradient
-        assert batch.share == wanted.share
+        assert batch.own_weight == wanted.own_weight
         ours = batch.moved(np.asarray)
         np.testing.assert_allclose(ours.images, wanted.images, rtol=0, atol=ulps * 2.0**-22)
         for name in ('labels', 'rows', 'partners'):
@@ -83,7 +83,7 @@ def test_images_equal_those_of_numpy(mode, padding, flip, cutout):
 def test_mixed_images_equal_those_of_numpy(alphas, others, epoch):
     host, device = both(images_of(90), Augmentation(**alphas, **others), epoch=epoch)
     assert_equal(host, device, ulps=1)
-    assert len({batch.share for batch in host}) > 3
+    assert len({batch.own_weight for batch in host}) > 3
 
 
 @pytest.mark.parametrize(('height', 'width'), [(1, 1), (5, 9), (9, 4), (32, 32)])

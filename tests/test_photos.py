@@ -38,7 +38,9 @@ WHOLE, DAMAGED = picture_files.whole_files(), picture_files.damaged_files()
 
 
 def batches_of(files: Files, *, size: int = 16, train: bool = True, **options) -> PhotoBatches:
-    known = {name: options.pop(name) for name in ('workers', 'skip_bad', 'tell') if name in options}
+    known = {
+        name: options.pop(name) for name in ('workers', 'skip_bad', 'report') if name in options
+    }
     view = EvalView(size=size, resize=size + 2, five_crops=options.pop('five_crops', False))
     options = {'mean': MEAN, 'std': STD, 'batch_size': 8, 'shuffle': train, **options}
     images = Photos(files, view, **known)
@@ -389,18 +391,18 @@ def test_the_quick_check_is_cut_short_and_says_so_also_where_it_found_something(
 ):
     monkeypatch.setattr(photos, 'QUICK_CHECK_S', 2)
     monkeypatch.setattr(photos, 'check_quickly', lambda path, most: time.sleep(0.1) or 'is bad')
-    many, told = Files(files.paths * 100, np.tile(np.arange(30), 100)), []
+    many, lines = Files(files.paths * 100, np.tile(np.arange(30), 100)), []
     start = time.monotonic()
     with pytest.raises(UserError, match=r'\d\d\.png is bad, and so are'):
-        photos.without_bad_files(many, skip=False, workers=2, tell=told.append)
+        photos.without_bad_files(many, skip=False, workers=2, report=lines.append)
     assert time.monotonic() - start < 20  # of the 37 that 8 threads need for all
-    assert any('of 3,000 are left for when they are read' in line for line in told)
+    assert any('of 3,000 are left for when they are read' in line for line in lines)
 
 
 def test_nothing_is_left_where_every_file_is_bad(files):
     gone = Files([f'{path}.gone' for path in files.paths], files.labels)
     with pytest.raises(UserError, match=r'none of 30 files .*00\.png\.gone'):
-        photos.without_bad_files(gone, skip=True, workers=2, tell=lambda text: None)
+        photos.without_bad_files(gone, skip=True, workers=2, report=lambda text: None)
 
 
 # ------------------------------------------------------------------ a hundred bad files
@@ -438,11 +440,11 @@ def test_the_key_of_the_most_pixels_decides_what_is_too_large(tmp_path, kind):
     large.parent.mkdir()
     (tmp_path / 'val' / 'zoo').mkdir()
     Image.new('L', (1001, 1000)).save(large)
-    told: list[str] = []
+    lines: list[str] = []
     with pytest.raises(UserError, match=r'1001 x 1000 pixels, more than 1 million \(max_pixels_m'):
-        load_data(config_of(tmp_path, max_pixels_million=1), tell=told.append)
+        load_data(config_of(tmp_path, max_pixels_million=1), report=lines.append)
     config = config_of(tmp_path, max_pixels_million=2)
-    data = load_data(config, tell=told.append)
+    data = load_data(config, report=lines.append)
     assert sum(len(batch.rows) for batch in train_batches(data, config)) == len(data.train)
     with pytest.raises(UserError, match='cannot be read'):
         packing.check(tmp_path, workers=1, max_pixels=1_000_000)
@@ -455,30 +457,30 @@ def test_a_gpu_is_sent_bytes(tmp_path, kind, monkeypatch):
     monkeypatch.setattr(devices, 'device_kind', lambda: kind)
     monkeypatch.setattr(devices, 'to_device', paddle.to_tensor)
     config = config_of(tmp_path)
-    data = load_data(config, tell=lambda text: None)
+    data = load_data(config, report=lambda text: None)
     for batches in (train_batches(data, config), test_batches(data, config)):
         assert isinstance(next(iter(batches)).images, paddle.Tensor) == (kind == 'gpu')
 
 
 def test_with_stop_a_bad_file_is_named_before_the_first_step(hundred):
     root, bad = hundred
-    told: list[str] = []
+    lines: list[str] = []
     with pytest.raises(UserError) as caught:
-        load_data(config_of(root), tell=told.append)
+        load_data(config_of(root), report=lines.append)
     text = str(caught.value)
     assert '\n' not in text
     assert any(text.startswith(f'{path} ') for path in bad)
     assert re.search(r'and so are \d+ more of', text)
     assert 'data.on_bad_file=skip' in text
-    named = {path for path in bad for line in told if f' {path} ' in line}
+    named = {path for path in bad for line in lines if f' {path} ' in line}
     assert len(named) > 50
 
 
 def test_with_skip_each_file_is_read_right_or_told_by_name(hundred):
     root, bad = hundred
     assert len(bad) >= 100
-    told: list[str] = []
-    data = load_data(config_of(root, on_bad_file='skip'), tell=told.append)
+    lines: list[str] = []
+    data = load_data(config_of(root, on_bad_file='skip'), report=lines.append)
     for batches in (train_batches(data, config_of(root)), test_batches(data, config_of(root))):
         for _ in range(2):
             seen = list(batches)
@@ -495,9 +497,8 @@ def test_with_skip_each_file_is_read_right_or_told_by_name(hundred):
             centre = wanted.pixels[4:36, 14:46]  # of 40 x 60, which eval.resize leaves as it is
             assert np.abs(shown - centre).mean() <= max(wanted.tolerance, 1e-6), path
     for path in bad:
-        lines = [line for line in told if f' {path} ' in line]
-        assert len(lines) == 1, path
-    assert not [name for name in WHOLE for line in told if f'/{name} ' in line]
+        assert len([line for line in lines if f' {path} ' in line]) == 1, path
+    assert not [name for name in WHOLE for line in lines if f'/{name} ' in line]
 
 
 def test_the_check_command_names_every_bad_file_and_no_other(hundred):
@@ -557,36 +558,36 @@ def test_damage_inside_stops_with_the_name(spoiled):
 
 def test_damage_inside_is_skipped_and_told_once_and_the_rest_is_the_same(spoiled, files):
     spoiled_files, bad = spoiled
-    told: list[str] = []
-    batches = batches_of(spoiled_files, skip_bad=True, tell=told.append)
+    lines: list[str] = []
+    batches = batches_of(spoiled_files, skip_bad=True, report=lines.append)
     seen = by_row(batches)
     assert sorted(set(range(30)) - set(seen)) == [4, 11, 29]
-    assert sorted(line.split()[2] for line in told) == sorted(bad)
+    assert sorted(line.split()[2] for line in lines) == sorted(bad)
     for row, image in by_row(batches_of(files)).items():
         if row in seen:
             np.testing.assert_array_equal(seen[row], image)
     batches.set_epoch(1)
     assert len(by_row(batches)) == 27
-    assert len(told) == 3
+    assert len(lines) == 3
     assert batches.images.bad == set(bad)
 
 
 def test_not_more_bad_files_are_told_than_anybody_would_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(photos, 'TOLD', 2)
+    monkeypatch.setattr(photos, 'MAX_REPORTED', 2)
     whole = tmp_path / 'whole.png'
     whole.write_bytes(WHOLE['rgba.png'].data)
     paths = [str(whole)] + [str(tmp_path / f'{number}.png') for number in range(5)]
-    told: list[str] = []
-    batches = batches_of(Files(paths, np.zeros(6, int)), skip_bad=True, tell=told.append)
+    lines: list[str] = []
+    batches = batches_of(Files(paths, np.zeros(6, int)), skip_bad=True, report=lines.append)
     assert sum(len(batch.rows) for batch in batches) == 1
-    assert len(told) == 3
-    assert 'more will be left out' in told[-1]
+    assert len(lines) == 3
+    assert 'more will be left out' in lines[-1]
 
 
 def test_a_batch_of_which_nothing_can_be_read_gets_another_image_in_training(spoiled):
     """As where a last batch holds one image, and a step of several processes needs one of each."""
     files, _ = spoiled
-    batches = batches_of(files, batch_size=1, skip_bad=True, tell=lambda text: None)
+    batches = batches_of(files, batch_size=1, skip_bad=True, report=lambda text: None)
     seen = [int(row) for batch in batches for row in batch.rows]
     assert len(seen) == 30
     assert set(seen) == set(range(30)) - {4, 11, 29}
@@ -594,7 +595,9 @@ def test_a_batch_of_which_nothing_can_be_read_gets_another_image_in_training(spo
 
 def test_a_batch_of_which_nothing_can_be_read_is_empty_in_an_evaluation(spoiled):
     files, _ = spoiled
-    batches = list(batches_of(files, train=False, batch_size=1, skip_bad=True, tell=lambda _: None))
+    batches = list(
+        batches_of(files, train=False, batch_size=1, skip_bad=True, report=lambda _: None)
+    )
     assert [len(batch.rows) for batch in batches] == [n not in (4, 11, 29) for n in range(30)]
     assert batches[4].images.shape == (0, 3, 16, 16)
 
@@ -603,7 +606,7 @@ def test_a_data_root_that_has_gone_ends_even_with_skip(files):
     gone = Files([f'{path}.gone' for path in files.paths], files.labels)
     for train in (True, False):
         with pytest.raises(UserError, match=r'is data\.root still there'):
-            list(batches_of(gone, train=train, skip_bad=True, tell=lambda text: None))
+            list(batches_of(gone, train=train, skip_bad=True, report=lambda text: None))
 
 
 def test_a_picture_that_has_gone_before_the_report_is_named(files, tmp_path):
@@ -618,15 +621,15 @@ def test_names_that_cannot_be_printed_are_told_all_the_same(tmp_path):
         with open(os.path.join(os.fsencode(tmp_path), name), 'wb') as file:
             file.write(b'text')
     paths = [os.path.join(str(tmp_path), os.fsdecode(name)) for name in names]
-    told: list[str] = []
+    lines: list[str] = []
     with pytest.raises(UserError) as caught:
         photos.without_bad_files(
-            Files(paths, np.zeros(3, int)), skip=False, workers=1, tell=told.append
+            Files(paths, np.zeros(3, int)), skip=False, workers=1, report=lines.append
         )
-    for text in (*told, str(caught.value)):
+    for text in (*lines, str(caught.value)):
         assert '\n' not in text
         text.encode()
-    assert any('熊 猫.png' in text for text in told)
+    assert any('熊 猫.png' in text for text in lines)
     with pytest.raises(UserError, match=r'caf\\udce9\.png'):
         list(batches_of(Files(paths[:1], np.zeros(1, int))))
 

@@ -439,7 +439,7 @@ def pictures(tmp_path_factory):
 def test_accuracy_is_that_of_evaluation(predict, pictures):
     where = (f'data.root={pictures}', 'data.workers=1', 'eval.batch_size=16')
     settled = exported.config('wide_resnet10_1', exported.SIZE, exported.RESIZE, *where)
-    found = data.load_data(settled, train=False, tell=pytest.fail)
+    found = data.load_data(settled, train=False, report=pytest.fail)
     assert found.classes == exported.CLASSES
     model = models.build('wide_resnet10_1', num_classes=len(exported.CLASSES))
     model.set_state_dict(exported.arrays('wide_resnet10_1'))

@@ -357,7 +357,7 @@ def test_a_first_batch_of_few_images(tmp_path, count):
 def test_titles_of_the_first_batch_are_its_labels(tmp_path, monkeypatch, partners, titles):
     drawn = []
     monkeypatch.setattr(plots, 'picture_grid', lambda pixels, titles, path: drawn.append(titles))
-    mixed = {} if partners is None else {'partners': np.array(partners), 'share': 0.3}
+    mixed = {} if partners is None else {'partners': np.array(partners), 'own_weight': 0.3}
     batch = Batch(np.zeros((3, 3, 8, 8), np.float32), np.array([0, 1, 0]), np.arange(3), **mixed)
     plots.first_batch(batch, MEAN, STD, ['cat', 'dog'], tmp_path / 'x.png')
     assert drawn == [titles]

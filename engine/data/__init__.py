@@ -54,18 +54,18 @@ def load_data(
     *,
     train: bool = True,
     classes: Optional[Sequence[str]] = None,
-    tell: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
 ) -> DataSet:
     """The data set that the config names. UserError if it is missing or damaged.
 
     Without `train`, the training images need not be there; `classes`, of the weights, then say
-    which ones the test images lack. `tell` gets a line for each bad file.
+    which ones the test images lack. `report` gets a line for each bad file.
     """
     name = config.data.name
     if name in VARIANTS:
         data = _cifar(config)
     elif name == 'folder':
-        data = _folder(config, train, classes, tell)
+        data = _folder(config, train, classes, report)
     elif name == 'digits':
         data = _digits()
     else:
@@ -236,7 +236,7 @@ def _cifar(config: Config) -> DataSet:
 
 
 def _folder(
-    config: Config, train: bool, classes: Optional[Sequence[str]], tell: Callable[[str], None]
+    config: Config, train: bool, classes: Optional[Sequence[str]], report: Callable[[str], None]
 ) -> DataSet:
     from engine.data.photos import Photos, without_bad_files
     from engine.data.pictures import EvalView
@@ -252,7 +252,7 @@ def _folder(
         known=classes,
     )
     for note in found.notes if processes.RANK == 0 else ():
-        tell(note)
+        report(note)
     size, resize = _photo_sizes(config)
     max_pixels = data.max_pixels_million * 1_000_000
     five_crops = config.eval.views == 'ten_crop'
@@ -263,9 +263,9 @@ def _folder(
     def photos(files: Files) -> Photos:
         processes.require_same('the data set', lambda: f'{len(files):,} files')
         good = without_bad_files(
-            files, skip=skip, workers=workers, tell=tell, max_pixels=max_pixels
+            files, skip=skip, workers=workers, report=report, max_pixels=max_pixels
         )
-        return Photos(good, view, workers=workers, skip_bad=skip, tell=tell)
+        return Photos(good, view, workers=workers, skip_bad=skip, report=report)
 
     return DataSet(
         photos(found.train) if train else None,

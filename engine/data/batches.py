@@ -39,7 +39,7 @@ class Batch(NamedTuple):
     labels: Array  # int64 [B]
     rows: np.ndarray  # int64 [B], their places in the set
     partners: Optional[Array] = None  # int64 [B], the labels that were mixed in
-    share: float = 1.0  # of `labels`; the rest is of `partners`
+    own_weight: float = 1.0  # of `labels`; the rest is of `partners`
 
     def moved(self, move: Callable[[Array], Any]) -> Batch:
         """The batch elsewhere: to_device takes it to the device, np.asarray to the host."""
@@ -61,7 +61,7 @@ class Batch(NamedTuple):
                 self.labels[part],
                 self.rows[part],
                 None if self.partners is None else self.partners[part],
-                self.share,
+                self.own_weight,
             )
             for part in slices
         ]
@@ -119,7 +119,7 @@ class Batches(ABC):
         self.augmentation = augmentation or Augmentation()
         self.shuffle, self.seed = shuffle, seed
         self.rank, self.world = rank, world
-        self.together = batch_size * world
+        self.global_batch_size = batch_size * world
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, *, done: int = 0) -> None:
@@ -130,14 +130,14 @@ class Batches(ABC):
         for each process.
         """
         self.epoch, self._done = epoch, done
-        self.first = done // self.together
-        left = min((self.first + 1) * self.together, len(self.images)) - done
+        self.first = done // self.global_batch_size
+        left = min((self.first + 1) * self.global_batch_size, len(self.images)) - done
         if self.shuffle and left < self.world:
             self.first += 1
         self.first = min(self.first, len(self))
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.images), self.together)
+        whole, rest = divmod(len(self.images), self.global_batch_size)
         return whole + (rest >= (self.world if self.shuffle else 1))
 
     @abstractmethod
@@ -147,7 +147,7 @@ class Batches(ABC):
         """The place in the epoch's order where a batch begins."""
         if number <= self.first:
             return self._done
-        return min(number * self.together, len(self.images))
+        return min(number * self.global_batch_size, len(self.images))
 
     def size(self, number: int) -> int:
         """Images of one batch, over all processes."""

@@ -43,11 +43,11 @@ QUICK_CHECK_S = 10.0  # how long the check before the first step may take
 HEAD = 2**16  # bytes that hold a picture's size, unless its header is huge
 ENDS = {JPEG: JPEG_END, PNG: b'IEND'}  # what is among the last bytes, if all are there
 MAX_BYTES = 2**30  # of a file: a larger one is an accident
-TOLD = 100  # bad files that are named on the console
+MAX_REPORTED = 100  # bad files that are named on the console
 OTHERS = 8  # images that are tried when a whole batch cannot be read
 OF_IMAGE, OF_OTHERS = 1, 2  # kinds of random streams
 
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Photos:
     view: EvalView
     workers: int = 1
     skip_bad: bool = False  # go on without files that cannot be read
-    tell: Tell = print  # gets a line for each of those
+    report: Report = print  # gets a line for each of those
     bad: set[str] = field(default_factory=set)  # those found while reading
 
     @property
@@ -191,7 +191,7 @@ class PhotoBatches(Batches):
         raise UserError('not one image of a batch can be read; is data.root still there?')
 
     def _report(self, rows: np.ndarray, problems: list[str]) -> None:
-        bad, tell = self.images.bad, self.images.tell
+        bad, report = self.images.bad, self.images.report
         for row, problem in zip(rows, problems):
             path = self.images.files.paths[row]
             if not self.images.skip_bad:
@@ -199,10 +199,10 @@ class PhotoBatches(Batches):
             if path in bad:
                 continue
             bad.add(path)
-            if len(bad) <= TOLD:
-                tell(f'left out: {legible(path)} {problem}')
-            if len(bad) == TOLD:
-                tell('more will be left out without a line each')
+            if len(bad) <= MAX_REPORTED:
+                report(f'left out: {legible(path)} {problem}')
+            if len(bad) == MAX_REPORTED:
+                report('more will be left out without a line each')
 
 
 @dataclass(frozen=True)
@@ -247,7 +247,7 @@ def _open(path: str) -> BinaryIO:
 
 
 def without_bad_files(
-    files: Files, *, skip: bool, workers: int, tell: Tell, max_pixels: int = MAX_PIXELS
+    files: Files, *, skip: bool, workers: int, report: Report, max_pixels: int = MAX_PIXELS
 ) -> Files:
     """Look at the beginning and the end of the files before training.
 
@@ -277,17 +277,17 @@ def without_bad_files(
                     break
                 # What is left out must not depend on the speed of a disk, or a resumed run would
                 # see its images in another order.
-                tell(f'checked {done:,} of {len(mine):,} files')
+                report(f'checked {done:,} of {len(mine):,} files')
                 deadline += 10 * QUICK_CHECK_S
-    for row in sorted(bad)[:TOLD]:
-        tell(f'bad file: {legible(files.paths[row])} {bad[row]}')
+    for row in sorted(bad)[:MAX_REPORTED]:
+        report(f'bad file: {legible(files.paths[row])} {bad[row]}')
     flags = np.zeros(len(files) + 1)
     flags[list(bad)] = 1
     flags[-1] = len(mine) - done
     flags = devices.sum_over_ranks(flags)
     good, count, left = np.flatnonzero(flags[:-1] == 0), int(flags[:-1].sum()), int(flags[-1])
     if left and processes.RANK == 0:
-        tell(
+        report(
             f'checked files for {QUICK_CHECK_S:.0f} s; {left:,} of {len(files):,} are '
             'left for when they are read (python3 -m engine.data --check DIR checks all)'
         )
@@ -303,7 +303,7 @@ def without_bad_files(
             f'none of {len(files):,} files can be read, {legible(files.paths[0])} for one'
         )
     if processes.RANK == 0:
-        tell(f'{count:,} of {len(files):,} files are left out, because they cannot be read')
+        report(f'{count:,} of {len(files):,} files are left out, because they cannot be read')
     return files.only(good)
 
 

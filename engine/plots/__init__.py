@@ -154,7 +154,7 @@ def first_batch(
     pixels = unnormalise(batch.images[:FIRST], mean, std)
     titles = [shortened(classes[label], CAPTION) for label in batch.labels[:FIRST]]
     if batch.partners is not None:
-        own, other = f'{100 * batch.share:.0f} %', f'{100 * (1 - batch.share):.0f} %'
+        own, other = f'{100 * batch.own_weight:.0f} %', f'{100 * (1 - batch.own_weight):.0f} %'
         partners = [shortened(classes[label], CAPTION) for label in batch.partners[:FIRST]]
         titles = [f'{own} {a}\n{other} {b}' for a, b in zip(titles, partners)]
     picture_grid(pixels, titles, path)

@@ -99,7 +99,7 @@ class Log:
         images, seconds = sums.images - self._shown[0], sums.seconds - self._shown[1]
         self._shown = (sums.images, sums.seconds)
         speed = images / seconds
-        left = trainer.work_left * trainer.batches.together / speed
+        left = trainer.work_left * trainer.batches.global_batch_size / speed
         lr = trainer.lr_at(trainer.step - 1)
         loss, time_left = f'loss:{trainer.last_loss:.4f}', f'left:{duration(left)}'
         pace = f'images/s:{speed:.1f}  wait:{100 * sums.waited / sums.seconds:.1f}%'

@@ -97,7 +97,7 @@ class Trainer:
         self.schedule_name = PADDLE_NAMES[config.schedule.name]
         self.lr_at = make_schedule(
             config.schedule,
-            lr=config.optimizer.lr * lr_factor(config.optimizer, batches.together),
+            lr=config.optimizer.lr * lr_factor(config.optimizer, batches.global_batch_size),
             epochs=config.train.epochs,
             steps_per_epoch=len(batches),
         )
@@ -198,7 +198,7 @@ class Trainer:
             devices.before_collective()
         self.precision.scale(loss if share == 1 else loss * share).backward()
         labels = batch.labels
-        if batch.partners is not None and batch.share < 0.5:
+        if batch.partners is not None and batch.own_weight < 0.5:
             labels = batch.partners
         return loss.detach(), (logits.argmax(-1) == labels).sum()
 
@@ -209,7 +209,7 @@ class Trainer:
         if batch.partners is None:
             return loss
         other = cross_entropy(logits, batch.partners, smoothing)
-        return batch.share * loss + (1 - batch.share) * other
+        return batch.own_weight * loss + (1 - batch.own_weight) * other
 
     def collect(self) -> None:
         """Fetch the pending results, check them, and add them to the epoch's sums."""
@@ -334,7 +334,7 @@ class Trainer:
             'progress': asdict(self.progress),
             'step': self.step,
             'images': len(self.batches.images),
-            'images_per_step': self.batches.together,
+            'images_per_step': self.batches.global_batch_size,
             'loss_scale': self.precision.state(),
             'convolutions': cpu_conv.computed_by(self.model),
             'classes': self.classes,
@@ -359,9 +359,9 @@ class Trainer:
         self.precision.load_state(state['loss_scale'])
         if self.ema is not None:
             self.ema.load_arrays(snapshot.ema if snapshot.ema is not None else snapshot.model)
-        if state['images_per_step'] != self.batches.together:
+        if state['images_per_step'] != self.batches.global_batch_size:
             self.log.line(
-                f'resume: {self.batches.together} images a step now, not '
+                f'resume: {self.batches.global_batch_size} images a step now, not '
                 f'{state["images_per_step"]}; the order of the images stays'
             )
         then, by = state.get('convolutions', 'Paddle'), cpu_conv.computed_by(self.model)
