@@ -1,4 +1,4 @@
-"""Measuring a model: every image once, whatever the batch size and the number of processes."""
+"""Measure a model: every image once, for any batch size and any number of processes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from paddle import nn
 from engine.data.batches import Batches
 from engine.machine import devices
 
+# What is measured of an image. All are float64, so that one sum collects those of all processes.
+FIELDS = ('measured', 'label', 'prediction', 'in_top5', 'loss', 'probability')
+RESULT = np.dtype([(name, np.float64) for name in FIELDS])
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Per-image results, in the order of the set; every figure is derived from them."""
+    """Results of each image, in the order of the set; every figure is derived from them."""
 
-    rows: np.ndarray  # int [N], places in the set
+    rows: np.ndarray  # int [N], indices in the set
     labels: np.ndarray  # int [N]
-    predictions: np.ndarray  # int [N], the likeliest class
+    predictions: np.ndarray  # int [N], the most likely class
     in_top5: np.ndarray  # bool [N]
     losses: np.ndarray  # float [N], cross entropy in nats
     probabilities: np.ndarray  # float [N], of the predicted class
@@ -56,30 +60,30 @@ def evaluate(
     mirror: bool = False,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Measure the model on every image once, the processes sharing the work.
+    """Measure the model on every image once; the processes share the work.
 
     Where a batch has several views of an image, their probabilities are averaged; with `mirror`
     those of the mirror images, too. Images that cannot be read are left out.
     """
     model.eval()
-    table, start = np.zeros((6, len(batches.images))), time.perf_counter()
+    table, start = np.zeros(len(batches.images), RESULT), time.perf_counter()
     with paddle.no_grad():
         for batch in batches:
-            if len(batch.rows):  # none is left for a process where images are fewer than these
+            if len(batch.rows):  # a process has no image left where images are fewer than processes
                 images = devices.to_device(batch.images)
                 log_p = _log_probabilities(model, images, len(batch.rows), mirror)
-                table[:, batch.rows] = _judge(log_p, batches.images.labels[batch.rows])
+                table[batch.rows] = _results(log_p, batches.images.labels[batch.rows])
             after_batch()
-    table = devices.sum_over_ranks(table)
-    rows = np.flatnonzero(table[0])
-    _, labels, predictions, in_top5, losses, probabilities = table[:, rows]
+    table = devices.sum_over_ranks(table.view(np.float64)).view(RESULT)
+    rows = np.flatnonzero(table['measured'])
+    measured = table[rows]
     return Evaluation(
         rows=rows,
-        labels=labels.astype(np.int64),
-        predictions=predictions.astype(np.int64),
-        in_top5=in_top5.astype(bool),
-        losses=losses,
-        probabilities=probabilities,
+        labels=measured['label'].astype(np.int64),
+        predictions=measured['prediction'].astype(np.int64),
+        in_top5=measured['in_top5'].astype(bool),
+        losses=measured['loss'],
+        probabilities=measured['probability'],
         seconds=time.perf_counter() - start,
     )
 
@@ -96,16 +100,19 @@ def _log_probabilities(
 
 
 def _log_softmax(logits: paddle.Tensor) -> paddle.Tensor:
-    """Paddle's own ends at -64 on a CPU, and so would the loss of a class that is less likely."""
+    """Paddle's own stops at -64 on a CPU, which would limit the loss of an unlikely class."""
     shifted = logits - logits.max(-1, keepdim=True)
     return shifted - shifted.logsumexp(-1, keepdim=True)
 
 
-def _judge(log_p: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """float64 [6, N]: a mark, and the columns of an Evaluation, from log probabilities [N, C]."""
+def _results(log_p: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """RESULT [N] of log probabilities [N, C]."""
     rows = np.arange(len(labels))
-    predictions = log_p.argmax(1)
-    in_top5 = (np.argsort(-log_p, axis=1)[:, :5] == labels[:, None]).any(1)
-    losses, probabilities = -log_p[rows, labels], np.exp(log_p[rows, predictions])
-    seen = np.ones(len(labels))
-    return np.stack([seen, labels, predictions, in_top5, losses, probabilities])
+    results = np.zeros(len(labels), RESULT)
+    results['measured'] = 1
+    results['label'] = labels
+    results['prediction'] = predictions = log_p.argmax(1)
+    results['in_top5'] = (np.argsort(-log_p, axis=1)[:, :5] == labels[:, None]).any(1)
+    results['loss'] = -log_p[rows, labels]
+    results['probability'] = np.exp(log_p[rows, predictions])
+    return results
