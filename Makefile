@@ -31,7 +31,7 @@ lint: $(VENV)/dev                 ## style and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(BENCH)/ready             ## the figures of Speed in the README; PHOTOS=DIR for those of photographs
+bench: $(BENCH)/ready             ## the figures of docs/performance.md; PHOTOS=DIR for those of photographs
 	$(BENCH)/bin/python -m benchmarks $(if $(PHOTOS),--photos $(PHOTOS))
 
 clean:

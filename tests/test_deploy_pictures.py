@@ -220,7 +220,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.process_
     assert float(seconds) < 0.5
 
 
-@pytest.mark.parametrize('page', ['docs/exported.md', 'docs/zh_cn/exported.md'])
+@pytest.mark.parametrize('page', ['docs/export.md', 'docs/zh_cn/export.md'])
 @pytest.mark.parametrize(('resize_short', 'crop'), [(256, 224), (72, 64), (500, 448)])
 def test_the_lines_of_opencv_in_the_docs_are_right(tmp_path, page, resize_short, crop):
     """Near to ours on a photograph, and nearer than without INTER_AREA."""

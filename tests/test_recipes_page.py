@@ -27,6 +27,12 @@ def sections(page: str) -> dict[str, dict[str, str]]:
     return found
 
 
+def rows_with_sources(page: str) -> list[str]:
+    """The rows of the recipes' sections: what comes before them is the overview."""
+    lines = (REPOSITORY / page).read_text(encoding='utf-8').partition('\n## ')[2].splitlines()
+    return [line for line in lines if line.startswith('| `')]
+
+
 def at(config: dict, key: str):
     for part in key.split('.'):
         config = config[part]
@@ -50,8 +56,7 @@ def test_the_page_has_every_key_of_every_recipe(page):
 
 def test_both_languages_have_the_same_rows_and_sources():
     def cells(page: str) -> list[list[str]]:
-        lines = (REPOSITORY / page).read_text(encoding='utf-8').splitlines()
-        rows = [line.split(' | ')[:3] for line in lines if line.startswith('| `')]
+        rows = [line.split(' | ')[:3] for line in rows_with_sources(page)]
         return [[cell.replace('自定', 'ours') for cell in row] for row in rows]
 
     english, chinese = map(cells, PAGES)
@@ -60,8 +65,7 @@ def test_both_languages_have_the_same_rows_and_sources():
 
 
 def test_sources_name_a_line():
-    rows = re.findall(r'^\| `.*', (REPOSITORY / PAGES[0]).read_text(encoding='utf-8'), flags=re.M)
-    for row in rows:
+    for row in rows_with_sources(PAGES[0]):
         source = row.split(' | ')[2]
         assert source == 'ours' or re.fullmatch(r'([\w./-]+:\d+(, | / )?)+', source), row
 
