@@ -15,9 +15,10 @@ from engine.config import Config, chosen, differences, to_dict, to_yaml
 from engine.errors import Diverged, Stopped, UserError
 from engine.files import sha256_of, write_atomically
 from engine.machine import cpu, devices, processes, support
-from engine.run.checkpoint import Snapshot, serialised
+from engine.run.checkpoint import serialised
 from engine.run.chosen_weights import with_their_normalisation
 from engine.run.folder import RunFolder, read_snapshot
+from engine.training.snapshot import Snapshot
 from engine.weights import Converted, read_weights
 
 if TYPE_CHECKING:  # these import paddle, which waits until the arguments are known to be good

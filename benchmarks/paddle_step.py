@@ -59,7 +59,8 @@ def make_step(
     import paddle
 
     from engine import cpu_conv
-    from engine.training.optimizers import cross_entropy, make_optimizer
+    from engine.training.loss import cross_entropy
+    from engine.training.optimizers import make_optimizer
 
     devices.seed_everything(0)
     layout = 'NHWC' if conv == 'onednn' else 'NCHW'

@@ -40,7 +40,7 @@ NOT_HERE = {
 
 
 class Averaged:
-    """As engine.training.optimizers.AveragedWeights."""
+    """As engine.training.averaging.AveragedWeights."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self._own = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}

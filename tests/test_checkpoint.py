@@ -20,7 +20,8 @@ import pytest
 from engine.errors import Diverged, UserError
 from engine.files import write_atomically
 from engine.run import checkpoint
-from engine.run.checkpoint import Checkpoints, Snapshot, load
+from engine.run.checkpoint import Checkpoints, load
+from engine.training.snapshot import Snapshot
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ['model.pdparams', 'optimizer.pdopt', 'ema.pdparams', 'state.json', 'manifest.json']
@@ -420,7 +421,8 @@ PREAMBLE = f"""
 import os, sys
 import numpy as np
 sys.path.insert(0, {str(ROOT)!r})
-from engine.run.checkpoint import Checkpoints, Snapshot
+from engine.run.checkpoint import Checkpoints
+from engine.training.snapshot import Snapshot
 from engine.errors import UserError
 from engine.files import write_atomically
 

@@ -19,7 +19,8 @@ from engine.errors import UserError
 from engine.export.exported_folder import written_aside
 from engine.files import locked, write_atomically
 from engine.machine import failures, home
-from engine.run.checkpoint import Checkpoints, Snapshot, load
+from engine.run.checkpoint import Checkpoints, load
+from engine.training.snapshot import Snapshot
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EINVAL, errno.EBADF)
 

@@ -20,9 +20,10 @@ from engine.data import ArrayBatches, Batches, DataSet, Images
 from engine.data.batches import Batch
 from engine.errors import Diverged, UserError
 from engine.evaluation import Evaluation, evaluate
-from engine.run.checkpoint import Checkpoints, Snapshot
+from engine.run.checkpoint import Checkpoints
 from engine.run.log import Silence
 from engine.training import optimizers
+from engine.training.snapshot import Snapshot
 from engine.training.trainer import Trainer, is_due
 from engine.weights import Arrays, state_arrays
 

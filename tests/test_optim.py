@@ -15,8 +15,11 @@ from paddle import nn
 from engine.config import Optimizer
 from engine.machine import devices
 from engine.training import optimizers
+from engine.training.averaging import AveragedWeights
+from engine.training.loss import cross_entropy
 from engine.training.precision import full_precision, master_weights
 from engine.weights import (
+    Arrays,
     fit_weights,
     float32_arrays,
     parse_arrays,
@@ -72,7 +75,7 @@ def loss_of(model: nn.Layer, seed: int, scale: float = 1.0) -> paddle.Tensor:
     rng = np.random.default_rng(seed)
     batch = paddle.to_tensor(rng.normal(size=(6, 2, 8, 8)).astype(np.float32))
     labels = paddle.to_tensor(rng.integers(0, 3, 6))
-    return optimizers.cross_entropy(model(batch), labels) * scale
+    return cross_entropy(model(batch), labels) * scale
 
 
 def train(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, seeds: range) -> None:
@@ -183,7 +186,7 @@ def test_clipping_bounds_the_norm_over_all_parameters(decay_bn_and_bias, scale):
 # ------------------------------------------------------------------ optimizer state
 
 
-def continue_training(model: nn.Layer, arrays: Optional[optimizers.Arrays]) -> optimizers.Arrays:
+def continue_training(model: nn.Layer, arrays: Optional[Arrays]) -> Arrays:
     """Two more steps with a new optimizer that was given `arrays`; returns the weights."""
     optimizer = optimizers.make_optimizer(model, Optimizer(nesterov=True))
     if arrays is not None:
@@ -192,7 +195,7 @@ def continue_training(model: nn.Layer, arrays: Optional[optimizers.Arrays]) -> o
     return state_arrays(model)
 
 
-def as_file(arrays: optimizers.Arrays) -> optimizers.Arrays:
+def as_file(arrays: Arrays) -> Arrays:
     """Through the bytes of a checkpoint."""
     buffer = io.BytesIO()
     write_arrays(buffer, arrays)
@@ -265,7 +268,7 @@ def test_averaged_weights_equal_the_recursion():
     """decay = min(given, (1 + t) / (10 + t)), over weights and running statistics."""
     model = tiny()
     optimizer = optimizers.make_optimizer(model, Optimizer(lr=0.2))
-    ema = optimizers.AveragedWeights(model, model.state_dict, decay=0.3)
+    ema = AveragedWeights(model, model.state_dict, decay=0.3)
     expected = {name: value.astype(np.float64) for name, value in state_arrays(model).items()}
     for step in range(6):
         train(model, optimizer, range(step, step + 1))
@@ -281,10 +284,10 @@ def test_averaged_weights_equal_the_recursion():
         assert moved > 1e-5, f'{name} equals the last weights: nothing was averaged'
 
 
-def averaged(steps: int = 3) -> tuple[Tiny, optimizers.AveragedWeights]:
+def averaged(steps: int = 3) -> tuple[Tiny, AveragedWeights]:
     model = tiny()
     optimizer = optimizers.make_optimizer(model, Optimizer(lr=0.2))
-    ema = optimizers.AveragedWeights(model, model.state_dict, decay=0.9)
+    ema = AveragedWeights(model, model.state_dict, decay=0.9)
     for step in range(steps):
         train(model, optimizer, range(step, step + 1))
         ema.update(step)
@@ -347,9 +350,7 @@ def half(model: nn.Layer, dtype: str = 'float16') -> None:
     assert {n for n, p in model.named_parameters() if p.dtype != paddle.float32} == set(HALF)
 
 
-def give_masters(
-    model: nn.Layer, optimizer: paddle.optimizer.Optimizer, exact: optimizers.Arrays
-) -> None:
+def give_masters(model: nn.Layer, optimizer: paddle.optimizer.Optimizer, exact: Arrays) -> None:
     """As Precision.prepare does on a GPU."""
     optimizer._multi_precision = True
     optimizer.set_state_dict({'master_weights': master_weights(model, exact)})
@@ -365,7 +366,7 @@ def with_masters(seed: int = 0, dtype: str = 'float16'):
     return model, optimizer, exact
 
 
-def assert_arrays(found: optimizers.Arrays, expected: optimizers.Arrays) -> None:
+def assert_arrays(found: Arrays, expected: Arrays) -> None:
     assert sorted(found) == sorted(expected)
     for name, value in expected.items():
         assert found[name].dtype == value.dtype, name
@@ -397,7 +398,7 @@ def test_full_precision_has_the_masters_in_the_places_of_16_bit_weights():
     assert_arrays(float32_arrays(full_precision(plain, optimizer)), state_arrays(plain))
 
 
-def momentum_like(arrays: optimizers.Arrays, seed: int = 1) -> optimizers.Arrays:
+def momentum_like(arrays: Arrays, seed: int = 1) -> Arrays:
     """Velocities of the trainable ones, float32."""
     rng = np.random.default_rng(seed)
     return {
@@ -472,7 +473,7 @@ def test_state_crosses_between_precisions(before, after):
 
 def test_averages_of_16_bit_weights_are_those_of_their_masters():
     model, optimizer, exact = with_masters()
-    ema = optimizers.AveragedWeights(model, lambda: full_precision(model, optimizer), decay=0.3)
+    ema = AveragedWeights(model, lambda: full_precision(model, optimizer), decay=0.3)
     assert_arrays(ema.arrays(), exact)
     ema.update(5)
     for name, value in ema.arrays().items():
@@ -498,10 +499,10 @@ def test_one_kernel_for_all_tensors_equals_one_for_each_to_the_bit(options, monk
     """And they go on with each other's state: a checkpoint doesn't know which has written it."""
     config = Optimizer(lr=0.1, **options)
 
-    def train(*kinds: str) -> tuple[optimizers.Arrays, optimizers.Arrays]:
+    def train(*kinds: str) -> tuple[Arrays, Arrays]:
         paddle.seed(0)
-        weights: optimizers.Arrays = {}
-        state: optimizers.Arrays = {}
+        weights: Arrays = {}
+        state: Arrays = {}
         for step, device in enumerate(kinds):
             layers = nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.Flatten(), nn.Linear(16, 2)
             model = nn.Sequential(*layers)
@@ -540,7 +541,7 @@ def test_cross_entropy_equals_numpy(smoothing, classes, device, monkeypatch):
     wide = logits.astype(np.float64)
     log_p = wide - np.log(np.exp(wide).sum(1, keepdims=True))
     expected = -(target * log_p).sum(1).mean()
-    loss = optimizers.cross_entropy(paddle.to_tensor(logits), paddle.to_tensor(labels), smoothing)
+    loss = cross_entropy(paddle.to_tensor(logits), paddle.to_tensor(labels), smoothing)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -550,7 +551,7 @@ def test_cross_entropy_of_large_logits(smoothing, scale):
     """Finite, and right as far as Paddle's CPU kernel goes: it cuts log probabilities at -64."""
     logits = paddle.to_tensor(np.array([[scale, -scale, 0.0]], np.float32))
     logits.stop_gradient = False
-    loss = optimizers.cross_entropy(logits, paddle.to_tensor([1]), smoothing)
+    loss = cross_entropy(logits, paddle.to_tensor([1]), smoothing)
     assert math.isfinite(loss.item())
     if scale < 30:
         expected = (1 - smoothing) * 2 * scale + smoothing * (0 + 2 * scale + scale) / 3

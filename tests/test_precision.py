@@ -20,8 +20,9 @@ from engine.config import Config, Model, Optimizer, Train
 from engine.errors import UserError
 from engine.machine import devices, processes, support
 from engine.training import optimizers
+from engine.training.loss import cross_entropy
 from engine.training.precision import Precision
-from engine.weights import state_arrays
+from engine.weights import Arrays, state_arrays
 
 MIXED = [
     Train(amp='O1'),
@@ -38,7 +39,7 @@ def mode(config: Train) -> str:
 # ------------------------------------------------------------------ on a CPU
 
 
-def train(config: Train) -> optimizers.Arrays:
+def train(config: Train) -> Arrays:
     """The weights after three steps."""
     paddle.seed(0)
     model = nn.Sequential(nn.Conv2D(3, 4, 3), nn.BatchNorm2D(4), nn.Flatten(), nn.Linear(16, 2))
@@ -50,7 +51,7 @@ def train(config: Train) -> optimizers.Arrays:
         with precision.autocast():
             logits = model(images)
         assert logits.dtype == paddle.float32
-        loss = optimizers.cross_entropy(logits, paddle.to_tensor([0, 1, 1, 0, 1]))
+        loss = cross_entropy(logits, paddle.to_tensor([0, 1, 1, 0, 1]))
         assert precision.scale(loss) is loss
         loss.backward()
         precision.step(optimizer)

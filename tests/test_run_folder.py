@@ -17,8 +17,9 @@ from conftest import REPOSITORY
 from engine.config import Config, load_config
 from engine.errors import UserError
 from engine.run import chosen_weights
-from engine.run.checkpoint import Checkpoints, Snapshot, serialised
+from engine.run.checkpoint import Checkpoints, serialised
 from engine.run.folder import RunFolder, find_run, read_snapshot
+from engine.training.snapshot import Snapshot
 
 STATE = {'classes': ['a', 'b'], 'images': 8, 'step': 4, 'progress': {}}
 

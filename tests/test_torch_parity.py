@@ -18,6 +18,7 @@ from numpy_wide_resnet import random_state
 from engine import models
 from engine.config import Optimizer
 from engine.training import optimizers
+from engine.training.loss import cross_entropy
 from engine.weights import load_weights
 from wide_resnet import WideResNet
 
@@ -183,7 +184,7 @@ def test_one_step_equals(tmp_path, make, size, precision):
         0.05, parameters=[p for p in ours.parameters() if not p.stop_gradient]
     )
     other = torch.optim.SGD(theirs.parameters(), lr=0.05)
-    loss = optimizers.cross_entropy(ours(paddle.to_tensor(images)), paddle.to_tensor(labels), 0.0)
+    loss = cross_entropy(ours(paddle.to_tensor(images)), paddle.to_tensor(labels), 0.0)
     loss.backward()
     mine.step()
     reference = torch.nn.functional.cross_entropy(
@@ -245,9 +246,7 @@ def test_training_steps_equal(nesterov, steps, lr):
     images, labels = batch(8)
     initial = from_torch(theirs)
     for _ in range(steps):
-        loss = optimizers.cross_entropy(
-            ours(paddle.to_tensor(images)), paddle.to_tensor(labels), 0.0
-        )
+        loss = cross_entropy(ours(paddle.to_tensor(images)), paddle.to_tensor(labels), 0.0)
         loss.backward()
         our_optimizer.step()
         our_optimizer.clear_grad()

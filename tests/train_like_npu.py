@@ -13,9 +13,9 @@ from engine.machine import cpu
 
 def main() -> None:
     cpu.prepare_cpu()
-    from engine.training import optimizers  # imports paddle
+    from engine.training import loss, optimizers  # these import paddle
 
-    optimizers.runtime = SimpleNamespace(device_kind=lambda: 'npu')
+    optimizers.devices = loss.devices = SimpleNamespace(device_kind=lambda: 'npu')
     train.main()
 
 

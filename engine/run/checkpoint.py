@@ -18,12 +18,12 @@ import json
 import os
 import shutil
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Callable, Iterator, Optional
 
 from engine.errors import Diverged, UserError
 from engine.files import sync_file, sync_folder, write_atomically
+from engine.training.snapshot import Snapshot
 from engine.weights import Arrays, first_not_finite, parse_arrays, write_arrays
 
 MODEL, OPTIMIZER, EMA, STATE, MANIFEST = (
@@ -33,32 +33,6 @@ MODEL, OPTIMIZER, EMA, STATE, MANIFEST = (
     'state.json',
     'manifest.json',
 )
-
-
-@dataclass
-class Snapshot:
-    """All that a run needs to go on; `state` is what JSON can hold."""
-
-    model: Arrays
-    optimizer: Arrays
-    ema: Optional[Arrays]
-    state: dict[str, Any]
-    path: Optional[Path] = field(default=None, compare=False)
-    sha256: dict[str, str] = field(default_factory=dict, compare=False)  # of the files read
-
-    def describe(self) -> str:
-        """The same for copies, different for everything else."""
-        assert self.path is not None
-        files = hashlib.sha256(' '.join(sorted(self.sha256.values())).encode()).hexdigest()
-        return f'{self.path.name}, {files[:16]}'
-
-    def require_current(self) -> None:
-        """UserError for one that an older version of this project has written."""
-        if 'images' not in self.state:
-            raise UserError(
-                f'{self.path} is of an older version; -w and model.pretrained take its weights, '
-                f'{MODEL}'
-            )
 
 
 class Checkpoints:

@@ -18,7 +18,8 @@ from engine import files
 from engine.config import Config, Output, load_config, to_yaml
 from engine.errors import UserError
 from engine.files import write_atomically
-from engine.run.checkpoint import MANIFEST, Checkpoints, Snapshot, load
+from engine.run.checkpoint import MANIFEST, Checkpoints, load
+from engine.training.snapshot import Snapshot
 
 # What a start writes before there is anything to keep.
 BEGUN = (

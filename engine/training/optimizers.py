@@ -1,14 +1,10 @@
-"""Optimizer, averaged weights, and loss."""
+"""The optimizer, and its state under the names of the model's parameters."""
 
 from __future__ import annotations
-
-import contextlib
-from typing import Callable, Iterator
 
 import numpy as np
 import paddle
 from paddle import nn
-from paddle.nn import functional as F
 
 from engine import config as configs
 from engine.machine import devices
@@ -69,66 +65,3 @@ def load_optimizer_arrays(
     split = {full: full.rsplit('/', 1) for full in arrays}
     state = {f'{own[name]}_{slot}': arrays[full] for full, (name, slot) in split.items()}
     optimizer.set_state_dict({**state, 'master_weights': masters} if masters else state)
-
-
-class AveragedWeights:
-    """Exponential moving average of weights and running statistics, in float32.
-
-    `weights` gives the tensors to average, by the names of the model's state dict. The decay rises
-    as (1 + t) / (10 + t) up to `decay`, so that the first steps don't linger.
-    """
-
-    def __init__(
-        self, model: nn.Layer, weights: Callable[[], dict[str, paddle.Tensor]], *, decay: float
-    ) -> None:
-        self.decay = decay
-        self._model, self._weights = model, weights
-        self.average = {n: t.detach().astype('float32').clone() for n, t in weights().items()}
-
-    def update(self, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        with paddle.no_grad():
-            for name, tensor in self._weights().items():
-                average = self.average[name]
-                average.scale_(decay)
-                average.add_(tensor * (1 - decay))
-
-    @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Within, the model has the averaged weights."""
-        own = {name: t.detach().clone() for name, t in self._model.state_dict().items()}
-        average = {name: self.average[name].astype(t.dtype) for name, t in own.items()}
-        self._model.set_state_dict(average)
-        try:
-            yield
-        finally:
-            self._model.set_state_dict(own)
-
-    def arrays(self) -> Arrays:
-        return {name: tensor.numpy().copy() for name, tensor in self.average.items()}
-
-    def load_arrays(self, arrays: Arrays) -> None:
-        for name, average in self.average.items():
-            average.set_value(arrays[name])
-
-
-def cross_entropy(
-    logits: paddle.Tensor, labels: paddle.Tensor, smoothing: float = 0.0
-) -> paddle.Tensor:
-    """Mean cross entropy with label smoothing (Szegedy et al. 2016); logits [N, C], labels [N].
-
-    Computed in float32 at least.
-    """
-    if logits.dtype in (paddle.float16, paddle.bfloat16):
-        logits = logits.astype('float32')
-    if devices.device_kind() == 'npu':
-        # paddle-custom-npu's cross entropy fetches a bool from the device, and waits.
-        log_p = F.log_softmax(logits)
-        targets = F.one_hot(labels, logits.shape[-1])
-        loss = -(log_p * targets).sum(-1).mean()
-        uniform = -log_p.mean() if smoothing else None
-    else:
-        # Not its own mean, for which Paddle 2 asks the device whether all labels count, and waits.
-        loss = F.cross_entropy(logits, labels, reduction='none').mean()
-        uniform = -F.log_softmax(logits).mean() if smoothing else None
-    return loss if uniform is None else (1 - smoothing) * loss + smoothing * uniform

@@ -20,17 +20,13 @@ from engine.data.class_names import differing
 from engine.errors import Diverged, UserError
 from engine.evaluation import Evaluation
 from engine.machine import devices, processes
-from engine.run.checkpoint import Snapshot
 from engine.run.log import Log
-from engine.training.optimizers import (
-    AveragedWeights,
-    cross_entropy,
-    load_optimizer_arrays,
-    make_optimizer,
-    optimizer_arrays,
-)
+from engine.training.averaging import AveragedWeights
+from engine.training.loss import loss_of
+from engine.training.optimizers import load_optimizer_arrays, make_optimizer, optimizer_arrays
 from engine.training.precision import Precision, full_precision
 from engine.training.schedule import PADDLE_NAMES, lr_factor, make_schedule
+from engine.training.snapshot import Snapshot
 from engine.weights import Arrays, first_not_finite, fit_weights, float32_arrays
 
 
@@ -193,7 +189,7 @@ class Trainer:
         batch = batch.moved(devices.to_device)
         with self.precision.autocast():
             logits = self._forward(batch.images)
-        loss = self._loss(logits, batch)
+        loss = loss_of(logits, batch, smoothing=self.config.train.label_smoothing)
         if last:
             devices.before_collective()
         self.precision.scale(loss if share == 1 else loss * share).backward()
@@ -201,15 +197,6 @@ class Trainer:
         if batch.partners is not None and batch.own_weight < 0.5:
             labels = batch.partners
         return loss.detach(), (logits.argmax(-1) == labels).sum()
-
-    def _loss(self, logits: paddle.Tensor, batch: Batch) -> paddle.Tensor:
-        """Of mixed images (mixup, CutMix), the mean of both labels' losses by their shares."""
-        smoothing = self.config.train.label_smoothing
-        loss = cross_entropy(logits, batch.labels, smoothing)
-        if batch.partners is None:
-            return loss
-        other = cross_entropy(logits, batch.partners, smoothing)
-        return batch.own_weight * loss + (1 - batch.own_weight) * other
 
     def collect(self) -> None:
         """Fetch the pending results, check them, and add them to the epoch's sums."""
