@@ -11,6 +11,7 @@ from engine.config import Config
 from engine.errors import UserError
 from engine.files import can_be_written
 from engine.machine import cpu, devices, processes
+from engine.machine.start import start_paddle
 from engine.run import chosen_weights
 from engine.run.chosen_weights import Weights
 from engine.run.folder import find_run
@@ -22,13 +23,13 @@ if TYPE_CHECKING:  # these import paddle, which waits until the arguments are kn
 
 def main() -> None:
     args = parse_arguments()
-    processes.join()
+    processes.connect()
     config, path = chosen_weights.settle(args)
     if args.output is not None:
         require_writable(args.output)
     weights = chosen_weights.find_weights(path)
     cpu.prepare_cpu()
-    machine = [cpu.describe_cpu(), devices.start_paddle(config.device)]
+    machine = [cpu.describe_cpu(), start_paddle(config.device)]
     config = chosen_weights.with_their_normalisation(config, weights.content, machine.append)
     if processes.RANK == 0:
         print(*machine, sep='\n')

@@ -24,7 +24,8 @@ from engine.export.exported_folder import (
     require_new,
     written_aside,
 )
-from engine.machine import cpu, devices, processes
+from engine.machine import cpu, processes
+from engine.machine.start import start_paddle
 from engine.run import chosen_weights
 from engine.run.chosen_weights import Weights
 from engine.run.folder import find_run
@@ -37,7 +38,7 @@ if TYPE_CHECKING:  # these import paddle, or are missing, which is checked first
 
 def main() -> None:
     args = parse_arguments()
-    if processes.WORLD > 1:
+    if processes.WORLD_SIZE > 1:
         raise UserError('one process exports: start export.py without paddle.distributed.launch')
     config, path = chosen_weights.settle(args)
     output = args.output or default_output(config, path)
@@ -54,7 +55,7 @@ def main() -> None:
     config = chosen_weights.with_their_normalisation(config, weights.content, print)
     os.environ.setdefault('GLOG_minloglevel', '2')  # paddle.jit.save warns of what is no harm
     cpu.prepare_cpu()
-    device = devices.start_paddle(config.device)
+    device = start_paddle(config.device)
     print(cpu.describe_cpu(), device, sep='\n')
     calibration = load_calibration(config, weights) if args.int8 else None
     export(

@@ -14,7 +14,8 @@ from engine import cli, console
 from engine.config import Config, chosen, differences, to_dict, to_yaml
 from engine.errors import Diverged, Stopped, UserError
 from engine.files import sha256_of, write_atomically
-from engine.machine import cpu, devices, processes, support
+from engine.machine import collectives, cpu, devices, processes, support
+from engine.machine.start import start_paddle
 from engine.run.checkpoint import serialised
 from engine.run.chosen_weights import with_their_normalisation
 from engine.run.folder import RunFolder, read_snapshot
@@ -34,7 +35,7 @@ if TYPE_CHECKING:  # these import paddle, which waits until the arguments are kn
 def main() -> None:
     console.outlive()
     args = parse_arguments()
-    processes.join()
+    processes.connect()
     config = settle_config(args)
     run = RunFolder(Path(config.output.dir))
     if processes.RANK == 0:
@@ -42,7 +43,7 @@ def main() -> None:
         if args.resume is None:
             run.require_new()
     settings = cpu.prepare_cpu()
-    device = devices.start_paddle(config.device)
+    device = start_paddle(config.device)
     log = open_log(config, settings, [device, *support.check(config)])
     train(config, run, args.resume, log)
 
@@ -181,7 +182,7 @@ def describe_step(config: Config, batches: Batches, images: int) -> str:
     """How many of the images make a step, and what that does to the learning rate."""
     from engine.training.schedule import lr_factor
 
-    factors = [(processes.WORLD, 'processes'), (config.train.accumulate, 'accumulated')]
+    factors = [(processes.WORLD_SIZE, 'processes'), (config.train.accumulate, 'accumulated')]
     made_of = ''.join(f' x {count} {what}' for count, what in factors if count > 1)
     text = f'step: {batches.global_batch_size} images'
     text += f' ({config.data.batch_size}{made_of})' if made_of else ''
@@ -290,7 +291,7 @@ def one_epoch(
         every = config.train.save_every_steps
         if every and trainer.step % every == 0 and trainer.inside_epoch:
             save(trainer, run)
-        if collected or devices.agreeing_is_cheap():
+        if collected or collectives.agreeing_is_cheap():
             stop.check()
 
     log.epoch_starts(trainer)
@@ -323,7 +324,7 @@ def save(trainer: Trainer, run: RunFolder) -> None:
         run.require_ours()
         trainer.log.flush()
         run.checkpoints(keep=trainer.config.train.keep).save(trainer.progress.name, snapshot)
-    processes.wait_for_all()
+    processes.barrier()
 
 
 def say_what_next(trainer: Trainer, run: RunFolder, log: Log) -> None:

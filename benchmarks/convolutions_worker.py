@@ -8,7 +8,8 @@ from typing import Any, Callable
 
 from benchmarks.paddle_step import build
 from benchmarks.processes import Answer, serve, steps
-from engine.machine import cpu, devices
+from engine.machine import cpu
+from engine.machine.start import start_paddle
 from engine.models import parse
 
 
@@ -38,7 +39,7 @@ class Shape:
 
 def main() -> None:
     cpu.prepare_cpu()
-    devices.start_paddle('cpu')
+    start_paddle('cpu')
     from engine import cpu_conv
 
     assert cpu_conv.unavailable() is None, cpu_conv.unavailable()

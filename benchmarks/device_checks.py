@@ -17,6 +17,7 @@ import numpy as np
 from engine import models
 from engine.config import Config, load_config
 from engine.machine import cpu, devices, processes, support
+from engine.machine.start import start_paddle
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 STEPS = 10
@@ -32,7 +33,7 @@ KERNELS = (
 
 def start(device: str) -> str:
     cpu.prepare_cpu()
-    return devices.start_paddle(device)
+    return start_paddle(device)
 
 
 def describe(device: str) -> dict[str, Any]:
@@ -164,7 +165,7 @@ def sync_bn(device: str) -> dict[str, Any]:
 
     paddle.seed(0)
     layer = paddle.nn.SyncBatchNorm(4)
-    means = [np.arange(4) + 10.0 * rank for rank in range(processes.WORLD)]
+    means = [np.arange(4) + 10.0 * rank for rank in range(processes.WORLD_SIZE)]
     batch = np.zeros((8, 4, 3, 3)) + means[processes.RANK][:, None, None]
     layer(paddle.to_tensor(batch.astype(np.float32)))
     share = 1 - layer._momentum
@@ -222,10 +223,10 @@ CHECKS: dict[str, Callable[..., Any]] = {
 
 def main() -> None:
     name, arguments, file = sys.argv[1:]
-    processes.join()
+    processes.connect()
     answer = CHECKS[name](**json.loads(arguments))
     Path(f'{file}.{processes.RANK}').write_text(json.dumps(answer))
-    processes.leave(0)
+    processes.announce_exit(0)
 
 
 if __name__ == '__main__':

@@ -13,7 +13,8 @@ from typing import Optional
 import train
 from benchmarks.processes import Answer, memory_bytes, seconds, serve
 from engine import cli, models
-from engine.machine import cpu, devices
+from engine.machine import cpu
+from engine.machine.start import start_paddle
 
 TURN_S, TURNS = 1.0, 3
 
@@ -26,7 +27,7 @@ def main() -> None:
 def start(device: str) -> Answer:
     """Choose the device as train.py does, and say what it is."""
     cpu.prepare_cpu()
-    devices.start_paddle(device)
+    start_paddle(device)
     import paddle
 
     kind = paddle.get_device().partition(':')[0]

@@ -13,13 +13,14 @@ import numpy as np
 from benchmarks.evaluation import OURS, OWN, RIVAL
 from benchmarks.processes import Answer, seconds, serve
 from engine.config import load_config
-from engine.machine import cpu, devices
+from engine.machine import cpu
+from engine.machine.start import start_paddle
 
 
 def main() -> None:
     settings = json.loads(sys.argv[1])
     cpu.prepare_cpu()
-    devices.start_paddle('cpu')
+    start_paddle('cpu')
     serve({'measure': measuring(**settings)})
 
 

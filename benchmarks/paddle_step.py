@@ -14,7 +14,8 @@ from unittest import mock
 from benchmarks.processes import Answer, memory_bytes, seconds, serve, steps
 from engine import models
 from engine.config import Optimizer
-from engine.machine import cpu, devices, processes
+from engine.machine import collectives, cpu, devices, processes
+from engine.machine.start import start_paddle
 from engine.models import parse
 
 OLDER_PORT = 'older port'
@@ -26,7 +27,7 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     if settings.get('conv') != OLDER_PORT:
         cpu.prepare_cpu()
-    devices.start_paddle('cpu')
+    start_paddle('cpu')
     step = make_step(**settings)
     before = memory_bytes('VmRSS')
     serve(
@@ -70,14 +71,14 @@ def make_step(
         cpu_conv.accelerate(network, dtype)
     elif conv == OLDER_PORT:
         give_convolutions_biases(network)
-    forward = devices.distribute(network)
+    forward = collectives.distribute(network)
     optimizer = make_optimizer(network, Optimizer(nesterov=True))
     side = side or parse(model).image_size
-    images = paddle.randn([batch // processes.WORLD, 3, side, side])
-    labels = paddle.randint(0, 10, [batch // processes.WORLD])
+    images = paddle.randn([batch // processes.WORLD_SIZE, 3, side, side])
+    labels = paddle.randint(0, 10, [batch // processes.WORLD_SIZE])
 
     def step() -> None:
-        with contextlib.nullcontext() if averaging else devices.without_averaging(forward):
+        with contextlib.nullcontext() if averaging else collectives.without_averaging(forward):
             cross_entropy(forward(images), labels).backward()
         optimizer.step()
         optimizer.clear_grad()

@@ -19,7 +19,8 @@ from engine.data.batches import Batches
 from engine.data.photos import PhotoBatches, Photos
 from engine.data.pictures import EvalView, TrainView
 from engine.data.sources.folder import Files, walk
-from engine.machine import cpu, devices
+from engine.machine import cpu
+from engine.machine.start import start_paddle
 
 SIZE, RESIZE = 224, 256
 EPOCH = 600  # images: as in a real one, its first batches hardly count
@@ -28,7 +29,7 @@ EPOCH = 600  # images: as in a real one, its first batches hardly count
 def main() -> None:
     settings = json.loads(sys.argv[1])
     cpu.prepare_cpu()
-    devices.start_paddle('cpu')
+    start_paddle('cpu')
     scratch = Path(settings['scratch'])
     folder = Path(settings['photos']) if settings['photos'] else make_photos(scratch / 'made')
     packed = scratch / 'packed'

@@ -13,7 +13,8 @@ from benchmarks.processes import Answer, seconds, serve
 from engine.data.augmentation import Augmentation
 from engine.data.batches import ArrayBatches, Images
 from engine.data.sources.cifar_layouts import VARIANTS
-from engine.machine import cpu, devices
+from engine.machine import cpu
+from engine.machine.start import start_paddle
 
 VISION_IMAGES = 1024  # paddle.vision is measured on so many: it takes the same time for each
 
@@ -21,7 +22,7 @@ VISION_IMAGES = 1024  # paddle.vision is measured on so many: it takes the same 
 def main() -> None:
     count = json.loads(sys.argv[1])['images']
     cpu.prepare_cpu()
-    devices.start_paddle('cpu')
+    start_paddle('cpu')
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (count, 3, 32, 32), np.uint8)
     images = Images(pixels, rng.integers(0, 10, count))

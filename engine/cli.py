@@ -198,12 +198,12 @@ def run(main: Callable[[], None]) -> None:
         with failures.translated():
             home.keep_matplotlib_out()
             main()
-        processes.leave(0)
+        processes.announce_exit(0)
     except (UserError, Diverged) as error:
         _end(f'{_program()}: {error}', EXIT_USER if isinstance(error, UserError) else EXIT_DIVERGED)
     except Stopped as error:  # as all processes do
         print(f'{_program()}: {error}', file=sys.stderr)
-        processes.leave(0)
+        processes.announce_exit(0)
         sys.exit(EXIT_STOPPED)
     except BrokenPipeError:  # `eval.py | head`: the reader has gone, which is no error of ours
         sys.stderr.close()
@@ -213,14 +213,14 @@ def run(main: Callable[[], None]) -> None:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in REFUSALS:
             _end(f'{_program()}: {error.filename or "writing"}: {error.strerror}', EXIT_USER)
-        processes.wait_for_losses()
-        processes.leave(1, f'{_program()} failed: {type(error).__name__}, see its log')
+        processes.wait_for_peer_failure()
+        processes.announce_exit(1, f'{_program()} failed: {type(error).__name__}, see its log')
         raise
 
 
 def _end(text: str, code: int) -> NoReturn:
     print(text, file=sys.stderr)
-    processes.leave(code, text)
+    processes.announce_exit(code, text)
     sys.exit(code)
 
 

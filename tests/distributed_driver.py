@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 from engine import cli  # noqa: E402
-from engine.machine import cpu, devices, processes, support  # noqa: E402
+from engine.machine import collectives, cpu, devices, processes, start, support  # noqa: E402
 
 HELD_UP_S = 40.0  # gloo gives up after 30
 
@@ -83,7 +83,7 @@ def trainers() -> dict[str, Any]:
         """The sum of the processes' gradients instead of their mean."""
 
         def _forward_backward(self, batch, share, *, last):
-            return super()._forward_backward(batch, share * processes.WORLD, last=last)
+            return super()._forward_backward(batch, share * processes.WORLD_SIZE, last=last)
 
     class Sharing(Trainer):
         """Every process's mean counts alike, however many images it is of."""
@@ -95,7 +95,7 @@ def trainers() -> dict[str, Any]:
         """Every process takes its own gradients."""
 
         def _forward_backward(self, batch, share, *, last):
-            with devices.without_averaging(self._forward):
+            with collectives.without_averaging(self._forward):
                 return super()._forward_backward(batch, share, last=last)
 
     class Doubling(Trainer):
@@ -126,7 +126,7 @@ def recording(kind: Any) -> Any:
 def of_each(*settings: str) -> tuple[str, ...]:
     """The same settings with data.batch_size shared out among the processes and the parts."""
     values = dict(text.split('=') for text in settings)
-    parts = int(values.get('train.accumulate', '1')) * processes.WORLD
+    parts = int(values.get('train.accumulate', '1')) * processes.WORLD_SIZE
     values['data.batch_size'] = str(int(values['data.batch_size']) // parts)
     return tuple(f'{key}={value}' for key, value in values.items())
 
@@ -155,9 +155,9 @@ COURSES: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def compare(folder: Path, names: list[str]) -> None:
-    processes.join()
+    processes.connect()
     cpu.prepare_cpu()
-    devices.start_paddle('cpu')
+    start.start_paddle('cpu')
     from paddle.distributed import fleet
 
     group = fleet.get_hybrid_communicate_group().get_data_parallel_group()
@@ -203,7 +203,7 @@ def record_rows() -> None:
 
 def late_at_start() -> None:
     """One process imports paddle late, as from a slow network disk."""
-    before(devices, 'start_paddle', lambda: hold_up(1, 'start'))
+    before(start, 'start_paddle', lambda: hold_up(1, 'start'))
 
 
 def late_data() -> None:

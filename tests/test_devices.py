@@ -11,7 +11,8 @@ from conftest import REPOSITORY
 from fake_npu import run
 
 from engine.errors import Stopped, UserError
-from engine.machine import devices, failures, processes
+from engine.machine import collectives, devices, failures, processes, start
+from engine.machine.start import start_paddle
 
 TRAIN = str(REPOSITORY / 'train.py')
 QUICKSTART = ('-c', str(REPOSITORY / 'configs' / 'quickstart.yaml'), '-o')
@@ -125,9 +126,9 @@ class Machine:
             (paddle, 'ones', self.ones),
             (paddle, 'set_device', self.choose),
             (paddle.distributed.fleet, 'init', self.init),
-            (devices, '_import_quietly', lambda: paddle),
+            (start, '_import_quietly', lambda: paddle),
             (devices, 'device_kind', lambda: self.device),
-            (processes, 'wait_for_all', lambda: None),
+            (processes, 'barrier', lambda: None),
         ):
             monkeypatch.setattr(where, name, value)
         for name in list(os.environ):
@@ -154,60 +155,60 @@ class Machine:
 
 def test_auto_takes_no_npu_where_the_plugin_sees_no_card(monkeypatch):
     machine = Machine(monkeypatch)
-    assert devices.start_paddle('auto').startswith('device: cpu (auto: no gpu and no npu here)')
+    assert start_paddle('auto').startswith('device: cpu (auto: no gpu and no npu here)')
     assert machine.device == 'cpu'
     with pytest.raises(UserError, match='npu is not here'):
-        devices.start_paddle('npu')
+        start_paddle('npu')
 
 
 def test_the_gpu_that_is_named_is_the_processs_own(monkeypatch):
     Machine(monkeypatch, gpus=4)
     monkeypatch.setenv('FLAGS_selected_gpus', '2')
-    assert devices.start_paddle('auto').startswith('device: gpu (Card 2), ')
+    assert start_paddle('auto').startswith('device: gpu (Card 2), ')
 
 
 def test_a_gpu_without_cudnn_or_code_for_it_is_one_line(monkeypatch):
     machine = Machine(monkeypatch, gpus=1)
     machine.working = False
     with pytest.raises(UserError, match=r'no code for this gpu; docs/gpu.md .*-o device=cpu'):
-        devices.start_paddle('auto')
+        start_paddle('auto')
     machine.cudnn = [None, -1]  # device/__init__.py of 2.6.2 and 3.3.1, when asked again
     for _ in range(2):
         with pytest.raises(UserError, match=r'cuDNN cannot be loaded; docs/gpu.md .*-o device=cpu'):
-            devices.start_paddle('auto')
+            start_paddle('auto')
 
 
 @pytest.mark.parametrize(('device', 'backend'), [('cpu', 'gloo'), ('gpu', 'nccl'), ('npu', 'xccl')])
 def test_of_several_processes_each_computes_where_it_says(device, backend, monkeypatch):
     """Whatever the launcher took the machine for: Paddle sets the device again by the backend."""
     machine = Machine(monkeypatch, gpus=2, npus=2)
-    monkeypatch.setattr(processes, 'WORLD', 2)
+    monkeypatch.setattr(processes, 'WORLD_SIZE', 2)
     monkeypatch.setenv('PADDLE_DISTRI_BACKEND', 'gloo' if device == 'npu' else 'xccl')
     monkeypatch.setenv('PADDLE_LOCAL_RANK', '1')
-    assert devices.start_paddle(device).startswith(f'device: {device} (as asked, 2 processes)')
+    assert start_paddle(device).startswith(f'device: {device} (as asked, 2 processes)')
     assert machine.variables['PADDLE_DISTRI_BACKEND'] == backend
     assert machine.variables.get('PADDLE_XCCL_BACKEND') == ('npu' if device == 'npu' else None)
     assert machine.variables.get(f'FLAGS_selected_{device}s') == (None if device == 'cpu' else '1')
     machine.taken = 'other'
     with pytest.raises(UserError, match=f'device: {device} was chosen, .* has taken other'):
-        devices.start_paddle(device)
+        start_paddle(device)
 
 
 def test_more_processes_than_cards_is_one_line(monkeypatch):
     Machine(monkeypatch, npus=2)
-    monkeypatch.setattr(processes, 'WORLD', 4)
+    monkeypatch.setattr(processes, 'WORLD_SIZE', 4)
     monkeypatch.setenv('PADDLE_LOCAL_RANK', '2')
     with pytest.raises(UserError, match='device: npu: more processes than cards'):
-        devices.start_paddle('npu')
+        start_paddle('npu')
 
 
 def test_before_the_first_collective_on_an_npu_all_are_waited_for(monkeypatch):
     """hccl gives the others 120 seconds to come; an evaluation's first collective is its last."""
     waited = []
-    monkeypatch.setattr(processes, 'WORLD', 2)
-    monkeypatch.setattr(processes, 'wait_for_all', lambda: waited.append(devices.device_kind()))
-    monkeypatch.setattr(devices, '_met', False)
+    monkeypatch.setattr(processes, 'WORLD_SIZE', 2)
+    monkeypatch.setattr(processes, 'barrier', lambda: waited.append(devices.device_kind()))
+    monkeypatch.setattr(collectives, '_connected', False)
     for kind in ('gpu', 'npu', 'npu', 'cpu', 'cpu'):
         monkeypatch.setattr(devices, 'device_kind', lambda kind=kind: kind)
-        devices.before_collective()
+        collectives.barrier_before_collective()
     assert waited == ['npu', 'cpu', 'cpu']

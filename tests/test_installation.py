@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 import installation
 from engine import cli
 from engine.errors import UserError
-from engine.machine import devices
+from engine.machine.start import start_paddle
 from installation import SERVING, TRAINING
 from predictor import machine
 from predictor.errors import UserError as ServingError
@@ -159,7 +159,7 @@ def test_a_paddle_that_cannot_be_imported_is_one_line(monkeypatch, tmp_path):
     fake_paddle(monkeypatch, tmp_path, '')
     (tmp_path / 'paddle' / '__init__.py').write_text('raise ImportError("libgomp.so.1: no\\nsuch")')
     with pytest.raises(UserError) as refused:
-        devices.start_paddle('cpu')
+        start_paddle('cpu')
     assert str(refused.value) == f'{sys.executable} cannot import its Paddle: libgomp.so.1: no'
 
 
@@ -188,9 +188,9 @@ def test_a_paddle_that_cannot_use_the_card_is_named(card, file, device, package,
     assert line is not None
     assert sys.executable in line
     assert line.endswith(f'{sys.executable} -m pip install {package}')
-    assert line in devices.start_paddle('auto')
+    assert line in start_paddle('auto')
     with pytest.raises(UserError) as refused:
-        devices.start_paddle(device)
+        start_paddle(device)
     assert line in str(refused.value)
     monkeypatch.setattr(machine, '_cards', lambda: {'gpu': 0, 'npu': 0})
     with pytest.raises(ServingError) as refused_there:

@@ -16,7 +16,7 @@ from paddle_networks import randomise, run
 
 from engine import models
 from engine.errors import UserError
-from engine.machine import cpu, devices
+from engine.machine import cpu, start
 from resnext import CifarResNeXt, ResNeXt
 from wide_resnet import WideResNet
 
@@ -476,7 +476,7 @@ def test_other_suites_names_are_answered_with_ours(name, meant):
 def run_command(monkeypatch, *arguments: str) -> None:
     monkeypatch.setattr(sys, 'argv', ['models.py', *arguments])
     monkeypatch.setattr(cpu, 'prepare_cpu', lambda: '')  # paddle is imported already
-    monkeypatch.setattr(devices, 'start_paddle', lambda device: '')
+    monkeypatch.setattr(start, 'start_paddle', lambda device: '')
     models.main()
 
 

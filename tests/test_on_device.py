@@ -389,8 +389,8 @@ def test_train_py_has_the_losses_of_the_host(tmp_path):
 NPU_BATCHES = """
 import sys
 sys.path[:0] = [{repository!r}, {repository!r} + '/tests']
-from engine.machine import devices
-print(devices.start_paddle('auto'))
+from engine.machine.start import start_paddle
+print(start_paddle('auto'))
 from test_on_device import EVERYTHING, assert_equal, both, images_of, paddle
 host, device = both(images_of(50), EVERYTHING)
 assert_equal(host, device, ulps=1)

@@ -18,19 +18,19 @@ import pytest
 from conftest import REPOSITORY
 from launching import free_port
 
-from engine.machine.peers import DIED, Loss, Missing, Peers, PortTaken
+from engine.machine.peers import DIED, PeerFailure, PeerMissing, Peers, PortTaken
 
 JOB = 'job1'
 SOON = 10.0  # seconds in which everything here should have happened, on a busy machine too
 
 
 class Job:
-    """The processes of a job; `losses` are what on_loss of each has heard."""
+    """The processes of a job; `failures` are what on_failure of each has heard."""
 
     def __init__(self, world: int, *, job: str = JOB, port: Optional[int] = None) -> None:
         self.world, self.word = world, job
         self.port = port or free_port()
-        self.losses: list[list[Loss]] = [[] for _ in range(world)]
+        self.failures: list[list[PeerFailure]] = [[] for _ in range(world)]
         self.peers: list[Peers] = []
         self._pool = ThreadPoolExecutor(world)
 
@@ -41,7 +41,7 @@ class Job:
             self.world,
             ('127.0.0.1', self.port),
             secret=self.word.encode(),
-            on_loss=self.losses[rank].append,
+            on_failure=self.failures[rank].append,
             patience=patience,
         )
 
@@ -60,7 +60,7 @@ class Job:
 
     def die(self, rank: int) -> None:
         """As a kill does: the connections are closed, and nothing is said or heard any more."""
-        self.peers[rank]._loss = Loss(None, 'itself')  # its threads would otherwise go on
+        self.peers[rank]._failure = PeerFailure(None, 'itself')  # its threads would otherwise go on
         for link in self.peers[rank]._links.values():
             with contextlib.suppress(OSError):
                 link.shutdown(socket.SHUT_RDWR)
@@ -169,7 +169,7 @@ def test_leaving_in_peace_is_silent(job, world):
         peers.leave(0)
     for rank in range(world):
         processes.die(rank)
-    assert stays(lambda: not any(processes.losses))
+    assert stays(lambda: not any(processes.failures))
 
 
 @WORLDS
@@ -177,7 +177,7 @@ def test_one_that_leaves_in_peace_does_not_end_the_others(job, world):
     processes = job(world).connect()
     processes.peers[-1].leave(0)
     processes.die(world - 1)
-    assert stays(lambda: not any(processes.losses))
+    assert stays(lambda: not any(processes.failures))
 
 
 @WORLDS
@@ -189,9 +189,9 @@ def test_an_error_reaches_all_others_with_its_code_and_text(job, world, who):
     processes.peers[rank].leave(2, text)
     processes.die(rank)
     others = [other for other in range(world) if other != rank]
-    wait_until(lambda: all(processes.losses[other] for other in others))
-    wanted = Loss(2, 'process 1: train.py: data/größe.png is damaged; remove it 100 %')
-    assert [processes.losses[other] for other in others] == [[wanted]] * (world - 1)
+    wait_until(lambda: all(processes.failures[other] for other in others))
+    wanted = PeerFailure(2, 'process 1: train.py: data/größe.png is damaged; remove it 100 %')
+    assert [processes.failures[other] for other in others] == [[wanted]] * (world - 1)
 
 
 @WORLDS
@@ -201,55 +201,57 @@ def test_a_process_that_is_killed_is_told_to_all_as_died(job, world, who):
     rank = 0 if who == 'first' else world - 1
     processes.die(rank)
     others = [other for other in range(world) if other != rank]
-    wait_until(lambda: all(processes.losses[other] for other in others))
-    wanted = Loss(None, f'process {rank} has died')
-    assert [processes.losses[other] for other in others] == [[wanted]] * (world - 1)
+    wait_until(lambda: all(processes.failures[other] for other in others))
+    wanted = PeerFailure(None, f'process {rank} has died')
+    assert [processes.failures[other] for other in others] == [[wanted]] * (world - 1)
 
 
 @WORLDS
-def test_who_waits_in_any_does_not_come_back_with_an_answer_after_a_loss(job, world):
-    """on_loss ends the process; an answer would be made up."""
+def test_who_waits_in_any_does_not_come_back_with_an_answer_after_a_failure(job, world):
+    """on_failure ends the process; an answer would be made up."""
     processes = job(world).connect()
     waiting = []
     for peers in processes.peers[:-1]:
         thread = threading.Thread(target=lambda p=peers: waiting.append(p.any()), daemon=True)
         thread.start()
     processes.peers[-1].leave(3, 'the loss became nan')
-    wait_until(lambda: all(processes.losses[:-1]))
+    wait_until(lambda: all(processes.failures[:-1]))
     assert stays(lambda: not waiting)
-    for losses in processes.losses[:-1]:
-        assert losses == [Loss(3, 'the loss became nan')]
+    for failures in processes.failures[:-1]:
+        assert failures == [PeerFailure(3, 'the loss became nan')]
 
 
-def test_a_loss_is_told_once_however_many_follow(job):
+def test_only_the_first_failure_is_reported(job):
     processes = job(8).connect()
     processes.peers[3].leave(2, 'the first')
-    wait_until(lambda: all(losses for rank, losses in enumerate(processes.losses) if rank != 3))
+    wait_until(
+        lambda: all(failures for rank, failures in enumerate(processes.failures) if rank != 3)
+    )
     for rank in (3, 5, 6):
         processes.die(rank)
     processes.peers[7].leave(1, 'the second')
     processes.die(7)
     time.sleep(0.3)
     for rank in (0, 1, 2, 4):
-        assert processes.losses[rank] == [Loss(2, 'the first')]
+        assert processes.failures[rank] == [PeerFailure(2, 'the first')]
 
 
 @WORLDS
 @pytest.mark.parametrize('code', [0, 2])
 @pytest.mark.parametrize('who', ['first', 'last'])
-def test_who_has_left_hears_of_no_loss_any_more(job, world, code, who):
+def test_a_process_that_has_left_gets_no_report_of_a_failure(job, world, code, who):
     """Neither of its own, told by the first process, nor of the others', which end because of it:
-    while Python winds up, on_loss would give it another code."""
+    while Python winds up, on_failure would give it another code."""
     processes = job(world).connect()
     rank = 0 if who == 'first' else world - 1
     processes.peers[rank].leave(code, 'a reason')
     for other in range(world):
         if other != rank:
             if code:
-                wait_until(lambda other=other: processes.losses[other])
+                wait_until(lambda other=other: processes.failures[other])
             processes.die(other)
     time.sleep(0.2)
-    assert processes.losses[rank] == []
+    assert processes.failures[rank] == []
 
 
 @pytest.mark.parametrize('world', [2, 3])
@@ -268,38 +270,38 @@ def test_who_waits_for_one_that_has_finished_is_told(job, waiting):
     running = job(2).connect()
     threading.Thread(target=running.peers[waiting].any, daemon=True).start()
     running.peers[1 - waiting].leave(0)
-    wait_until(lambda: running.losses[waiting])
-    (loss,) = running.losses[waiting]
-    assert loss.code == 1
-    assert 'has finished' in loss.reason
+    wait_until(lambda: running.failures[waiting])
+    (failure,) = running.failures[waiting]
+    assert failure.code == 1
+    assert 'has finished' in failure.reason
 
 
-def test_an_error_and_the_end_of_the_connection_are_one_loss(job):
+def test_an_error_and_the_end_of_the_connection_are_one_failure(job):
     processes = job(3).connect()
     processes.peers[2].leave(2, 'a reason')
     processes.die(2)
-    wait_until(lambda: processes.losses[0] and processes.losses[1])
+    wait_until(lambda: processes.failures[0] and processes.failures[1])
     time.sleep(0.2)
-    assert processes.losses[:2] == [[Loss(2, 'a reason')]] * 2
+    assert processes.failures[:2] == [[PeerFailure(2, 'a reason')]] * 2
 
 
 def test_an_error_that_has_no_text(job):
     processes = job(2).connect()
     processes.peers[1].leave(130)
-    wait_until(lambda: processes.losses[0])
-    assert processes.losses[0] == [Loss(130, '')]
+    wait_until(lambda: processes.failures[0])
+    assert processes.failures[0] == [PeerFailure(130, '')]
 
 
 PROCESS = """
 import os, sys, threading
 from engine.machine.peers import Peers
 
-def end_too(loss):
-    print(loss.code, loss.reason, flush=True)
+def end_too(failure):
+    print(failure.code, failure.reason, flush=True)
     os._exit(0)
 
 rank, world, port = map(int, sys.argv[1:])
-peers = Peers(rank, world, ('127.0.0.1', port), secret=b'job', on_loss=end_too)
+peers = Peers(rank, world, ('127.0.0.1', port), secret=b'job', on_failure=end_too)
 peers.any()
 print('together', flush=True)
 threading.Event().wait()
@@ -342,7 +344,7 @@ from engine.machine import processes
 from engine.errors import UserError
 
 def main():
-    processes.join()
+    processes.connect()
     if processes.RANK == 0:
         raise UserError('the data is not there')
     time.sleep(0.3)
@@ -390,7 +392,7 @@ def test_who_is_missing_after_all_patience_is_named(job, world, here, named):
     for rank in here:
         processes.start(rank)
     start = time.monotonic()
-    with pytest.raises(Missing) as error:
+    with pytest.raises(PeerMissing) as error:
         processes.start(0, patience=0.7).result(SOON)
     assert str(error.value) == f'process {named}'
     assert 0.6 < time.monotonic() - start < 5
@@ -398,7 +400,7 @@ def test_who_is_missing_after_all_patience_is_named(job, world, here, named):
 
 def test_without_the_first_process_its_address_is_named(job):
     processes = job(3)
-    with pytest.raises(Missing) as error:
+    with pytest.raises(PeerMissing) as error:
         processes.start(1, patience=0.5).result(SOON)
     assert str(error.value) == f'process 0 at 127.0.0.1:{processes.port}'
 
@@ -426,7 +428,7 @@ def test_a_port_that_has_connected_to_itself_is_free_for_the_first_process(job, 
     assert itself.wait(SOON)
     early = processes.start(0)
     processes.peers = [early.result(SOON), late.result(SOON)]
-    assert not processes.losses[1]
+    assert not processes.failures[1]
 
 
 def call(port: int) -> socket.socket:
@@ -468,7 +470,7 @@ def test_a_stranger_neither_joins_nor_stops_the_others(job, name):
         processes.peers = [future.result(SOON) for future in (first, *started)]
     assert sorted(processes.peers[0]._links) == [1, 2]
     assert processes.all([False, True, False]) == [True] * 3
-    assert stays(lambda: not any(processes.losses), 0.1)
+    assert stays(lambda: not any(processes.failures), 0.1)
 
 
 class Stranger:
@@ -520,7 +522,7 @@ def test_a_host_without_the_secret_is_not_taken_for_the_first_process(job, said)
 
     with socket.create_server(('127.0.0.1', processes.port)) as server:
         threading.Thread(target=pretend, args=(server,), daemon=True).start()
-        with pytest.raises(Missing, match='process 0 at '):
+        with pytest.raises(PeerMissing, match='process 0 at '):
             processes.start(1, patience=0.7).result(SOON)
         server.shutdown(socket.SHUT_RDWR)
 
@@ -529,7 +531,7 @@ def test_another_secret_is_named_as_a_reason(job):
     ours, others = job(2), job(2, job='job2')
     others.port = ours.port
     first = ours.start(0)
-    with pytest.raises(Missing, match='belongs to another job or has another secret'):
+    with pytest.raises(PeerMissing, match='belongs to another job or has another secret'):
         others.start(1, patience=0.7).result(SOON)
     second = ours.start(1)
     ours.peers = [first.result(SOON), second.result(SOON)]
@@ -563,7 +565,7 @@ def test_the_secret_of_a_job(monkeypatch):
             monkeypatch.setenv(name, value)
         return processes._secret('10.0.0.1:7000,10.0.0.2:7000')
 
-    monkeypatch.setattr(processes, 'WORLD', 2)
+    monkeypatch.setattr(processes, 'WORLD_SIZE', 2)
     alone = {'PADDLE_LOCAL_SIZE': '2'}
     assert secret(POD_NAME='abcdef', **alone) != secret(POD_NAME='ghijkl', **alone)
     several = {'PADDLE_LOCAL_SIZE': '1'}
@@ -606,7 +608,7 @@ def test_strangers_alone_are_not_taken_for_processes(job, said):
     with call(processes.port) as stranger:
         with contextlib.suppress(OSError):
             stranger.sendall(STRANGERS[said])
-        with pytest.raises(Missing) as error:
+        with pytest.raises(PeerMissing) as error:
             first.result(SOON)
     assert str(error.value) == 'process 1'
 

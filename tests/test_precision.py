@@ -18,7 +18,7 @@ from paddle import nn
 
 from engine.config import Config, Model, Optimizer, Train
 from engine.errors import UserError
-from engine.machine import devices, processes, support
+from engine.machine import collectives, devices, processes, support
 from engine.training import optimizers
 from engine.training.loss import cross_entropy
 from engine.training.precision import Precision
@@ -103,12 +103,13 @@ SCRIPT = '''
 import json, sys
 import numpy as np
 from engine.machine import cpu, devices
+from engine.machine.start import start_paddle
 cpu.prepare_cpu()
-devices.start_paddle('npu')
+start_paddle('npu')
 import paddle
 from paddle import nn
 from engine import data, models
-from engine.machine import support
+from engine.machine import collectives, support
 from engine.training import optimizers
 from engine.config import Config, Data, Model, Optimizer, Schedule, Train
 from engine.errors import UserError
@@ -557,10 +558,10 @@ def test_what_a_gpu_has_no_kernel_for_is_refused(card, kernels, train, line, mon
 def test_with_o2_the_masters_of_all_processes_are_the_first_ones(monkeypatch):
     """Unlike cards draw unlike initial weights, and DataParallel sends the 16-bit ones alone."""
     sent = []
-    monkeypatch.setattr(processes, 'WORLD', 2)
+    monkeypatch.setattr(processes, 'WORLD_SIZE', 2)
     monkeypatch.setattr(support, 'mixed_precision', lambda train: support.Mixed('O2', 'float16'))
     monkeypatch.setattr(paddle.amp, 'decorate', lambda **options: sent.append('decorated'))
-    monkeypatch.setattr(processes, 'wait_for_all', lambda: None)
+    monkeypatch.setattr(processes, 'barrier', lambda: None)
     monkeypatch.setattr(
         paddle.distributed, 'broadcast', lambda tensor, src: sent.append((tensor.name, src))
     )
@@ -583,7 +584,7 @@ class TwoProcesses:
 
     def __init__(self, monkeypatch, device: str, theirs: np.ndarray) -> None:
         self.theirs, self.sent = theirs, []
-        monkeypatch.setattr(processes, 'WORLD', 2)
+        monkeypatch.setattr(processes, 'WORLD_SIZE', 2)
         monkeypatch.setattr(devices, 'device_kind', lambda: device)
         monkeypatch.setattr(paddle.distributed, 'all_reduce', self.all_reduce)
 
@@ -604,7 +605,7 @@ def test_what_one_process_knows_comes_through_a_sum_in_more_than_float32(device,
     values = np.concatenate([rng.normal(size=50), rng.normal(size=50) * 1e6, [1 / 3, 2**25 + 1]])
     mine = rng.random(len(values)) < 0.5
     others = TwoProcesses(monkeypatch, device, np.where(mine, 0, values))
-    summed = devices.sum_over_ranks(np.where(mine, values, 0))
+    summed = collectives.sum_over_ranks(np.where(mine, values, 0))
     assert summed.dtype == np.float64
     assert others.sent == (['float32'] * 2 if device == 'npu' else ['float64'])
     np.testing.assert_allclose(summed, values, rtol=2**-46, atol=0)
@@ -616,9 +617,9 @@ def test_sums_over_processes_are_those_of_all(device, monkeypatch):
     rng = np.random.default_rng(0)
     ours, theirs = rng.random((3, 50)) * 1e3, rng.random((3, 50)) * 1e3
     TwoProcesses(monkeypatch, device, theirs)
-    summed = devices.sum_over_ranks(ours)
+    summed = collectives.sum_over_ranks(ours)
     precision = 2**-23 if device == 'npu' else 1e-15
     np.testing.assert_allclose(summed, ours + theirs, rtol=precision, atol=0)
     counts = np.arange(50)
     TwoProcesses(monkeypatch, device, counts * 1000)
-    assert devices.sum_over_ranks(counts).tolist() == (counts * 1001).tolist()
+    assert collectives.sum_over_ranks(counts).tolist() == (counts * 1001).tolist()

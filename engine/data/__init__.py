@@ -130,7 +130,7 @@ def train_batches(data: DataSet, config: Config) -> Batches:
         batches = _photo_batches(data.train, config, augmentation, options)
     if not len(batches):
         raise UserError(
-            f'{len(data.train)} training images are fewer than {processes.WORLD} processes'
+            f'{len(data.train)} training images are fewer than {processes.WORLD_SIZE} processes'
         )
     return batches
 
@@ -164,7 +164,7 @@ def _common(data: DataSet) -> dict[str, Any]:
         'mean': data.mean,
         'std': data.std,
         'rank': processes.RANK,
-        'world': processes.WORLD,
+        'world': processes.WORLD_SIZE,
     }
 
 

@@ -34,7 +34,7 @@ from engine.data.pictures import (
 )
 from engine.data.sources.folder import Files
 from engine.errors import UserError
-from engine.machine import devices, processes
+from engine.machine import collectives, processes
 from predictor.pictures import MAX_PIXELS, BadPicture
 
 AHEAD = 2  # batches that are being read while one is used
@@ -257,7 +257,9 @@ def without_bad_files(
     """
     deadline = time.monotonic() + QUICK_CHECK_S
     mine = (
-        np.random.default_rng(0).permutation(len(files))[processes.RANK :: processes.WORLD].tolist()
+        np.random.default_rng(0)
+        .permutation(len(files))[processes.RANK :: processes.WORLD_SIZE]
+        .tolist()
     )
     bad: dict[int, str] = {}
     done = 0
@@ -284,7 +286,7 @@ def without_bad_files(
     flags = np.zeros(len(files) + 1)
     flags[list(bad)] = 1
     flags[-1] = len(mine) - done
-    flags = devices.sum_over_ranks(flags)
+    flags = collectives.sum_over_ranks(flags)
     good, count, left = np.flatnonzero(flags[:-1] == 0), int(flags[:-1].sum()), int(flags[-1])
     if left and processes.RANK == 0:
         report(

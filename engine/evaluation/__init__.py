@@ -12,7 +12,7 @@ import paddle
 from paddle import nn
 
 from engine.data.batches import Batches
-from engine.machine import devices
+from engine.machine import collectives, devices
 
 # What is measured of an image. All are float64, so that one sum collects those of all processes.
 FIELDS = ('measured', 'label', 'prediction', 'in_top5', 'loss', 'probability')
@@ -74,7 +74,7 @@ def evaluate(
                 log_p = _log_probabilities(model, images, len(batch.rows), mirror)
                 table[batch.rows] = _results(log_p, batches.images.labels[batch.rows])
             after_batch()
-    table = devices.sum_over_ranks(table.view(np.float64)).view(RESULT)
+    table = collectives.sum_over_ranks(table.view(np.float64)).view(RESULT)
     rows = np.flatnonzero(table['measured'])
     measured = table[rows]
     return Evaluation(

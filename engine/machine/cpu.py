@@ -97,7 +97,7 @@ def _keep_freed_memory() -> None:
 
 def cores_per_process() -> int:
     """The cores that this process may use, when all processes of this machine share them."""
-    return max(1, machine.cores() // int(os.environ.get('PADDLE_LOCAL_SIZE', processes.WORLD)))
+    return max(1, machine.cores() // int(os.environ.get('PADDLE_LOCAL_SIZE', processes.WORLD_SIZE)))
 
 
 def _is_amd() -> bool:

@@ -33,14 +33,14 @@ KEEPALIVE = {'TCP_KEEPIDLE': 10, 'TCP_KEEPINTVL': 5, 'TCP_KEEPCNT': 2, 'TCP_USER
 
 
 @dataclass(frozen=True)
-class Loss:
+class PeerFailure:
     """The end of a process before its time."""
 
     code: Optional[int]  # what it ends with; None where it had no time to say
     reason: str
 
 
-class Missing(Exception):
+class PeerMissing(Exception):
     """A process could not be reached."""
 
 
@@ -52,25 +52,25 @@ class Peers:
     """This process's connections: of the first process to each other one, of those to the first.
 
     `address` is where the first one listens: on LOOPBACK for this machine alone. `secret` is what
-    all have in common, and strangers don't know. `on_loss` is called once, by a thread, when
-    another process has ended with a code other than 0 or without a word. Raises Missing where not
-    all are connected after `patience` seconds.
+    all have in common, and strangers don't know. `on_failure` is called once, by a thread, when
+    another process has ended with a code other than 0 or without a word. Raises PeerMissing
+    unless all are connected after `patience` seconds.
     """
 
     def __init__(
         self,
         rank: int,
-        world: int,
+        world_size: int,
         address: tuple[str, int],
         *,
         secret: bytes,
-        on_loss: Callable[[Loss], None],
+        on_failure: Callable[[PeerFailure], None],
         patience: float = PATIENCE_S,
     ) -> None:
-        self.rank, self.world = rank, world
-        self._on_loss = on_loss
+        self.rank, self.world_size = rank, world_size
+        self._on_failure = on_failure
         self._lock = threading.Lock()
-        self._loss: Optional[Loss] = None
+        self._failure: Optional[PeerFailure] = None
         self._left = False
         self._heard: queue.SimpleQueue[Optional[str]] = queue.SimpleQueue()
         deadline = time.monotonic() + patience
@@ -80,17 +80,17 @@ class Peers:
             threading.Thread(target=self._listen, args=(other, link), daemon=True).start()
 
     @property
-    def lost(self) -> bool:
+    def failed(self) -> bool:
         """Whether another process has ended before its time."""
-        return self._loss is not None
+        return self._failure is not None
 
     def any(self, flag: bool = False) -> bool:
         """Wait for all processes, however long it takes; whether any of them came with a flag."""
-        return self._meet(f'{flag:d}', lambda words: '1' in words)
+        return self._exchange(f'{flag:d}', lambda words: '1' in words)
 
     def same(self, word: str) -> bool:
         """Wait for all processes; whether they all came with the same word."""
-        return self._meet(word, lambda words: len(set(words)) == 1)
+        return self._exchange(word, lambda words: len(set(words)) == 1)
 
     def leave(self, code: int, reason: str = '') -> None:
         """Tell the others that this process ends, and how."""
@@ -102,18 +102,18 @@ class Peers:
     ) -> dict[int, socket.socket]:
         links: dict[int, socket.socket] = {}
         with _listening(address, deadline) as server:
-            while len(links) < self.world - 1:
+            while len(links) < self.world_size - 1:
                 server.settimeout(max(0.01, deadline - time.monotonic()))
                 try:
                     link, _ = server.accept()
                     rank = _recognise(link, secret, deadline)
-                    if not 0 < rank < self.world:
+                    if not 0 < rank < self.world_size:
                         raise ValueError('no rank of this job')
                 except (OSError, ValueError):
                     if time.monotonic() < deadline:
                         continue
-                    missing = sorted(set(range(1, self.world)) - set(links))
-                    raise Missing(f'process {", ".join(map(str, missing))}') from None
+                    missing = sorted(set(range(1, self.world_size)) - set(links))
+                    raise PeerMissing(f'process {", ".join(map(str, missing))}') from None
                 links[rank] = _watched(link)
         return links
 
@@ -134,7 +134,7 @@ class Peers:
                     refused = ', which belongs to another job or has another secret,'
                 link.close()
             if time.monotonic() > deadline:
-                raise Missing(f'process 0 at {address[0]}:{address[1]}{refused}')
+                raise PeerMissing(f'process 0 at {address[0]}:{address[1]}{refused}')
             time.sleep(0.1)
 
     def _listen(self, other: int, link: socket.socket) -> None:
@@ -149,22 +149,22 @@ class Peers:
                     if code == '0':
                         self._heard.put(FINISHED)
                     else:
-                        self._lose(Loss(None if code == DIED else int(code), reason))
+                        self._fail(PeerFailure(None if code == DIED else int(code), reason))
                     return
-        self._lose(Loss(None, f'process {other} has died'))
+        self._fail(PeerFailure(None, f'process {other} has died'))
 
-    def _lose(self, loss: Loss) -> None:
+    def _fail(self, failure: PeerFailure) -> None:
         with self._lock:
-            if self._loss is not None:
+            if self._failure is not None:
                 return
-            self._loss = loss
+            self._failure = failure
         if self.rank == 0:
-            self._send(f'left {DIED if loss.code is None else loss.code} {loss.reason}')
+            self._send(f'left {DIED if failure.code is None else failure.code} {failure.reason}')
         if not self._left:
             self._heard.put(None)
-            self._on_loss(loss)
+            self._on_failure(failure)
 
-    def _meet(self, word: str, judge: Callable[[list[str]], bool]) -> bool:
+    def _exchange(self, word: str, judge: Callable[[list[str]], bool]) -> bool:
         if self.rank == 0:
             verdict = judge([word, *(self._next() for _ in self._links)])
             self._send(f'go {verdict:d}')
@@ -175,8 +175,8 @@ class Peers:
     def _next(self) -> str:
         heard = self._heard.get()
         if heard == FINISHED:
-            self._lose(Loss(1, 'another process has finished, and this one has not'))
-        if heard in (FINISHED, None):  # on_loss is about to end this process
+            self._fail(PeerFailure(1, 'another process has finished, and this one has not'))
+        if heard in (FINISHED, None):  # on_failure is about to end this process
             threading.Event().wait()
         assert heard is not None
         return heard

@@ -222,10 +222,11 @@ def main() -> None:
         specs = [parse(name) for name in names]
     except ValueError as error:
         raise UserError(f'NAME {error}') from None
-    from engine.machine import cpu, devices
+    from engine.machine import cpu
+    from engine.machine.start import start_paddle
 
     cpu.prepare_cpu()
-    devices.start_paddle('cpu')
+    start_paddle('cpu')
     print('model              parameters  multiply-adds  input    classes  reported in')
     for name, spec in zip(names, specs):
         classes = 1000 if spec.for_photos else 10

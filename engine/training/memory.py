@@ -131,7 +131,7 @@ def free_memory() -> Optional[float]:
         return float(paddle.device.cuda.get_device_properties().total_memory - _in_use())
     if kind == 'cpu':
         free = min(_host_memory(), _left_by_container())
-        here = int(os.environ.get('PADDLE_LOCAL_SIZE', processes.WORLD))
+        here = int(os.environ.get('PADDLE_LOCAL_SIZE', processes.WORLD_SIZE))
         return None if math.isinf(free) else free / here
     return None
 

@@ -17,7 +17,7 @@ from paddle import nn
 
 from engine.config import Train
 from engine.errors import UserError
-from engine.machine import devices, support
+from engine.machine import collectives, support
 from engine.weights import Arrays, state_arrays
 
 MASTER = '_fp32_master_0'  # how Paddle names the master weight of a parameter
@@ -45,7 +45,7 @@ class Precision:
         """Before the first step: with O2, 16-bit weights and their exact masters."""
         if not self.enabled or self._half.level != 'O2':
             return
-        devices.broadcast(model.state_dict().values())  # all masters are the first process's
+        collectives.broadcast(model.state_dict().values())  # all masters are the first process's
         exact = state_arrays(model)
         optimizer._use_multi_tensor = False  # as in make_optimizer
         paddle.amp.decorate(

@@ -19,7 +19,7 @@ from engine.data.batches import Batch, Batches
 from engine.data.class_names import differing
 from engine.errors import Diverged, UserError
 from engine.evaluation import Evaluation
-from engine.machine import devices, processes
+from engine.machine import collectives, devices, processes
 from engine.run.log import Log
 from engine.training.averaging import AveragedWeights
 from engine.training.loss import loss_of
@@ -89,7 +89,7 @@ class Trainer:
         self.optimizer = make_optimizer(model, config.optimizer)
         self.precision = Precision(config.train)
         self.precision.prepare(model, self.optimizer)
-        self._forward = devices.distribute(_compiled(model, config.train.to_static))
+        self._forward = collectives.distribute(_compiled(model, config.train.to_static))
         self.schedule_name = PADDLE_NAMES[config.schedule.name]
         self.lr_at = make_schedule(
             config.schedule,
@@ -160,7 +160,7 @@ class Trainer:
         together = self.batches.size(self.progress.batch)
         # As many in every process: a SyncBatchNorm waits for all in each. A compiled network loses
         # the gradients of a part when the next one has another size.
-        count = math.ceil(together // processes.WORLD / self.config.data.batch_size)
+        count = math.ceil(together // processes.WORLD_SIZE / self.config.data.batch_size)
         parts = batch.parts(1 if self.config.train.to_static else count)
         images = sum(len(part.labels) for part in parts)
         loss, correct = 0.0, 0
@@ -169,8 +169,8 @@ class Trainer:
             # Gradients add up over the parts and are averaged over the processes; this makes it the
             # mean over the images of all (but for those that data.on_bad_file: skip has left out,
             # which the other processes don't know of).
-            share = len(part.labels) * processes.WORLD / together
-            with nothing() if last else devices.without_averaging(self._forward):
+            share = len(part.labels) * processes.WORLD_SIZE / together
+            with nothing() if last else collectives.without_averaging(self._forward):
                 part_loss, part_correct = self._forward_backward(part, share, last=last)
             loss = loss + part_loss * (len(part.labels) / images)
             correct = correct + part_correct
@@ -191,7 +191,7 @@ class Trainer:
             logits = self._forward(batch.images)
         loss = loss_of(logits, batch, smoothing=self.config.train.label_smoothing)
         if last:
-            devices.before_collective()
+            collectives.barrier_before_collective()
         self.precision.scale(loss if share == 1 else loss * share).backward()
         labels = batch.labels
         if batch.partners is not None and batch.own_weight < 0.5:
@@ -206,7 +206,7 @@ class Trainer:
         losses = paddle.stack(pending.losses).numpy().reshape(-1).astype(np.float64)
         correct = paddle.stack(pending.correct).numpy().reshape(-1)
         images = np.array(pending.images)
-        summed, correct, images = devices.sum_over_ranks(
+        summed, correct, images = collectives.sum_over_ranks(
             np.stack([losses * images, correct, images])
         )
         losses = summed / images
@@ -309,7 +309,7 @@ class Trainer:
         own = self.model.state_dict()
         statistics = [name for name, tensor in own.items() if tensor.stop_gradient]
         for state in (own, self.ema.average) if self.ema is not None else (own,):
-            devices.average_over_ranks(state[name] for name in statistics)
+            collectives.average_over_ranks(state[name] for name in statistics)
         self._synchronised = self.step
 
     def snapshot(self) -> Snapshot:

@@ -1,0 +1,130 @@
+"""Import paddle, choose the device and connect the processes' collectives.
+
+cpu.prepare_cpu()       before paddle is imported
+start_paddle('auto')
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import warnings
+from contextlib import redirect_stderr
+from typing import Any
+
+from engine.errors import UserError
+from engine.machine import collectives, failures, home, processes
+from installation import unused_card
+
+
+def start_paddle(device: str) -> str:
+    """Import paddle and choose the device ('auto', 'cpu', 'gpu' or 'npu'); returns why that one.
+
+    Raises UserError when the device is not there, or cannot be used.
+    """
+    paddle = _import_quietly()
+    count = {'cpu': 1, 'gpu': 0}
+    if paddle.device.is_compiled_with_cuda():
+        count['gpu'] = paddle.device.cuda.device_count()
+    cards = paddle.device.get_available_custom_device()
+    count['npu'] = sum(card.partition(':')[0] == 'npu' for card in cards)
+    chosen = device
+    if device == 'auto':
+        chosen = next(kind for kind in ('gpu', 'npu', 'cpu') if count[kind])
+        missing = [kind for kind in ('gpu', 'npu') if not count[kind]]
+        nothing = unused_card() or f'no {" and no ".join(missing)} here'
+        why = f'auto: {nothing}' if chosen == 'cpu' else _name(chosen)
+    elif count[device]:
+        why = 'as asked'
+    else:
+        have = ' and '.join(kind for kind in count if count[kind])
+        wheel = 'paddlepaddle-gpu and a driver' if device == 'gpu' else 'paddle-custom-npu'
+        why = unused_card() or f'it needs {wheel}'
+        raise UserError(f'device: {device} is not here ({have} is); {why}')
+    if processes.WORLD_SIZE > 1 and chosen != 'cpu':
+        _take_a_card(chosen, count[chosen])
+    paddle.set_device(chosen)
+    if chosen == 'gpu':
+        _require_working_gpu()
+    elif paddle.device.is_compiled_with_cuda() and not count['gpu']:
+        why += ', though this paddle was built for gpus'
+        _has_cudnn()  # Paddle looks for it once: now, without its complaint
+    if processes.WORLD_SIZE > 1:
+        processes.barrier()  # connecting would hang if another process had ended
+        collectives.start(chosen)
+        why += f', {processes.WORLD_SIZE} processes'
+    return f'device: {chosen} ({why}), paddle {paddle.__version__}'
+
+
+def _name(kind: str) -> str:
+    """Of this process's card."""
+    import paddle
+
+    if kind == 'npu':
+        return 'paddle-custom-npu'
+    number = int(os.environ.get(f'FLAGS_selected_{kind}s', '0').split(',')[0])
+    return str(paddle.device.cuda.get_device_name(number))
+
+
+def _take_a_card(kind: str, count: int) -> None:
+    """The launcher names each process's card, unless it takes the machine for one without cards
+    (before Paddle 3.3, where PADDLE_XCCL_BACKEND is not set)."""
+    name, number = f'FLAGS_selected_{kind}s', os.environ.get('PADDLE_LOCAL_RANK', '0')
+    if name not in os.environ and int(number) >= count:
+        raise UserError(
+            f'device: {kind}: more processes than cards, of which there are {count}; start one '
+            'process for each'
+        )
+    os.environ.setdefault(name, number)
+
+
+def _require_working_gpu() -> None:
+    """UserError where convolutions or kernels of this paddle do not run on the card."""
+    import paddle
+
+    if not _has_cudnn():
+        raise UserError(
+            'device: gpu: cuDNN cannot be loaded; docs/gpu.md says what paddlepaddle-gpu needs; '
+            '-o device=cpu does without it'
+        )
+    with failures.translated():
+        (paddle.ones([2]) + 1).numpy()
+
+
+def _has_cudnn() -> bool:
+    """Without what paddlepaddle-gpu prints from C++ where it cannot be loaded."""
+    import paddle
+
+    sys.stderr.flush()
+    standard_error = os.dup(2)
+    try:
+        with open(os.devnull, 'wb') as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        version = paddle.get_cudnn_version()
+    finally:
+        os.dup2(standard_error, 2)
+        os.close(standard_error)
+    return version is not None and version > 0  # None the first time, then -1
+
+
+def _import_quietly() -> Any:
+    """Import paddle without warnings that do not apply here (ccache, OMP_NUM_THREADS, BN)."""
+    warnings.filterwarnings('ignore', message='When training, we now always track global mean')
+    said = io.StringIO()
+    with warnings.catch_warnings(), redirect_stderr(said):
+        warnings.filterwarnings('ignore', message='No ccache found')
+        warnings.filterwarnings('ignore', message='You are using GPU version Paddle')
+        try:
+            with home.elsewhere():
+                import paddle
+        except ImportError as error:  # of the system's libraries, or NumPy
+            problem = str(error).strip().splitlines()[0]
+            raise UserError(f'{sys.executable} cannot import its Paddle: {problem}') from None
+    home.keep_to_static_out()
+    signal.signal(signal.SIGTERM, processes.handle_sigterm)  # Paddle's prints a stack
+    for line in said.getvalue().splitlines():
+        if 'OMP_NUM_THREADS' not in line:
+            print(line, file=sys.stderr)
+    return paddle
