@@ -256,11 +256,8 @@ def without_bad_files(
     share the work and the result.
     """
     deadline = time.monotonic() + QUICK_CHECK_S
-    mine = (
-        np.random.default_rng(0)
-        .permutation(len(files))[processes.RANK :: processes.WORLD_SIZE]
-        .tolist()
-    )
+    shuffled = np.random.default_rng(0).permutation(len(files))
+    mine = shuffled[processes.RANK :: processes.WORLD_SIZE].tolist()
     bad: dict[int, str] = {}
     done = 0
 
