@@ -18,7 +18,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
-from predictor import console, engines, machine
+import installation
+from predictor import console, devices, engines, machine
 from predictor.errors import UserError
 from predictor.folder import Description, open_folder
 from predictor.setting import Setting
@@ -36,7 +37,7 @@ def main() -> int:
     args = parse_arguments()
     require_writable(args)
     description = open_folder(args.folder)
-    device = machine.find_device(args.device, console.tell)
+    device = devices.find_device(args.device, console.tell)
     threads = args.threads or sorted({1, machine.cores()} if device == 'cpu' else {machine.cores()})
     names, lacks = find_engines(description, device, args)
     about = conditions(description, device, args)
@@ -142,7 +143,8 @@ def conditions(description: Description, device: str, args: argparse.Namespace) 
     """What is measured, and on what; a line each."""
     shape = ', '.join(map(str, description.input.shape))
     packages = (*PACKAGES, 'openvino', 'numpy')
-    found = [f'{name} {machine.version(name)}' for name in packages if machine.version(name)]
+    versions = {name: installation.version(name) for name in packages}
+    found = [f'{name} {version}' for name, version in versions.items() if version]
     system = f'{platform.system()} {platform.machine()}'
     settings = [f'{k}={v}' for k, v in os.environ.items() if k.startswith(('OMP_', 'KMP_'))]
     return {

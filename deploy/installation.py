@@ -6,6 +6,7 @@ missing. So this file needs none, and runs on Python 3.7.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -57,10 +58,10 @@ def find_problem(root: Path, modules: tuple[str, ...], one_of: tuple[str, ...]) 
     """What is missing or too old, and the command that mends it; None if all is there."""
     python = shlex.quote(sys.executable or 'python3')
     if sys.version_info[:2] < PYTHON:
-        version = '.'.join(map(str, sys.version_info[:3]))
+        found = '.'.join(map(str, sys.version_info[:3]))
         command = f'{_newer_python()} -m venv .venv && .venv/bin/python -m pip install -r'
         return (
-            f'Python {version} ({python}) is too old; 3.9 to 3.13 will do: '
+            f'Python {found} ({python}) is too old; 3.9 to 3.13 will do: '
             f'{command} {_requirements(root)}'
         )
     missing = [name for name in modules if not installed(name)]
@@ -78,16 +79,26 @@ def installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
+def version(*packages: str) -> Optional[str]:
+    """Of the first that is installed."""
+    from importlib import metadata
+
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return None
+
+
 def paddle_problem() -> Optional[str]:
     """Where the installed Paddle is too old."""
-    version, package = paddle_version(), 'paddlepaddle'
-    numbers = tuple(int(part) for part in re.findall(r'\d+', version)[:3])
+    found, package = paddle_version(), 'paddlepaddle'
+    numbers = tuple(int(part) for part in re.findall(r'\d+', found)[:3])
     if numbers >= PADDLE or not any(numbers):  # 0.0.0: built from its sources
         return None
     package += '' if built_for('cpu') else '-gpu'
     python = shlex.quote(sys.executable)
     return (
-        f'Paddle {version} of {python} is too old; 2.6.2 and 3 will do: '
+        f'Paddle {found} of {python} is too old; 2.6.2 and 3 will do: '
         f'{python} -m pip install -U "{package}>=2.6.2,<4"'
     )
 
@@ -121,23 +132,13 @@ def unused_card() -> Optional[str]:
             f'this machine has an NVIDIA GPU, but the Paddle of {python} is for CPUs: {python} -m '
             f'pip uninstall -y paddlepaddle && {python} -m pip install paddlepaddle-gpu'
         )
-    plugged = os.environ.get('CUSTOM_DEVICE_ROOT') or _is_distributed('paddle-custom-npu')
+    plugged = os.environ.get('CUSTOM_DEVICE_ROOT') or version('paddle-custom-npu')
     if (DEV / 'davinci0').exists() and not plugged:
         return (
             f'this machine has an Ascend NPU, but {python} lacks paddle-custom-npu: '
             f'{python} -m pip install paddle-custom-npu'
         )
     return None
-
-
-def _is_distributed(package: str) -> bool:
-    from importlib import metadata
-
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _newer_python() -> str:

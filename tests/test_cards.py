@@ -22,7 +22,8 @@ import pytest
 from conftest import execute
 from PIL import Image
 
-from predictor import Predictor, engines, machine, paddle_engine
+import installation
+from predictor import Predictor, devices, engines, machine, paddle_import
 from predictor.errors import UserError
 from predictor.folder import Description, open_folder
 from predictor.onnx_engines import import_onnxruntime
@@ -48,10 +49,9 @@ def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
     """These packages and no other; _ stands for -."""
     found = {name.replace('_', '-'): version for name, version in versions.items()}
     for_gpus = 'paddlepaddle-gpu' in found
-    for module in (machine, paddle_engine):
-        monkeypatch.setattr(module, 'built_for', lambda kind: for_gpus == (kind == 'gpu'))
+    monkeypatch.setattr(installation, 'built_for', lambda kind: for_gpus == (kind == 'gpu'))
     monkeypatch.setattr(
-        machine, 'version', lambda *names: next((found[n] for n in names if n in found), None)
+        installation, 'version', lambda *names: next((found[n] for n in names if n in found), None)
     )
 
 
@@ -247,7 +247,7 @@ CUDA_OPTIONS = {
 def session(monkeypatch):
     """onnxruntime-gpu's InferenceSession, which runs on the CPU here; CUDA's options, and how
     many sessions were made."""
-    if not machine.installed('onnxruntime'):
+    if not installation.installed('onnxruntime'):
         pytest.skip('needs onnxruntime')
     onnxruntime = import_onnxruntime()
     real, asked = onnxruntime.InferenceSession, []
@@ -273,8 +273,8 @@ def session(monkeypatch):
 @pytest.mark.skipif(not exported.HAS_ONNX, reason='needs onnxruntime and paddle2onnx')
 def test_cuda_tries_no_algorithms_in_answers_and_instances_share_the_weights(session, monkeypatch):
     installed(monkeypatch, onnxruntime_gpu='1.20.0')
-    monkeypatch.setattr(machine, '_nvidia_cards', lambda: 2)
-    monkeypatch.setattr(machine, 'installed', lambda name: name == 'onnxruntime')
+    monkeypatch.setattr(devices, '_nvidia_cards', lambda: 2)
+    monkeypatch.setattr(installation, 'installed', lambda name: name == 'onnxruntime')
     first = Predictor(exported.folder(), batch=2)
     assert (first.engine, first.setting.device) == ('onnxruntime', 'gpu:0')
     pixels = np.zeros((2, 8, 8, 3), np.uint8)
@@ -292,8 +292,8 @@ def test_without_cuda_onnxruntime_does_not_take_the_cpu_in_silence(monkeypatch):
     refused = pytest.raises(UserError, match='does not find CUDA')
     with pytest.warns(UserWarning, match='CUDA'), refused:
         engines.make('onnxruntime', description, GPU)
-    monkeypatch.setattr(machine, '_nvidia_cards', lambda: 1)
-    monkeypatch.setattr(machine, 'installed', lambda name: name == 'onnxruntime')
+    monkeypatch.setattr(devices, '_nvidia_cards', lambda: 1)
+    monkeypatch.setattr(installation, 'installed', lambda name: name == 'onnxruntime')
     said: list[str] = []
     with pytest.warns(UserWarning, match='CUDA'):
         predictor = Predictor(description, tell=said.append)
@@ -310,16 +310,16 @@ def test_the_driver_is_asked_for_cards_where_paddle_is_not_installed(monkeypatch
     (tmp_path / 'cuda.c').write_text(DRIVER)
     library = tmp_path / 'libcuda.so.1'
     subprocess.run([compiler, '-shared', '-fPIC', tmp_path / 'cuda.c', '-o', library], check=True)
-    monkeypatch.setattr(machine, 'installed', lambda name: False)
+    monkeypatch.setattr(installation, 'installed', lambda name: False)
     installed(monkeypatch, onnxruntime_gpu='1.20.0')
-    assert machine.find_device('auto') == 'cpu'  # a package without a driver
-    monkeypatch.setattr(machine, 'DRIVER', str(library))
-    assert machine.find_device('auto') == 'gpu:0'
-    assert machine.find_device('gpu:1') == 'gpu:1'
+    assert devices.find_device('auto') == 'cpu'  # a package without a driver
+    monkeypatch.setattr(devices, 'DRIVER', str(library))
+    assert devices.find_device('auto') == 'gpu:0'
+    assert devices.find_device('gpu:1') == 'gpu:1'
     with pytest.raises(UserError, match='gpu:2 is not here: 2 GPUs, 0 NPUs'):
-        machine.find_device('gpu:2')
+        devices.find_device('gpu:2')
     installed(monkeypatch, onnxruntime='1.20.0')
-    assert machine.find_device('auto') == 'cpu'
+    assert devices.find_device('auto') == 'cpu'
 
 
 # ------------------------------------------------------------------ Paddle
@@ -373,29 +373,29 @@ def test_a_paddle_that_does_not_load_leaves_the_cards_to_others(monkeypatch):
     def import_paddle() -> None:
         raise UserError('paddle does not load: no libcudnn')
 
-    monkeypatch.setattr(paddle_engine, 'import_paddle', import_paddle)
-    monkeypatch.setattr(machine, '_nvidia_cards', lambda: 2)
+    monkeypatch.setattr(paddle_import, 'import_paddle', import_paddle)
+    monkeypatch.setattr(devices, '_nvidia_cards', lambda: 2)
     installed(monkeypatch, paddlepaddle_gpu='3.3.1', onnxruntime_gpu='1.20.0')
     said: list[str] = []
-    assert machine.find_device('auto', said.append) == 'gpu:0'
-    assert machine.find_device('gpu:1', said.append) == 'gpu:1'
+    assert devices.find_device('auto', said.append) == 'gpu:0'
+    assert devices.find_device('gpu:1', said.append) == 'gpu:1'
     assert said == 2 * ['Paddle is not used: paddle does not load: no libcudnn']
     with pytest.raises(UserError, match='no libcudnn'):
-        machine.find_device('npu')
+        devices.find_device('npu')
     installed(monkeypatch, paddlepaddle_gpu='3.3.1', onnxruntime='1.20.0')
-    assert machine.find_device('auto', said.append) == 'cpu'
+    assert devices.find_device('auto', said.append) == 'cpu'
     with pytest.raises(UserError, match='no libcudnn'):
-        machine.find_device('gpu')
+        devices.find_device('gpu')
 
 
 def test_the_flags_of_npus_are_set_and_what_the_user_has_set_stays(tmp_path, monkeypatch):
-    for name in machine.NPU_FLAGS:
+    for name in paddle_import.NPU_FLAGS:
         monkeypatch.setenv(name, 'unset')
         monkeypatch.delenv(name)
     flag, users = 'FLAGS_use_stride_kernel', 'FLAGS_npu_jit_compile'
     monkeypatch.setenv(users, '1')
-    paddle_engine.import_paddle()
+    paddle_import.import_paddle()
     assert flag not in os.environ
     monkeypatch.setenv('CUSTOM_DEVICE_ROOT', str(tmp_path))
-    paddle_engine.import_paddle()
+    paddle_import.import_paddle()
     assert (os.environ[flag], os.environ[users]) == ('0', '1')

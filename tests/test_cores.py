@@ -12,7 +12,7 @@ import pytest
 from conftest import REPOSITORY
 
 from engine.machine import cpu
-from predictor import machine
+from predictor import machine, paddle_import
 
 V1 = 'cpu/cpu.cfs_{}_us'
 CONTAINERS = {  # files of /sys/fs/cgroup, and the limit
@@ -106,7 +106,7 @@ def test_one_thread_is_the_users_setting_unless_an_import_of_paddle_has_set_it(
 def test_the_flags_of_an_npu_are_set_where_there_is_a_plugin_and_the_users_stay(
     there, tmp_path, monkeypatch
 ):
-    for name in machine.NPU_FLAGS:
+    for name in paddle_import.NPU_FLAGS:
         monkeypatch.setenv(name, 'x')  # so that what is set now does not stay
         monkeypatch.delenv(name)
     monkeypatch.setattr(paddle.base.core, 'set_num_threads', lambda threads: None)
@@ -116,7 +116,7 @@ def test_the_flags_of_an_npu_are_set_where_there_is_a_plugin_and_the_users_stay(
     wanted = '0' if there else None
     for name in ('FLAGS_use_stride_kernel', 'FLAGS_npu_storage_format'):
         assert os.environ.get(name) == wanted
-    assert [os.environ[name] for name in machine.NPU_FLAGS if 'jit' in name] == ['1']
+    assert [os.environ[name] for name in paddle_import.NPU_FLAGS if 'jit' in name] == ['1']
 
 
 @pytest.mark.slow

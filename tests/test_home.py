@@ -16,7 +16,7 @@ from conftest import REPOSITORY, TINY
 from exporting import HAS_CONVERTER
 from PIL import Image
 
-from predictor import machine
+from installation import installed
 
 # The functions of the C library by which names are looked up and connections made, all of which
 # libraries in Python and in C++ go through; each writes down what it is asked for.
@@ -185,7 +185,7 @@ runpy.run_path(sys.argv[0], run_name='__main__')
 
 @pytest.mark.parametrize('engine', ['openvino', 'onnxruntime', 'paddle'])
 def test_every_engine_runs_for_a_user_without_a_home(home, tmp_path, picture, engine):
-    if engine != 'paddle' and not (exported.HAS_ONNX and machine.installed(engine)):
+    if engine != 'paddle' and not (exported.HAS_ONNX and installed(engine)):
         pytest.skip(f'needs {engine}, and paddle2onnx')
     command = (REPOSITORY / 'deploy/predict.py', exported.folder(), picture, '--engine', engine)
     process = home.start(tmp_path, '-c', NOBODY, *command)

@@ -16,7 +16,7 @@ from engine import cli
 from engine.errors import UserError
 from engine.machine.start import start_paddle
 from installation import SERVING, TRAINING
-from predictor import machine
+from predictor import devices as serving_devices
 from predictor.errors import UserError as ServingError
 
 COMMANDS = ('train.py', 'eval.py', 'export.py', '-m engine.data', '-m engine.weights')
@@ -192,9 +192,9 @@ def test_a_paddle_that_cannot_use_the_card_is_named(card, file, device, package,
     with pytest.raises(UserError) as refused:
         start_paddle(device)
     assert line in str(refused.value)
-    monkeypatch.setattr(machine, '_cards', lambda: {'gpu': 0, 'npu': 0})
+    monkeypatch.setattr(serving_devices, '_cards', lambda: {'gpu': 0, 'npu': 0})
     with pytest.raises(ServingError) as refused_there:
-        machine.find_device(device)
+        serving_devices.find_device(device)
     assert line in str(refused_there.value)
 
 

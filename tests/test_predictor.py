@@ -21,6 +21,7 @@ import pytest
 import yaml
 from conftest import REPOSITORY, execute
 
+import installation
 from engine import models
 from engine.data.augmentation import normalise
 from predictor import Predictor, choice, engines, machine
@@ -35,7 +36,9 @@ FAMILIES = [
 ]
 PADDLE = int(paddle.__version__[0])
 HERE = ['paddle'] + [
-    name for name in ('onnxruntime', 'openvino') if exported.HAS_ONNX and machine.installed(name)
+    name
+    for name in ('onnxruntime', 'openvino')
+    if exported.HAS_ONNX and installation.installed(name)
 ]
 CPU = Setting('cpu', 1, 2, 'float32', True)
 ANSWERS = """
@@ -360,7 +363,7 @@ def test_another_model_batch_setting_or_version_is_tried_again(three, monkeypatc
     Predictor(folder, batch=3, tell=told.append)
     Predictor(folder, batch=2, threads=7, tell=told.append)
     assert len(told) == 4
-    monkeypatch.setattr(machine, 'version', lambda *names: '99')
+    monkeypatch.setattr(installation, 'version', lambda *names: '99')
     Predictor(folder, batch=2, tell=told.append)
     assert len(told) == 5
     monkeypatch.setattr(machine, 'processor', lambda: 'another')
@@ -440,7 +443,7 @@ def test_on_a_card_the_first_that_starts_is_taken(three):
 
 
 def test_where_only_one_engine_is_installed_it_is_taken_and_the_others_lacks_are_said(monkeypatch):
-    monkeypatch.setattr(machine, 'installed', lambda name: name == 'paddle')
+    monkeypatch.setattr(installation, 'installed', lambda name: name == 'paddle')
     predictor = Predictor(exported.folder(), tell=pytest.fail)
     assert predictor.engine == 'paddle'
     assert predictor.reason.startswith('no other can run here (openvino: ')
@@ -449,7 +452,7 @@ def test_where_only_one_engine_is_installed_it_is_taken_and_the_others_lacks_are
 
 
 def test_where_none_is_installed_each_ones_lack_is_said(monkeypatch):
-    monkeypatch.setattr(machine, 'installed', lambda name: False)
+    monkeypatch.setattr(installation, 'installed', lambda name: False)
     error = user_error(exported.folder())
     assert error.startswith('no engine can run here (openvino: ')
     assert error.endswith('see deploy/requirements.txt')
@@ -532,7 +535,7 @@ def test_a_graph_of_paddle_3_is_a_line_for_paddle_2(tmp_path, monkeypatch):
     (folder / 'inference.yml').write_text(yaml.safe_dump({**about, 'files': files}))
     if PADDLE > 2:
         versions = {'paddlepaddle': '2.6.2'}
-        monkeypatch.setattr(machine, 'version', lambda *names: versions.get(names[0]))
+        monkeypatch.setattr(installation, 'version', lambda *names: versions.get(names[0]))
     error = user_error(folder, engine='paddle')
     assert error.startswith('engine paddle cannot run here: inference.json needs Paddle 3')
     assert '--format pdmodel' in error

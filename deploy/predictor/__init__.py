@@ -12,7 +12,7 @@ require(Path(__file__).resolve().parent.parent, SERVING)
 
 import numpy as np
 
-from predictor import engines, machine
+from predictor import devices, engines, machine
 from predictor.choice import Choice, choose
 from predictor.errors import UserError
 from predictor.folder import Description, open_folder
@@ -48,7 +48,7 @@ class Predictor:
     ) -> None:
         self.description = folder if isinstance(folder, Description) else open_folder(folder)
         self.setting = Setting(
-            machine.find_device(device, tell), threads or machine.cores(), batch, precision, onednn
+            devices.find_device(device, tell), threads or machine.cores(), batch, precision, onednn
         )
         try:
             self._start(engine, tell)

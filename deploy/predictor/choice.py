@@ -15,6 +15,7 @@ from typing import Any, Callable, Iterator, Optional
 
 import numpy as np
 
+import installation
 from predictor import machine
 from predictor.engines import ENGINES, make, none_of
 from predictor.errors import UserError, in_a_line
@@ -169,7 +170,7 @@ def _reason(found: dict[str, Any], setting: Setting, when: str) -> str:
 
 
 def _key(description: Description, setting: Setting) -> str:
-    versions = [f'{name} {machine.version(name)}' for name in PACKAGES]
+    versions = [f'{name} {installation.version(name)}' for name in PACKAGES]
     return ', '.join([description.identity, repr(setting), machine.processor(), *versions])
 
 

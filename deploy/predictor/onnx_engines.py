@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from predictor import machine
+import installation
 from predictor.folder import ONNX, Description
 from predictor.setting import Setting
 
@@ -20,7 +20,7 @@ class OnnxRuntime:
     def missing(description: Description, setting: Setting) -> Optional[str]:
         if setting.kind == 'npu':
             return 'ONNX Runtime has no NPU here'
-        if setting.kind == 'gpu' and machine.version('onnxruntime-gpu') is None:
+        if setting.kind == 'gpu' and installation.version('onnxruntime-gpu') is None:
             return 'onnxruntime-gpu is not installed'
         return _onnx_missing(description, setting, 'onnxruntime')
 
@@ -103,4 +103,4 @@ def _onnx_missing(description: Description, setting: Setting, module: str) -> Op
     if description.onnx(setting.precision) is None:
         option = '--int8' if setting.precision == 'int8' else '--onnx'
         return f'the folder has no {ONNX[setting.precision]} (export.py writes it with {option})'
-    return None if machine.installed(module) else f'{module} is not installed'
+    return None if installation.installed(module) else f'{module} is not installed'

@@ -7,21 +7,18 @@ import ctypes
 import os
 import sys
 import threading
-import warnings
-from pathlib import Path
 from typing import Any, Iterator, Optional
 
 import numpy as np
 
-from installation import built_for, paddle_problem
-from predictor import machine
-from predictor.errors import UserError
+import installation
+from predictor import paddle_import
 from predictor.folder import Description
+from predictor.paddle_import import import_paddle, paddle_version
 from predictor.setting import Setting
 
 GPU_MEMORY_MB = 256  # to begin with; it grows
 _SILENCE = threading.Lock()  # a second thread would take the first one's /dev/null for the stream
-_failure: Optional[str] = None  # of the first import; another try fails in an unclear way
 
 
 class Paddle:
@@ -34,7 +31,7 @@ class Paddle:
         if (
             setting.precision == 'float16'
             and setting.kind == 'npu'
-            and not _version().startswith('2')
+            and not paddle_version().startswith('2')
         ):
             return 'Paddle 3 computes in float32 on an NPU, whatever is asked for'
         return paddle_missing(description, setting)
@@ -86,62 +83,16 @@ class Paddle:
 def paddle_missing(description: Description, setting: Setting) -> Optional[str]:
     if setting.precision == 'int8':
         return 'int8 runs through ONNX Runtime or OpenVINO'
-    if not machine.installed('paddle'):
+    if not installation.installed('paddle'):
         return 'paddlepaddle is not installed'
-    if problem := paddle_problem() or _failure:
+    if problem := installation.paddle_problem() or paddle_import._failure:
         return problem
-    if setting.kind == 'gpu' and not built_for('gpu'):
+    if setting.kind == 'gpu' and not installation.built_for('gpu'):
         return 'the installed Paddle is for CPUs'
-    found = _version()
+    found = paddle_version()
     if description.graph.suffix == '.json' and found.startswith('2.'):
         return f'inference.json needs Paddle 3, and {found} is installed (export: --format pdmodel)'
     return None
-
-
-def _version() -> str:
-    """Of a paddle that was built under another name: taken for a new one."""
-    return machine.version('paddlepaddle', 'paddlepaddle-gpu') or '3.0.0'
-
-
-def import_paddle() -> Any:
-    """UserError where it, or its plug-in for an NPU, does not load."""
-    global _failure
-    if _failure is None:
-        try:
-            return _imported()
-        except ImportError as error:
-            _failure = f'paddle does not load: {error}'
-        except ValueError as error:
-            _failure = machine.plugin_problem(str(error))
-            if _failure is None:
-                raise
-    raise UserError(_failure)
-
-
-def _imported() -> Any:
-    # To be set before paddle is imported. MKL takes a slow path on AMD otherwise.
-    os.environ.setdefault('GLOG_minloglevel', '2')
-    os.environ.setdefault('MKL_DEBUG_CPU_TYPE', '5')
-    machine.set_npu_flags()
-    with warnings.catch_warnings(), _no_folders():
-        warnings.simplefilter('ignore')  # of a missing ccache, with which it compiles plug-ins
-        import paddle
-        import paddle.inference
-    return paddle
-
-
-@contextlib.contextmanager
-def _no_folders() -> Iterator[None]:
-    """Importing paddle leaves ~/.cache/paddle/dataset, empty, where a home can be written to."""
-    home = Path(os.path.expanduser('~'))
-    path = home / '.cache' / 'paddle' / 'dataset'
-    new = [folder for folder in (path, *path.parents) if not folder.exists()]
-    try:
-        yield
-    finally:
-        for folder in new:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
 
 
 @contextlib.contextmanager

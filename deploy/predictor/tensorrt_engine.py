@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional
 
+import installation
 from predictor import machine
 from predictor.errors import in_a_line
 from predictor.folder import PARAMETERS, Description
-from predictor.paddle_engine import Paddle, import_paddle, paddle_missing
+from predictor.paddle_engine import Paddle, paddle_missing
+from predictor.paddle_import import import_paddle
 from predictor.setting import Setting
 
 DAY_S = 86400.0
@@ -95,7 +97,7 @@ def _tensorrt_missing(old: bool) -> Optional[str]:
         return f'TensorRT {text} is not found ({in_a_line(error)})'
     if found[0] != wanted[0]:
         return f'this paddle needs TensorRT {text}, and {".".join(map(str, found))} is installed'
-    if not old and not machine.installed('paddle.tensorrt'):
+    if not old and not installation.installed('paddle.tensorrt'):
         return 'this paddle has no paddle.tensorrt'
     return None
 
@@ -104,7 +106,7 @@ def _found(old: bool) -> list[int]:
     """The version of TensorRT that is used: of the library, or of the Python package."""
     if old:
         return list(import_paddle().inference.get_trt_runtime_version())
-    version = machine.version('tensorrt', 'tensorrt-cu11', 'tensorrt-cu12', 'tensorrt-cu13')
+    version = installation.version('tensorrt', 'tensorrt-cu11', 'tensorrt-cu12', 'tensorrt-cu13')
     if version is None:
         raise RuntimeError('the package tensorrt is not installed')
     return [int(number) for number in re.findall(r'\d+', version)[:3]]  # 10.0.0b6, too

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from engine.machine import processes
-from predictor import machine
+from predictor import machine, paddle_import
 
 PROC = Path('/proc')
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -42,7 +42,7 @@ def prepare_cpu() -> str:
         else:
             _ours.add(name)
         told.append(f'{name}={os.environ.setdefault(name, value)} ({reason})')
-    machine.set_npu_flags()
+    paddle_import.set_npu_flags()
     if 'paddle' in sys.modules:
         _set_threads_of_imported_paddle()
     _keep_freed_memory()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Iterator, Optional
 
 from engine.errors import Stopped, UserError
-from predictor.machine import plugin_problem
+from predictor.paddle_import import plugin_problem
 
 _LESS = {
     'train.py': (

@@ -1,0 +1,93 @@
+"""Import paddle, with the settings that it reads while it is imported."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any, Iterator, Optional
+
+import installation
+from predictor.errors import UserError
+
+PLUGIN = re.compile(r'Fail to open library: (\S+) with error: (.*)')
+# What Paddle's page on NPUs and PaddleX set; paddle-custom-npu reads them when it is loaded.
+NPU_FLAGS = {
+    'FLAGS_npu_storage_format': '0',  # no private layout: the plug-in warns of its accuracy
+    'FLAGS_npu_jit_compile': '0',  # no compiling of operators while running
+    'FLAGS_npu_scale_aclnn': 'True',  # not CANN's old Power operator
+    'FLAGS_npu_split_aclnn': 'True',
+    'FLAGS_use_stride_kernel': '0',  # its kernels expect contiguous memory
+    'FLAGS_allocator_strategy': 'auto_growth',
+}
+_failure: Optional[str] = None  # of the first import; another try fails in an unclear way
+
+
+def paddle_version() -> str:
+    """Of a paddle that was built under another name: taken for a new one."""
+    return installation.version('paddlepaddle', 'paddlepaddle-gpu') or '3.0.0'
+
+
+def import_paddle() -> Any:
+    """UserError where it, or its plug-in for an NPU, does not load."""
+    global _failure
+    if _failure is None:
+        try:
+            return _imported()
+        except ImportError as error:
+            _failure = f'paddle does not load: {error}'
+        except ValueError as error:
+            _failure = plugin_problem(str(error))
+            if _failure is None:
+                raise
+    raise UserError(_failure)
+
+
+def _imported() -> Any:
+    # To be set before paddle is imported. MKL takes a slow path on AMD otherwise.
+    os.environ.setdefault('GLOG_minloglevel', '2')
+    os.environ.setdefault('MKL_DEBUG_CPU_TYPE', '5')
+    set_npu_flags()
+    with warnings.catch_warnings(), _no_folders():
+        warnings.simplefilter('ignore')  # of a missing ccache, with which it compiles plug-ins
+        import paddle
+        import paddle.inference
+    return paddle
+
+
+@contextlib.contextmanager
+def _no_folders() -> Iterator[None]:
+    """Importing paddle leaves ~/.cache/paddle/dataset, empty, where a home can be written to."""
+    home = Path(os.path.expanduser('~'))
+    path = home / '.cache' / 'paddle' / 'dataset'
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def may_have_npu() -> bool:
+    """Whether importing paddle loads plug-ins of devices: without the variable, those of pip."""
+    folder = os.environ.get('CUSTOM_DEVICE_ROOT')
+    return installation.version('paddle-custom-npu') is not None if folder is None else folder != ''
+
+
+def set_npu_flags() -> None:
+    """Before paddle is imported, where it may load a plug-in. What the user has set stays."""
+    if may_have_npu():
+        for name, value in NPU_FLAGS.items():
+            os.environ.setdefault(name, value)
+
+
+def plugin_problem(text: str) -> Optional[str]:
+    """What to do about an exception with this text; None if it is not of a plug-in."""
+    found = PLUGIN.search(text)
+    return found and (
+        f'the plug-in {found[1]} cannot be loaded: {found[2].strip()}; source the set_env.sh of '
+        'CANN and of its nnal/atb (docs/ascend.md), or export CUSTOM_DEVICE_ROOT= to do without it'
+    )
