@@ -55,7 +55,7 @@ def ours(folder: Path, threads: int, images: np.ndarray) -> tuple[Run, dict[str,
     from predictor import Predictor
 
     predictor = Predictor(
-        folder, device='cpu', threads=threads, batch=len(images), tell=lambda text: None
+        folder, device='cpu', threads=threads, batch=len(images), report=lambda text: None
     )
     about = {'engine': predictor.engine, 'reason': predictor.reason}
     return lambda: predictor.logits(images), about

@@ -21,7 +21,7 @@ from typing import Any, Optional, Sequence
 import installation
 from predictor import console, devices, engines, machine
 from predictor.errors import UserError
-from predictor.folder import Description, open_folder
+from predictor.exported_folder import Description, open_folder
 from predictor.setting import Setting
 from predictor.timing import Failed, Process, Sample, Settings
 
@@ -37,7 +37,7 @@ def main() -> int:
     args = parse_arguments()
     require_writable(args)
     description = open_folder(args.folder)
-    device = devices.find_device(args.device, console.tell)
+    device = devices.find_device(args.device, console.report)
     threads = args.threads or sorted({1, machine.cores()} if device == 'cpu' else {machine.cores()})
     names, lacks = find_engines(description, device, args)
     about = conditions(description, device, args)
@@ -216,13 +216,13 @@ def measure(
                 precision=args.precision,
                 onednn=one.engine != NO_ONEDNN,
             )
-            console.tell(f'starting {one.label}, {threads} thread{"s" * (threads > 1)}')
+            console.report(f'starting {one.label}, {threads} thread{"s" * (threads > 1)}')
             try:
                 alive.append((one, stack.enter_context(Process(settings))))
             except Failed as error:
                 one.error = str(error)
         for turn in range(ROUNDS):
-            console.tell(f'measuring, round {turn + 1} of {ROUNDS}')
+            console.report(f'measuring, round {turn + 1} of {ROUNDS}')
             for batch in args.batch_sizes:
                 for one, process in [pair for pair in alive if pair[0].error is None]:
                     try:
@@ -274,7 +274,7 @@ def write_new(path: Path, content: bytes) -> None:
         raise UserError(f'{path} was made by something else meanwhile; it stays as it is') from None
     except OSError as error:
         raise UserError(f'{path}: {error.strerror}') from None
-    console.tell(f'wrote {path}')
+    console.report(f'wrote {path}')
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Optional, Sequence
 from predictor import Predictor, answers, console, machine
 from predictor.answers import Answer, Writer
 from predictor.errors import UserError
-from predictor.folder import open_folder
+from predictor.exported_folder import open_folder
 from predictor.listing import counted
 
 if TYPE_CHECKING:  # Pillow waits until the arguments are known to be good
@@ -29,7 +29,7 @@ def main() -> int:
     from predictor.labels import find_labels
 
     description = open_folder(args.folder)
-    paths = inputs.find_pictures(args.pictures, tell=console.tell)
+    paths = inputs.find_pictures(args.pictures, report=console.report)
     labels = None
     if args.labels:
         labels = find_labels(args.labels, paths, description.classes)
@@ -37,11 +37,11 @@ def main() -> int:
         require_new_logs(args.log_dir)
     batch = args.batch_size if len(paths) > 1 else 1  # two sizes: for each, engines are tried
     predictor = Predictor(
-        description, batch=batch, tell=console.tell, **console.engine_options(args)
+        description, batch=batch, report=console.report, **console.engine_options(args)
     )
-    console.tell(f'{description.model} through {predictor.engine} ({predictor.reason})')
+    console.report(f'{description.model} through {predictor.engine} ({predictor.reason})')
     tally = classify(predictor, paths, labels, args)
-    console.tell(tally.timing)
+    console.report(tally.timing)
     if labels is not None:
         print(
             tally.accuracy(len(description.classes)),
@@ -130,7 +130,7 @@ def classify(
     for pictures in reading:
         for answer in run(predictor, pictures, top=max(top, 5), tally=tally):
             if answer.error:
-                console.tell(f'{answers.legible(answer.path)} {answer.error}')
+                console.report(f'{answers.legible(answer.path)} {answer.error}')
             elif labels is not None:
                 tally.right += answer.indices[0] == labels[done]
                 tally.right5 += labels[done] in answer.indices[:5]

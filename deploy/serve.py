@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Iterator
 
 from predictor import Predictor, console, machine
 from predictor.errors import UserError
-from predictor.folder import Description, open_folder
+from predictor.exported_folder import Description, open_folder
 
 if TYPE_CHECKING:  # imported when the arguments are known to be good
     from server.limits import Limits
@@ -110,8 +110,8 @@ def load(description: Description, args: argparse.Namespace) -> list[Predictor]:
     options = console.engine_options(args)
     if options['threads'] is None:
         options['threads'] = max(1, machine.cores() // args.instances)
-    first = Predictor(description, batch=args.max_batch, tell=tell, **options)
-    tell(f'engine: {first.engine} ({first.reason})')
+    first = Predictor(description, batch=args.max_batch, report=report, **options)
+    report(f'engine: {first.engine} ({first.reason})')
     return [first, *(first.another() for _ in range(args.instances - 1))]
 
 
@@ -141,7 +141,7 @@ def serve(predictors: list[Predictor], listener: socket.socket, args: argparse.N
         service.app,
         limits,
         drain_s=DRAIN_S,
-        on_ready=lambda: tell(f'{model}: {listening.url(listener)} (Ctrl-C ends it)'),
+        on_ready=lambda: report(f'{model}: {listening.url(listener)} (Ctrl-C ends it)'),
         on_stop=on_stop,
         refuse=service.metrics.refuse,
     )
@@ -164,7 +164,7 @@ def make_limits(args: argparse.Namespace) -> Limits:
     )
 
 
-def tell(line: str) -> None:
+def report(line: str) -> None:
     print(line, flush=True)
 
 

@@ -19,7 +19,7 @@ from typing import Any, Callable, Iterator, Optional, Sequence
 import numpy as np
 from conftest import REPOSITORY
 
-from predictor.folder import open_folder
+from predictor.exported_folder import open_folder
 from server import listening
 from server.app import Service
 from server.limits import Limits

@@ -25,7 +25,7 @@ from PIL import Image
 import installation
 from predictor import Predictor, devices, engines, machine, paddle_import
 from predictor.errors import UserError
-from predictor.folder import Description, open_folder
+from predictor.exported_folder import Description, open_folder
 from predictor.onnx_engines import import_onnxruntime
 from predictor.setting import Setting
 
@@ -296,7 +296,7 @@ def test_without_cuda_onnxruntime_does_not_take_the_cpu_in_silence(monkeypatch):
     monkeypatch.setattr(installation, 'installed', lambda name: name == 'onnxruntime')
     said: list[str] = []
     with pytest.warns(UserWarning, match='CUDA'):
-        predictor = Predictor(description, tell=said.append)
+        predictor = Predictor(description, report=said.append)
     assert (predictor.engine, predictor.setting.device) == ('onnxruntime', 'cpu')
     assert any(
         line.startswith('the cpu is used, not gpu:0: ') and 'find CUDA' in line for line in said

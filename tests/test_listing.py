@@ -49,7 +49,7 @@ def test_folders_of_a_system_or_a_nas_are_neither_pictures_nor_classes(tmp_path,
         str(tmp_path / 'cat' / name) for name in ('a.jpg', 'b.jpg')
     ]
     said: list[str] = []
-    assert len(inputs.find_pictures([str(tmp_path)], tell=said.append)) == 2
+    assert len(inputs.find_pictures([str(tmp_path)], report=said.append)) == 2
     assert not said
 
 
@@ -62,7 +62,7 @@ def test_every_suffix_of_jpeg_is_read(tmp_path):
     names = [f'cat/{number}{suffix}' for number, suffix in enumerate(listing.SUFFIXES)]
     touch(tmp_path, *names, 'cat/LOUD.JFIF')
     assert {'.jfif', '.jpe', '.pjpeg', '.jif', '.jpg'} <= set(listing.SUFFIXES)
-    assert len(inputs.find_pictures([str(tmp_path)], tell=print)) == len(names) + 1
+    assert len(inputs.find_pictures([str(tmp_path)], report=print)) == len(names) + 1
     assert len(list(folder.walk(str(tmp_path)))) == len(names) + 1
 
 
@@ -70,7 +70,7 @@ def test_what_is_left_out_is_counted_in_one_line(tmp_path, capsys):
     touch(tmp_path, 'cat/b.xyz', 'cat/c.XYZ', 'cat/none', 'cat/d.ico', 'cat/Thumbs.db')
     (tmp_path / 'cat' / 'a.jpg').write_bytes(picture_files.jpeg(PIXELS))
     said: list[str] = []
-    inputs.find_pictures([str(tmp_path)], tell=said.append)
+    inputs.find_pictures([str(tmp_path)], report=said.append)
     packing.check(tmp_path, workers=1)
     packing.pack(tmp_path, tmp_path.with_name('out'), size=8, quality=90, workers=1)
     wanted = '2 .xyz, 1 without a suffix, 1 .ico'
@@ -82,7 +82,7 @@ def test_what_is_left_out_is_counted_in_one_line(tmp_path, capsys):
 def test_a_folder_of_other_files_alone_says_what_they_are(tmp_path):
     touch(tmp_path, 'cat/b.xyz', 'cat/c.xyz')
     for look in (
-        lambda: inputs.find_pictures([str(tmp_path)], tell=print),
+        lambda: inputs.find_pictures([str(tmp_path)], report=print),
         lambda: folder.find_folder(tmp_path, holdout=0.5),
         lambda: packing.check(tmp_path, workers=1),
     ):
@@ -146,7 +146,7 @@ def test_a_link_to_a_folder_above_adds_nothing(tmp_path):
         (tmp_path / 'train' / 'cat' / f'up{number}').symlink_to(target)
     data = folder.find_folder(tmp_path)
     assert [os.path.basename(path) for path in data.train.paths] == ['a.jpg', 'b.jpg']
-    found = inputs.find_pictures([str(tmp_path / 'train' / 'cat')], tell=print)
+    found = inputs.find_pictures([str(tmp_path / 'train' / 'cat')], report=print)
     assert [path.name for path in found] == ['a.jpg']
 
 

@@ -27,7 +27,7 @@ from PIL import Image
 
 from engine import data, evaluation, models
 from predictor import console, inputs
-from predictor.folder import open_folder
+from predictor.exported_folder import open_folder
 
 PREDICT = REPOSITORY / 'deploy' / 'predict.py'
 ENGINE = ('--engine', 'onnxruntime' if exported.HAS_ONNX else 'paddle')

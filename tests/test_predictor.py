@@ -26,7 +26,7 @@ from engine import models
 from engine.data.augmentation import normalise
 from predictor import Predictor, choice, engines, machine
 from predictor.errors import UserError
-from predictor.folder import open_folder
+from predictor.exported_folder import open_folder
 from predictor.setting import Setting
 
 FAMILIES = [
@@ -339,7 +339,7 @@ def three(monkeypatch):
 
 def test_the_quickest_is_chosen_remembered_and_not_tried_again(three):
     told: list[str] = []
-    predictor = Predictor(exported.folder(), batch=4, tell=told.append)
+    predictor = Predictor(exported.folder(), batch=4, report=told.append)
     assert predictor.engine == 'quick'
     assert predictor.reason.startswith('quick ')
     assert 'third ' in predictor.reason
@@ -348,7 +348,7 @@ def test_the_quickest_is_chosen_remembered_and_not_tried_again(three):
     assert line.startswith('trying slow, quick, third ')
     assert predictor._choice.part == 4  # of which an image takes less time than of one
     three['made'].clear()
-    again = Predictor(exported.folder(), batch=4, tell=told.append)
+    again = Predictor(exported.folder(), batch=4, report=told.append)
     assert (again.engine, again._choice.part) == ('quick', 4)
     assert three['made'] == ['quick']
     assert f', {choice.REMEMBERED}' in again.reason
@@ -358,19 +358,19 @@ def test_the_quickest_is_chosen_remembered_and_not_tried_again(three):
 def test_another_model_batch_setting_or_version_is_tried_again(three, monkeypatch):
     told: list[str] = []
     folder, other = exported.folder(), exported.folder(uint8=True)
-    Predictor(folder, batch=2, tell=told.append)
-    Predictor(other, batch=2, tell=told.append)
-    Predictor(folder, batch=3, tell=told.append)
-    Predictor(folder, batch=2, threads=7, tell=told.append)
+    Predictor(folder, batch=2, report=told.append)
+    Predictor(other, batch=2, report=told.append)
+    Predictor(folder, batch=3, report=told.append)
+    Predictor(folder, batch=2, threads=7, report=told.append)
     assert len(told) == 4
     monkeypatch.setattr(installation, 'version', lambda *names: '99')
-    Predictor(folder, batch=2, tell=told.append)
+    Predictor(folder, batch=2, report=told.append)
     assert len(told) == 5
     monkeypatch.setattr(machine, 'processor', lambda: 'another')
-    Predictor(folder, batch=2, tell=told.append)
+    Predictor(folder, batch=2, report=told.append)
     assert len(told) == 6
     three['quick'] = 'is not installed any more'
-    assert Predictor(folder, batch=2, tell=told.append).engine == 'third'
+    assert Predictor(folder, batch=2, report=told.append).engine == 'third'
     assert len(json.loads(choice.REMEMBERED.read_text())) == 6
 
 
@@ -385,15 +385,15 @@ def test_another_model_batch_setting_or_version_is_tried_again(three, monkeypatc
 )
 def test_a_damaged_memory_is_as_none_and_mended(three, damage):
     told: list[str] = []
-    Predictor(exported.folder(), tell=told.append)
+    Predictor(exported.folder(), report=told.append)
     (key,) = json.loads(choice.REMEMBERED.read_text())
     text = damage.replace('KEY', json.dumps(key))
     choice.REMEMBERED.write_bytes(text.encode('latin-1'))
-    predictor = Predictor(exported.folder(), tell=told.append)
+    predictor = Predictor(exported.folder(), report=told.append)
     assert predictor.engine == 'quick'
     assert predictor.logits(np.zeros((3, 3, 8, 8), np.float32)).shape == (3, 7)
     assert len(told) == 2
-    Predictor(exported.folder(), tell=told.append)
+    Predictor(exported.folder(), report=told.append)
     assert len(told) == 2
 
 
@@ -402,7 +402,7 @@ def test_a_memory_that_cannot_be_written_is_no_error(three, tmp_path, monkeypatc
     monkeypatch.setattr(choice, 'REMEMBERED', tmp_path / 'file' / 'engines.json')
     told: list[str] = []
     for _ in range(2):
-        assert Predictor(exported.folder(), tell=told.append).engine == 'quick'
+        assert Predictor(exported.folder(), report=told.append).engine == 'quick'
     assert len(told) == 2
 
 
@@ -415,12 +415,12 @@ def test_a_memory_that_cannot_be_written_is_no_error(three, tmp_path, monkeypatc
 )
 def test_an_engine_that_fails_is_left_out_said_and_tried_the_next_time(three, how, said):
     three['how'] = how
-    predictor = Predictor(exported.folder(), tell=lambda text: None)
+    predictor = Predictor(exported.folder(), report=lambda text: None)
     assert predictor.engine == 'quick'
     assert predictor.reason.endswith(f'tried just now; {said}')
     assert 'third ' not in predictor.reason.partition(' images/s')[0]
     three['how'] = None
-    predictor = Predictor(exported.folder(), tell=lambda text: None)
+    predictor = Predictor(exported.folder(), report=lambda text: None)
     assert 'third ' in predictor.reason.partition(' images/s')[0]
     three['how'] = how
     three['slow'] = three['quick'] = 'not here'
@@ -431,12 +431,12 @@ def test_an_engine_that_fails_is_left_out_said_and_tried_the_next_time(three, ho
 def test_on_a_card_the_first_that_starts_is_taken(three):
     setting = dataclasses.replace(CPU, device='gpu:0')
     description = open_folder(exported.folder())
-    chosen = choice.choose(description, setting, tell=pytest.fail)
+    chosen = choice.choose(description, setting, report=pytest.fail)
     assert (chosen.engine, chosen.part) == ('slow', 2)
     assert 'the first of slow, quick, third that runs on gpu:0' in chosen.reason
     three['slow'] = 'has no card'
     three['how'] = 'start'
-    assert choice.choose(description, setting, tell=pytest.fail).engine == 'quick'
+    assert choice.choose(description, setting, report=pytest.fail).engine == 'quick'
     three['quick'] = 'has none either'
     with pytest.raises(UserError, match=r'^engine third does not start on gpu:0: no such card$'):
         engines.make('third', description, setting)
@@ -444,7 +444,7 @@ def test_on_a_card_the_first_that_starts_is_taken(three):
 
 def test_where_only_one_engine_is_installed_it_is_taken_and_the_others_lacks_are_said(monkeypatch):
     monkeypatch.setattr(installation, 'installed', lambda name: name == 'paddle')
-    predictor = Predictor(exported.folder(), tell=pytest.fail)
+    predictor = Predictor(exported.folder(), report=pytest.fail)
     assert predictor.engine == 'paddle'
     assert predictor.reason.startswith('no other can run here (openvino: ')
     assert 'TensorRT' not in predictor.reason  # on a CPU, nobody looks for it

@@ -15,7 +15,7 @@ import numpy as np
 from predictor import devices, engines, machine
 from predictor.choice import Choice, choose
 from predictor.errors import UserError
-from predictor.folder import Description, open_folder
+from predictor.exported_folder import Description, open_folder
 from predictor.setting import Setting
 
 
@@ -29,7 +29,7 @@ class Predictor:
     batch: the expected number of images of a call; more are run in parts of that size
     precision: float32; float16 on a GPU or an NPU; int8 of what `export.py --int8` has written
     onednn: whether Paddle uses it on a CPU
-    tell: gets lines of text: which engines are tried, and why the cpu is used
+    report: gets lines of text: which engines are tried, and why the cpu is used
 
     UserError if the folder is not whole, or the engine cannot run it here.
     """
@@ -44,22 +44,26 @@ class Predictor:
         batch: int = 1,
         precision: str = 'float32',
         onednn: bool = True,
-        tell: Callable[[str], None] = print,
+        report: Callable[[str], None] = print,
     ) -> None:
         self.description = folder if isinstance(folder, Description) else open_folder(folder)
         self.setting = Setting(
-            devices.find_device(device, tell), threads or machine.cores(), batch, precision, onednn
+            devices.find_device(device, report),
+            threads or machine.cores(),
+            batch,
+            precision,
+            onednn,
         )
         try:
-            self._start(engine, tell)
+            self._start(engine, report)
         except UserError as error:
             # It may be that no engine starts on the card: CUDA's libraries are missing, say.
             for_cpus = engine != 'tensorrt' and precision != 'float16'
             if device != 'auto' or self.setting.kind == 'cpu' or not for_cpus:
                 raise
-            tell(f'the cpu is used, not {self.setting.device}: {error}')
+            report(f'the cpu is used, not {self.setting.device}: {error}')
             self.setting = replace(self.setting, device='cpu')
-            self._start(engine, tell)
+            self._start(engine, report)
 
     @property
     def engine(self) -> str:
@@ -105,10 +109,10 @@ class Predictor:
         """uint8 [N, size, size, 3] -> float32 [N, classes], each row's sum 1."""
         return softmax(self.logits(self.prepare(pixels)))
 
-    def _start(self, engine: str, tell: Callable[[str], None]) -> None:
+    def _start(self, engine: str, report: Callable[[str], None]) -> None:
         choice = Choice(engine, self.setting.batch, 'as asked for')
         if engine == 'auto':
-            choice = choose(self.description, self.setting, tell=tell)
+            choice = choose(self.description, self.setting, report=report)
         self._take(choice)
 
     def _take(self, choice: Choice) -> None:

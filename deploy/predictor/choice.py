@@ -19,7 +19,7 @@ import installation
 from predictor import machine
 from predictor.engines import ENGINES, make, none_of
 from predictor.errors import UserError, in_a_line
-from predictor.folder import Description
+from predictor.exported_folder import Description
 from predictor.setting import Engine, Setting
 
 REMEMBERED = machine.CACHE / 'engines.json'
@@ -41,7 +41,7 @@ class Choice:
     made: Optional[Engine] = field(default=None, compare=False)  # by a trial
 
 
-def choose(description: Description, setting: Setting, *, tell: Callable[[str], None]) -> Choice:
+def choose(description: Description, setting: Setting, *, report: Callable[[str], None]) -> Choice:
     """UserError if no engine can run the model here; its text says what each one lacks."""
     names = [name for name in ENGINES if name != 'tensorrt' or setting.kind != 'cpu']
     missing = {name: ENGINES[name].missing(description, setting) for name in names}
@@ -61,7 +61,7 @@ def choose(description: Description, setting: Setting, *, tell: Callable[[str], 
         with contextlib.suppress(UserError):  # it started then; else all are tried again
             engine = make(known['engine'], description, setting)
             return Choice(known['engine'], known['part'], _reason(known, setting, when), engine)
-    tell(f'trying {", ".join(able)} (once for this model and machine; --engine names one)')
+    report(f'trying {", ".join(able)} (once for this model and machine; --engine names one)')
     return _quickest(description, setting, able, key)
 
 

@@ -91,7 +91,7 @@ def positive_number(text: str) -> float:
     raise argparse.ArgumentTypeError(f'{text} is not a number above 0')
 
 
-def tell(text: str) -> None:
+def report(text: str) -> None:
     """Everything but answers: standard output is for them."""
     print(text, file=sys.stderr, flush=True)
 

@@ -14,10 +14,10 @@ from predictor.errors import UserError
 DRIVER = 'nvcuda.dll' if os.name == 'nt' else 'libcuda.so.1'  # NVIDIA's
 
 
-def find_device(wanted: str, tell: Callable[[str], None] = print) -> str:
+def find_device(wanted: str, report: Callable[[str], None] = print) -> str:
     """The wanted device with its number; for 'auto', the first there is of gpu:0, npu:0 and cpu.
 
-    UserError if it is not here. Where Paddle does not load, `tell` gets the reason, and devices
+    UserError if it is not here. Where Paddle does not load, `report` gets the reason, and devices
     are those of the other engines.
     """
     kind, _, number = wanted.partition(':')
@@ -34,7 +34,7 @@ def find_device(wanted: str, tell: Callable[[str], None] = print) -> str:
     except UserError as error:
         if kind != 'auto' and not cards[kind]:
             raise
-        tell(f'Paddle is not used: {error}')
+        report(f'Paddle is not used: {error}')
     if kind == 'auto':
         return next((f'{name}:0' for name, count in cards.items() if count), 'cpu')
     if int(number or 0) >= cards[kind]:

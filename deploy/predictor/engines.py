@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from predictor.errors import UserError, in_a_line
-from predictor.folder import Description
+from predictor.exported_folder import Description
 from predictor.onnx_engines import OnnxRuntime, OpenVino
 from predictor.paddle_engine import Paddle
 from predictor.setting import Engine, Setting

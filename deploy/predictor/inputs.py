@@ -13,7 +13,7 @@ from typing import Callable, Iterator, NamedTuple, Optional, Sequence
 import numpy as np
 
 from predictor.errors import UserError
-from predictor.folder import Input
+from predictor.exported_folder import Input
 from predictor.listing import describe_left_out, walk
 from predictor.pictures import MAX_PIXELS, SUFFIXES, BadPicture, centre, read_picture
 
@@ -28,7 +28,7 @@ class Picture(NamedTuple):
     error: str = ''  # why there are none
 
 
-def find_pictures(arguments: Sequence[str], *, tell: Callable[[str], None]) -> list[Path]:
+def find_pictures(arguments: Sequence[str], *, report: Callable[[str], None]) -> list[Path]:
     """What arguments name, in order: files, all pictures below folders, matches of patterns.
 
     What is missing stays in the list, and reading it is an error. UserError if all is missing.
@@ -47,7 +47,7 @@ def find_pictures(arguments: Sequence[str], *, tell: Callable[[str], None]) -> l
             if path.is_dir():
                 files, others = _below(path)
                 if others and files:
-                    tell(f'left out of {path}: {describe_left_out(others)}')
+                    report(f'left out of {path}: {describe_left_out(others)}')
                 if not files:
                     there = f', but {describe_left_out(others)}' if others else ''
                     lacks[path] = f'{path} holds no pictures ({", ".join(SUFFIXES)}){there}'

@@ -9,7 +9,7 @@ from typing import Any, Optional
 import numpy as np
 
 import installation
-from predictor.folder import ONNX, Description
+from predictor.exported_folder import ONNX, Description
 from predictor.setting import Setting
 
 

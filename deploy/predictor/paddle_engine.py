@@ -13,7 +13,7 @@ import numpy as np
 
 import installation
 from predictor import paddle_import
-from predictor.folder import Description
+from predictor.exported_folder import Description
 from predictor.paddle_import import import_paddle, paddle_version
 from predictor.setting import Setting
 

@@ -14,7 +14,7 @@ from typing import Any, Optional
 import installation
 from predictor import machine
 from predictor.errors import in_a_line
-from predictor.folder import PARAMETERS, Description
+from predictor.exported_folder import PARAMETERS, Description
 from predictor.paddle_engine import Paddle, paddle_missing
 from predictor.paddle_import import import_paddle
 from predictor.setting import Setting
