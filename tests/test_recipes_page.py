@@ -18,6 +18,8 @@ def sections(page: str) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for part in re.split(r'^## ', (REPOSITORY / page).read_text(encoding='utf-8'), flags=re.M)[1:]:
         names = re.findall(r'`(\w+)`', part.splitlines()[0])
+        if not names:  # a section about all of them
+            continue
         rows = re.findall(r'^\| `([\w.]+)` \| ((?:`[^`]+`(?: / )?)+) \|', part, flags=re.M)
         assert len({key for key, _ in rows}) == len(rows) > 5, names
         for i, name in enumerate(names):
