@@ -44,7 +44,7 @@ def main() -> None:
             run.require_new()
     settings = cpu.prepare_cpu()
     device = start_paddle(config.device)
-    log = open_log(config, settings, [device, *support.check(config)])
+    log = open_log(config, settings, [device, *support.check(config.train, config.model)])
     train(config, run, args.resume, log)
 
 
@@ -157,7 +157,7 @@ def build_model(
         dropout=settings.dropout,
         zero_init_last_bn=settings.zero_init_last_bn,
         init=settings.init,
-        data_format='NHWC' if onednn_dtype else support.data_format(config),
+        data_format='NHWC' if onednn_dtype else support.data_format(config.train, config.model),
     )
     if onednn_dtype:
         cpu_conv.accelerate(model, onednn_dtype)

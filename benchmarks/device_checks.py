@@ -117,7 +117,7 @@ def losses(
             *overrides,
         ]
         config = load_config(REPOSITORY / 'configs' / 'quickstart.yaml', settings)
-        found['lines'] = support.check(config)
+        found['lines'] = support.check(config.train, config.model)
         found['losses'][name], weights = _train(config)
         found['weights'] += weights
     return found
@@ -131,7 +131,7 @@ def _train(config: Config) -> tuple[list[float], str]:
 
     dataset = data.load_data(config)
     onednn, _ = cpu_conv.choose(config)
-    layout = 'NHWC' if onednn else support.data_format(config)
+    layout = 'NHWC' if onednn else support.data_format(config.train, config.model)
     model = models.build(config.model.name, num_classes=10, data_format=layout)
     rng = np.random.default_rng(0)
     for tensor in model.state_dict().values():

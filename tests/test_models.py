@@ -17,6 +17,7 @@ from paddle_networks import randomise, run
 from engine import models
 from engine.errors import UserError
 from engine.machine import cpu, start
+from engine.models import __main__
 from resnext import CifarResNeXt, ResNeXt
 from wide_resnet import WideResNet
 
@@ -477,7 +478,7 @@ def run_command(monkeypatch, *arguments: str) -> None:
     monkeypatch.setattr(sys, 'argv', ['models.py', *arguments])
     monkeypatch.setattr(cpu, 'prepare_cpu', lambda: '')  # paddle is imported already
     monkeypatch.setattr(start, 'start_paddle', lambda device: '')
-    models.main()
+    __main__.main()
 
 
 def test_the_command_prints_the_networks_that_it_is_given(monkeypatch, capsys):

@@ -84,16 +84,16 @@ def test_on_a_cpu_the_loss_scale_of_a_checkpoint_is_left_alone(config):
 
 @pytest.mark.parametrize('config', MIXED, ids=mode)
 def test_of_a_cpu_engine_cpu_conv_says_what_becomes_of_mixed_precision(config):
-    assert support.check(Config(train=config)) == []
+    assert support.check(config, Model()) == []
 
 
 def test_a_cpu_takes_nhwc():
-    assert support.check(Config(model=Model(data_format='NHWC'))) == []
+    assert support.check(Train(), Model(data_format='NHWC')) == []
 
 
 def test_batch_norms_over_all_processes_are_refused_on_a_cpu():
     with pytest.raises(UserError, match=r'train\.sync_bn: .* for cpu; -o train\.sync_bn=false'):
-        support.check(Config(train=Train(sync_bn=True)))
+        support.check(Train(sync_bn=True), Model())
 
 
 # ------------------------------------------------------------------ on the npu
@@ -311,7 +311,7 @@ def supported():
         'none': Config(),
     }.items():
         try:
-            found[f'support {name}'] = support.check(config)
+            found[f'support {name}'] = support.check(config.train, config.model)
         except UserError as error:
             found[f'support {name}'] = str(error)
 
@@ -524,8 +524,8 @@ def test_a_gpu_has_what_its_kernels_have_and_says_so(
     """cuDNN's persistent batch norm, which costs accuracy in NCHW, is for float16 in NHWC alone."""
     gpu = Gpu(monkeypatch, card, OF_2_6)
     config = Config(model=Model(data_format=layout), train=train)
-    assert support.check(config) == lines
-    assert support.data_format(config) == computed
+    assert support.check(config.train, config.model) == lines
+    assert support.data_format(config.train, config.model) == computed
     assert gpu.flags == {PERSISTENT: int(NHWC in lines)}
     off = train.amp == 'none' or any('off' in line for line in lines)
     assert (support.mixed_precision(train) is None) == off
@@ -533,11 +533,11 @@ def test_a_gpu_has_what_its_kernels_have_and_says_so(
 
 def test_the_persistent_batch_norm_of_an_earlier_run_is_off_in_the_next(monkeypatch):
     gpu = Gpu(monkeypatch, A100, OF_2_6)
-    assert support.check(Config(train=Train(amp='O1'))) == [FLOAT16, NHWC]
-    assert support.check(Config()) == []
+    assert support.check(Train(amp='O1'), Model()) == [FLOAT16, NHWC]
+    assert support.check(Train(), Model()) == []
     assert gpu.flags == {PERSISTENT: 0}
     monkeypatch.setenv(PERSISTENT, '1')  # by the user, as benchmarks.device does
-    assert support.check(Config()) == []
+    assert support.check(Train(), Model()) == []
     assert gpu.flags == {PERSISTENT: 1}
 
 
@@ -552,7 +552,7 @@ def test_the_persistent_batch_norm_of_an_earlier_run_is_off_in_the_next(monkeypa
 def test_what_a_gpu_has_no_kernel_for_is_refused(card, kernels, train, line, monkeypatch):
     Gpu(monkeypatch, card, kernels)
     with pytest.raises(UserError, match=line):
-        support.check(Config(train=train))
+        support.check(train, Model())
 
 
 def test_with_o2_the_masters_of_all_processes_are_the_first_ones(monkeypatch):
@@ -573,7 +573,7 @@ def test_with_o2_the_masters_of_all_processes_are_the_first_ones(monkeypatch):
 def test_o2_in_bfloat16_is_taken_where_momentum_has_it(monkeypatch):
     Gpu(monkeypatch, A100, (*OF_2_6, '::phi::dtype::bfloat16'))
     config = Config(train=Train(amp='O2', amp_dtype='bfloat16'))
-    assert support.check(config) == ['mixed precision: O2 bfloat16']
+    assert support.check(config.train, config.model) == ['mixed precision: O2 bfloat16']
 
 
 # ------------------------------------------------------------------ sums over processes

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import Optional
 
-from engine.config import Config, Train
+from engine.config import Model, Train
 from engine.errors import UserError
 from engine.machine import devices, processes
 
@@ -36,43 +36,47 @@ def mixed_precision(train: Train) -> Optional[Mixed]:
     return _decide(train)[0]
 
 
-def data_format(config: Config) -> str:
+def data_format(train: Train, model: Model) -> str:
     """NCHW or NHWC. On a GPU float16 computes in NHWC, and NCHW is transposed at each layer."""
-    if config.model.data_format != 'auto':
-        return config.model.data_format
-    half = mixed_precision(config.train)
+    if model.data_format != 'auto':
+        return model.data_format
+    half = mixed_precision(train)
     by_itself = devices.device_kind() == 'gpu' and half is not None and half.dtype == 'float16'
     return 'NHWC' if by_itself else 'NCHW'
 
 
-def check(config: Config) -> list[str]:
+def check(train: Train, model: Model) -> list[str]:
     """Lines about the precision and layout that are used. UserError for what the device lacks."""
     import paddle
 
     device = devices.device_kind()
-    if config.train.sync_bn and device != 'gpu':
+    if train.sync_bn and device != 'gpu':
         raise UserError(
             f'train.sync_bn: Paddle has no SyncBatchNorm kernel for {device}; '
             '-o train.sync_bn=false gives each process batch norms of its own'
         )
-    if config.model.data_format == 'NHWC' and device == 'npu':
+    if model.data_format == 'NHWC' and device == 'npu':
         raise UserError(
             'model.data_format: NHWC is slower on npu, whose kernels transpose it there and back; '
             '-o model.data_format=NCHW'
         )
-    if config.train.to_static == 'cinn' and not paddle.is_compiled_with_cinn():
+    if train.to_static == 'cinn' and not paddle.is_compiled_with_cinn():
         raise UserError(
             'train.to_static: this paddle was built without CINN; -o train.to_static=true'
         )
-    half, why = _decide(config.train)
-    processes.require_same('mixed precision', lambda: f'{half}, {data_format(config)}')
-    lines = [f'mixed precision: {f"{half.level} {half.dtype}" if half else "off"}{why}']
-    lines = [] if config.train.amp == 'none' or device == 'cpu' else lines
-    return lines + (_settle_layout(data_format(config), half) if device == 'gpu' else [])
+    half, why = _decide(train)
+    layout = data_format(train, model)
+    processes.require_same('mixed precision', lambda: f'{half}, {layout}')
+    if device == 'cpu':
+        return []
+    lines = []
+    if train.amp != 'none':
+        lines = [f'mixed precision: {f"{half.level} {half.dtype}" if half else "off"}{why}']
+    return lines + (_choose_batch_norm(layout, half) if device == 'gpu' else [])
 
 
-def _settle_layout(layout: str, half: Optional[Mixed]) -> list[str]:
-    """On a GPU with NHWC: choose the batch norm that does not transpose, and say what is used."""
+def _choose_batch_norm(layout: str, half: Optional[Mixed]) -> list[str]:
+    """On a GPU with NHWC: use the batch norm that does not transpose; lines about what is used."""
     import paddle
 
     dtype = 'float32' if half is None else half.dtype
