@@ -24,10 +24,10 @@ if TYPE_CHECKING:  # these import paddle, which waits until the arguments are kn
 def main() -> None:
     args = parse_arguments()
     processes.connect()
-    config, path = chosen_weights.settle(args)
+    config, path = chosen_weights.resolve_weights(args)
     if args.output is not None:
         require_writable(args.output)
-    weights = chosen_weights.find_weights(path)
+    weights = chosen_weights.read_chosen(path)
     cpu.prepare_cpu()
     machine = [cpu.describe_cpu(), start_paddle(config.device)]
     config = chosen_weights.with_their_normalisation(config, weights.content, machine.append)

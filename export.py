@@ -40,7 +40,7 @@ def main() -> None:
     args = parse_arguments()
     if processes.WORLD_SIZE > 1:
         raise UserError('one process exports: start export.py without paddle.distributed.launch')
-    config, path = chosen_weights.settle(args)
+    config, path = chosen_weights.resolve_weights(args)
     output = args.output or default_output(config, path)
     repository = args.triton / config.model.name if args.triton else None
     require_new(output)
@@ -51,7 +51,7 @@ def main() -> None:
     choose_forms(onnx=onnx, graph=args.format)
     if args.int8:
         int8.require_quantiser()
-    weights = chosen_weights.find_weights(path)
+    weights = chosen_weights.read_chosen(path)
     config = chosen_weights.with_their_normalisation(config, weights.content, print)
     os.environ.setdefault('GLOG_minloglevel', '2')  # paddle.jit.save warns of what is no harm
     cpu.prepare_cpu()

@@ -18,7 +18,7 @@ from engine.machine import collectives, cpu, devices, processes, support
 from engine.machine.start import start_paddle
 from engine.run.checkpoint import serialised
 from engine.run.chosen_weights import with_their_normalisation
-from engine.run.folder import RunFolder, read_snapshot
+from engine.run.folder import RunFolder, read_snapshot, resolve_config
 from engine.training.snapshot import Snapshot
 from engine.weights import Converted, read_weights
 
@@ -36,7 +36,7 @@ def main() -> None:
     console.outlive()
     args = parse_arguments()
     processes.connect()
-    config = settle_config(args)
+    config = resolve_config(args, Path(args.resume) if args.resume else None)
     run = RunFolder(Path(config.output.dir))
     if processes.RANK == 0:
         run.require_free()
@@ -60,11 +60,6 @@ def parse_arguments() -> argparse.Namespace:
         help='go on with the run in output.dir, or with the run or checkpoint at PATH',
     )
     return parser.parse_args()
-
-
-def settle_config(args: argparse.Namespace) -> Config:
-    """The config to train with: of the run that --resume names, unless -c names another."""
-    return cli.load_settled(args, Path(args.resume) if args.resume else None)
 
 
 def open_log(config: Config, settings: str, machine: list[str]) -> Log:

@@ -18,14 +18,13 @@ from typing import Any, Callable, NoReturn, Optional, Sequence
 from engine import config as configs
 from engine import console
 from engine.config import reading
+from engine.config.recipes import find_config
 from engine.errors import EXIT_DIVERGED, EXIT_STOPPED, EXIT_USER, Diverged, Stopped, UserError
 from engine.machine import failures, home, processes
-from engine.run.folder import find_run, is_checkpoint, load_run_config
 from installation import TRAINING, require
 
 EXIT_PIPE = 141  # what a shell says of a program that SIGPIPE has ended; Windows has none
 REPOSITORY = Path(__file__).resolve().parent.parent
-DEFAULT_CONFIG = REPOSITORY / 'configs' / 'wrn28_10_cifar10.yaml'
 
 # The disk or the system says no, which a user can mend; any other OSError is a bug of ours.
 REFUSALS = (
@@ -149,45 +148,6 @@ def _if_fitting(name: str, value: str) -> str:
     except UserError:
         return '...'
     return shlex.quote(value)
-
-
-def find_config(path: Path) -> Path:
-    """The config that -c names: a file, or a name in configs/ of this repository.
-
-    UserError with the nearest name where there is none.
-    """
-    if path.is_file():
-        return path
-    folder = REPOSITORY / 'configs'
-    names = [path.name, f'{path.name}.yaml']
-    places = [path.parent / names[1]]
-    if str(path.parent) in ('.', 'config', 'configs'):
-        places += [folder / name for name in names]
-    found = [place for place in places if place.is_file()]
-    if found:
-        return found[0]
-    if (path / 'config.yaml').is_file():
-        raise UserError(f'-c {path} is a folder; did you mean {path / "config.yaml"}?')
-    ours = {file.stem: file.stem for file in folder.glob('*.yaml')}
-    beside = path.parent.glob('*.yaml') if path.parent.is_dir() else ()
-    there = {**ours, **{file.stem: str(file) for file in beside}}
-    near = difflib.get_close_matches(path.stem, there, n=1)
-    hint = f'did you mean {there[near[0]]}?' if near else f'configs/ has {", ".join(sorted(ours))}'
-    raise UserError(f'-c {path}: there is no such file; {hint}')
-
-
-def load_settled(args: argparse.Namespace, path: Optional[Path]) -> configs.Config:
-    """The config of the run that `path` lies in, if -c names no other; with the overrides on top.
-
-    UserError if that config is gone: another one's data and network would be taken for its own.
-    """
-    if path is not None and args.config is None:
-        run = find_run(path)
-        if run is not None:
-            return load_run_config(run, args.override)
-        if is_checkpoint(path):
-            raise UserError(f'{path}: a checkpoint without its run; name its config with -c FILE')
-    return configs.load_config(find_config(args.config or DEFAULT_CONFIG), args.override)
 
 
 def run(main: Callable[[], None]) -> None:

@@ -79,7 +79,7 @@ def export_file(path: Path, name: str, size: int, output: Path, **forms) -> None
     """What the command does, in this process."""
     settings = ('data.name=synthetic', f'data.image_size={size}', f'model.name={name}')
     config = load_config(QUICKSTART, [*settings, 'data.crop_padding=0'])
-    weights = chosen_weights.find_weights(path)
+    weights = chosen_weights.read_chosen(path)
     export(config, weights, output, **forms)
 
 

@@ -240,7 +240,7 @@ def test_the_best_weights_are_of_an_epoch_that_counts(finished, tmp_path, here, 
     assert result.returncode == 0, result.stderr
     assert ('the best is chosen anew' in result.stdout) == (kept != ours)
     assert ('runs again; written anew' in result.stdout) == (kept == ours)
-    weights = chosen_weights.find_weights(run / 'best.pdparams')
+    weights = chosen_weights.read_chosen(run / 'best.pdparams')
     assert (weights.sha256 == ours) == (kept == ours)
     recorded = chosen_weights.recorded_accuracy(weights)
     config = load_run_config(run, [])
@@ -528,7 +528,7 @@ def keys_read(monkeypatch) -> set[str]:
 
 def test_help_of_eval_and_export_leaves_out_no_key_that_they_read(finished, keys_read, tmp_path):
     run, _ = finished
-    config, weights = load_run_config(run, []), chosen_weights.find_weights(run)
+    config, weights = load_run_config(run, []), chosen_weights.read_chosen(run)
     keys_read.clear()
     evaluation_command.evaluate(config, weights, tmp_path / 'eval')
     export_command.export(config, weights, tmp_path / 'exported')
@@ -544,7 +544,7 @@ def test_without_a_run_those_that_are_there_are_named(finished, monkeypatch):
     (run.parent / 'without_config' / 'checkpoints').mkdir(parents=True)
     (run.parent / 'without_config' / 'train.log').touch()
     with pytest.raises(UserError) as refused:
-        chosen_weights.settle(evaluation_command.parse_arguments())
+        chosen_weights.resolve_weights(evaluation_command.parse_arguments())
     assert str(refused.value) == (
         'output/wrn16_2_cifar10_short holds no run yet; there are -w output/quickstart'
     )

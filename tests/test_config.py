@@ -24,6 +24,7 @@ from engine.config import (
     to_dict,
     to_yaml,
 )
+from engine.config.recipes import DEFAULT_CONFIG, find_config
 from engine.data.policies import POLICY_NAMES
 from engine.errors import UserError
 from engine.models import MODELS
@@ -753,14 +754,14 @@ def test_a_file_in_a_missing_folder(tmp_path):
 )
 def test_a_recipe_of_the_repository_is_found_by_its_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cli.find_config(Path(name)) == REPOSITORY / 'configs' / 'quickstart.yaml'
+    assert find_config(Path(name)) == REPOSITORY / 'configs' / 'quickstart.yaml'
 
 
 def test_a_config_that_is_there_comes_before_one_of_the_repository(written, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     written('', 'quickstart.yaml')
-    assert cli.find_config(Path('quickstart')) == Path('quickstart.yaml')
-    assert cli.find_config(tmp_path / 'quickstart') == tmp_path / 'quickstart.yaml'
+    assert find_config(Path('quickstart')) == Path('quickstart.yaml')
+    assert find_config(tmp_path / 'quickstart') == tmp_path / 'quickstart.yaml'
 
 
 @pytest.mark.parametrize(
@@ -783,7 +784,7 @@ def test_a_config_that_is_not_there_is_answered_with_the_nearest(
     written('', 'mine.yaml')
     written('', 'other.yaml')
     with pytest.raises(UserError) as caught:
-        cli.find_config(Path(name))
+        find_config(Path(name))
     assert str(caught.value).startswith(f'-c {name}')
     assert hint in str(caught.value)
 
@@ -886,7 +887,7 @@ def test_each_recipe_says_what_it_loads_and_nothing_else(path):
 
 
 def test_the_default_recipe_is_contribs():
-    config = load_config(cli.DEFAULT_CONFIG)
+    config = load_config(DEFAULT_CONFIG)
     assert config.model.name == 'wide_resnet28_10'
     assert config.model.dropout == 0.3
     assert config.data.batch_size == 128

@@ -22,6 +22,7 @@ from PIL import Image
 
 import train
 from engine import cli, console, cpu_conv
+from engine.config.recipes import DEFAULT_CONFIG
 from engine.machine import cpu
 from engine.run.checkpoint import load
 from engine.run.log import Log
@@ -30,7 +31,7 @@ from engine.run.log import Log
 def trained(folder, monkeypatch, *overrides, columns=80):
     """What train.py prints in this process, to a terminal of its own."""
     settings = [*TINY, f'output.dir={folder}', *overrides]
-    config = cli.configs.load_config(cli.DEFAULT_CONFIG, settings)
+    config = cli.configs.load_config(DEFAULT_CONFIG, settings)
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 24, columns, 0, 0))
     with ThreadPoolExecutor() as pool, monkeypatch.context() as patch:
@@ -88,7 +89,7 @@ def test_training_goes_on_without_its_terminal_or_pipe(tmp_path, monkeypatch, ki
     """In a session of its own, so that no SIGHUP comes; the log has what nobody reads any more."""
     reader, writer = os.openpty() if kind == 'terminal' else os.pipe()
     settings = [*TINY, f'output.dir={tmp_path / "run"}', 'train.epochs=2']
-    config = cli.configs.load_config(cli.DEFAULT_CONFIG, settings)
+    config = cli.configs.load_config(DEFAULT_CONFIG, settings)
     begun = threading.Event()
 
     def read_a_line():
@@ -207,7 +208,7 @@ def test_the_first_line_is_short_and_the_log_has_the_settings(monkeypatch, tmp_p
         assert cpu.describe_cpu(onednn=True) == f'CPU: 2 threads{whose}, oneDNN'
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     assert cpu.describe_cpu().startswith('CPU: 1 thread (')
-    config = cli.configs.load_config(cli.DEFAULT_CONFIG, [])
+    config = cli.configs.load_config(DEFAULT_CONFIG, [])
     with contextlib.redirect_stdout(io.StringIO()) as out:
         log = train.open_log(config, 'CPU: OMP_NUM_THREADS=1 (because)', ['device: cpu'])
     onednn = ', oneDNN' if cpu_conv.choose(config)[0] else ''
@@ -226,7 +227,7 @@ def test_a_python_that_reads_names_in_ascii_is_named(tmp_path):
     code = f"""if True:
         from engine import cli, config, data
         settings = ['data.name=folder', 'data.root={tmp_path}']
-        cli.run(lambda: data.load_data(config.load_config(cli.DEFAULT_CONFIG, settings)))
+        cli.run(lambda: data.load_data(config.load_config(DEFAULT_CONFIG, settings)))
     """
     result = subprocess.run(
         [sys.executable, '-c', code], capture_output=True, env={**os.environ, **environment}

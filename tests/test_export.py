@@ -245,7 +245,7 @@ def test_a_lone_file_has_numbered_classes_as_many_as_its_last_layer(tmp_path):
 
 
 def test_classes_beyond_the_named_ones_are_numbered_and_fewer_are_refused(run):
-    weights = chosen_weights.find_weights(run)
+    weights = chosen_weights.read_chosen(run)
     more = load_config(QUICKSTART, ['model.num_classes=5'])
     assert class_names(more, weights) == [*CLASSES, '3', '4']
     with pytest.raises(UserError, match='trained on 3 classes'):
@@ -255,9 +255,9 @@ def test_classes_beyond_the_named_ones_are_numbered_and_fewer_are_refused(run):
 def test_the_accuracy_is_that_of_the_checkpoint_or_of_the_best(run, tmp_path):
     records = read_records(run)
     for epoch in (0, 1):
-        weights = chosen_weights.find_weights(run / 'checkpoints' / f'epoch_000{epoch + 1}')
+        weights = chosen_weights.read_chosen(run / 'checkpoints' / f'epoch_000{epoch + 1}')
         assert chosen_weights.recorded_accuracy(weights)['top1'] == records[epoch]['eval_accuracy']
-    best = chosen_weights.recorded_accuracy(chosen_weights.find_weights(run / 'best.pdparams'))
+    best = chosen_weights.recorded_accuracy(chosen_weights.read_chosen(run / 'best.pdparams'))
     assert (best['top1'], best['epoch']) == (
         records[-1]['best_accuracy'],
         records[-1]['best_epoch'] + 1,
@@ -265,7 +265,7 @@ def test_the_accuracy_is_that_of_the_checkpoint_or_of_the_best(run, tmp_path):
     assert best['holdout'] == 0
     assert best == {**best, 'data': 'folder', 'views': 'one', 'holdout': 0}
     shutil.copytree(run / 'checkpoints' / 'epoch_0001', tmp_path / 'epoch_0001')
-    unknown = chosen_weights.find_weights(tmp_path / 'epoch_0001')
+    unknown = chosen_weights.read_chosen(tmp_path / 'epoch_0001')
     assert chosen_weights.recorded_accuracy(unknown) is None
 
 
@@ -275,7 +275,7 @@ def test_weights_that_were_changed_have_no_accuracy(run):
     other = run / 'other.pdparams'
     with other.open('wb') as file:
         write_arrays(file, arrays)
-    assert chosen_weights.recorded_accuracy(chosen_weights.find_weights(other)) is None
+    assert chosen_weights.recorded_accuracy(chosen_weights.read_chosen(other)) is None
 
 
 @pytest.mark.parametrize('root', ['cifar10', 'cifar100', 'digits', 'synthetic', 'own'])

@@ -375,7 +375,7 @@ def test_a_folder_from_a_hub(tmp_path):
     (tmp_path / 'config.json').write_text('{}')
     file = write(tmp_path / 'pytorch_model.bin', as_torch(expected))
     assert_same(read_weights(tmp_path).arrays, expected)
-    assert chosen_weights.find_weights(tmp_path).file == file
+    assert chosen_weights.read_chosen(tmp_path).file == file
     write(tmp_path / 'inference.pdiparams', {})
     with pytest.raises(UserError, match='is an exported network, whose arrays have no names'):
         read_weights(tmp_path)
@@ -623,9 +623,9 @@ def test_the_suffix_may_be_left_out(tmp_path):
     write(tmp_path / 'best.pdparams', state_arrays(network()))
     assert resolve(tmp_path / 'best') == tmp_path / 'best.pdparams'
     args = argparse.Namespace(weights=tmp_path / 'best', config=QUICKSTART, override=[])
-    _, path = chosen_weights.settle(args)
+    _, path = chosen_weights.resolve_weights(args)
     assert path == tmp_path / 'best.pdparams'
-    assert chosen_weights.find_weights(path).file == path
+    assert chosen_weights.read_chosen(path).file == path
     (tmp_path / 'best').mkdir()
     assert resolve(tmp_path / 'best') == tmp_path / 'best'
 

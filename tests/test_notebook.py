@@ -17,8 +17,8 @@ from conftest import REPOSITORY
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from engine import cli
 from engine.config import load_config
+from engine.run.folder import resolve_config
 
 PATH = REPOSITORY / 'notebooks' / 'aistudio.ipynb'
 NOTEBOOK = nbformat.read(PATH, as_version=nbformat.NO_CONVERT)
@@ -111,7 +111,7 @@ def test_its_outputs_are_those_of_one_run_without_errors():
 def test_its_commands_are_understood(command, monkeypatch):
     args = understood(command, monkeypatch)
     if hasattr(args, 'override'):
-        cli.load_settled(args, None)
+        resolve_config(args, None)
 
 
 def test_it_measures_and_exports_what_it_has_trained(monkeypatch):
@@ -119,7 +119,7 @@ def test_it_measures_and_exports_what_it_has_trained(monkeypatch):
     for command in commands():
         args, (script, _) = understood(command, monkeypatch), arguments(command)
         if script == 'train.py':
-            trained.add(cli.load_settled(args, None).output.dir)
+            trained.add(resolve_config(args, None).output.dir)
         elif script in ('eval.py', 'export.py'):
             assert str(args.weights) in trained
             exported.add(f'{args.weights}/inference')

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from engine import cli, config
+from engine import config
 from engine.config import reading
+from engine.config.recipes import DEFAULT_CONFIG, find_config
 from engine.errors import UserError
 
 PAGES = sorted([*REPOSITORY.glob('README*.md'), *REPOSITORY.glob('docs/**/*.md')])
@@ -60,7 +61,7 @@ def parsed(words: list[str], monkeypatch) -> None:
             for text in args.override:
                 reading.read_override(text, config.Config)
         else:
-            config.load_config(cli.find_config(args.config or cli.DEFAULT_CONFIG), args.override)
+            config.load_config(find_config(args.config or DEFAULT_CONFIG), args.override)
     return None
 
 

@@ -204,7 +204,7 @@ def test_a_run_is_found_from_wherever_one_stands(tmp_path, monkeypatch, inside, 
     found = find_run(Path(path))
     assert found is not None
     assert found.resolve() == run.path.resolve()
-    config, _ = chosen_weights.settle(arguments('-w', path))
+    config, _ = chosen_weights.resolve_weights(arguments('-w', path))
     assert config.model.name == 'wide_resnet10_1'
 
 
@@ -220,9 +220,9 @@ def test_a_run_whose_config_is_gone_is_not_taken_for_one_of_the_default(tmp_path
     run.config_file.unlink()
     for texts in (['-w', str(run.path / of)], ['-o', f'output.dir={run.path}']):
         with pytest.raises(UserError, match=r'run: config\.yaml of this run is gone; name the'):
-            chosen_weights.settle(arguments(*texts))
+            chosen_weights.resolve_weights(arguments(*texts))
     recipe = str(REPOSITORY / 'configs' / 'quickstart.yaml')
-    config, _ = chosen_weights.settle(arguments('-w', str(run.path / of), '-c', recipe))
+    config, _ = chosen_weights.resolve_weights(arguments('-w', str(run.path / of), '-c', recipe))
     assert config.model.name == 'wide_resnet10_1'
 
 
@@ -230,14 +230,14 @@ def test_a_checkpoint_without_its_run_needs_a_config(tmp_path):
     a_run(tmp_path / 'run')
     alone = shutil.copytree(tmp_path / 'run' / 'checkpoints' / 'epoch_0001', tmp_path / 'copy')
     with pytest.raises(UserError, match='a checkpoint without its run; name its config with -c'):
-        chosen_weights.settle(arguments('-w', str(alone)))
+        chosen_weights.resolve_weights(arguments('-w', str(alone)))
 
 
 def test_a_checkpoint_of_an_older_version_is_one_line(tmp_path):
     run = a_run(tmp_path / 'run')
     run.checkpoints().save('epoch_0002', Snapshot({}, {}, None, {'epoch': 2}))
     with pytest.raises(UserError, match='epoch_0002 is of an older version'):
-        chosen_weights.find_weights(run.path)
+        chosen_weights.read_chosen(run.path)
 
 
 # ------------------------------------------------------------------ while a run trains

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
-from engine import cli
 from engine.config import Config
 from engine.errors import UserError
 from engine.run.checkpoint import EMA, MODEL
@@ -24,6 +23,7 @@ from engine.run.folder import (
     read_classes,
     read_records,
     read_snapshot,
+    resolve_config,
 )
 from engine.weights import OFFICIAL, Converted, read_weights, resolve
 from engine.weights.official import on_disk
@@ -56,7 +56,7 @@ def add_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def settle(args: argparse.Namespace) -> tuple[Config, Path]:
+def resolve_weights(args: argparse.Namespace) -> tuple[Config, Path]:
     """The config to work with, and where the weights are.
 
     Weights that lie in a run are taken with that run's own config, unless -c names another.
@@ -65,8 +65,8 @@ def settle(args: argparse.Namespace) -> tuple[Config, Path]:
         path = on_disk(args.weights)
         if not path.exists() and str(path) not in OFFICIAL:
             raise UserError(f'-w {path}: no such file or folder')
-        return cli.load_settled(args, path), path
-    run = Path(cli.load_settled(args, None).output.dir)
+        return resolve_config(args, path), path
+    run = Path(resolve_config(args, None).output.dir)
     if not is_run(run):
         raise UserError(f'{run} holds no run yet; {_runs_beside(run)}')
     return load_run_config(run, args.override), run
@@ -84,7 +84,7 @@ def _runs_beside(run: Path) -> str:
     return f'there are {named}{more}'
 
 
-def find_weights(path: Path) -> Weights:
+def read_chosen(path: Path) -> Weights:
     """Arrays of a file, of a checkpoint, or of a run's newest checkpoint that is sound."""
     path = file_in(path) or path if path.is_dir() else resolve(path)
     if not path.is_dir():

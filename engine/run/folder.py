@@ -6,6 +6,7 @@ curves.png, best.pdparams, vdl/, checkpoints/, eval/}
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import json
@@ -16,6 +17,7 @@ from typing import Any, Callable, Optional, Sequence
 
 from engine import files
 from engine.config import Config, Output, load_config, to_yaml
+from engine.config.recipes import DEFAULT_CONFIG, find_config
 from engine.errors import UserError
 from engine.files import write_atomically
 from engine.run.checkpoint import MANIFEST, Checkpoints, load
@@ -168,6 +170,20 @@ def load_run_config(run: Path, overrides: Sequence[str]) -> Config:
     if any(text.startswith('output.dir=') for text in overrides):
         return config
     return dataclasses.replace(config, output=Output(dir=str(run)))
+
+
+def resolve_config(args: argparse.Namespace, path: Optional[Path]) -> Config:
+    """The config that -c names; without -c, that of the run that `path` lies in, if it lies in one.
+
+    UserError if that run's config is missing: any other has other data or another network.
+    """
+    if path is not None and args.config is None:
+        run = find_run(path)
+        if run is not None:
+            return load_run_config(run, args.override)
+        if is_checkpoint(path):
+            raise UserError(f'{path}: a checkpoint without its run; name its config with -c FILE')
+    return load_config(find_config(args.config or DEFAULT_CONFIG), args.override)
 
 
 def is_run(path: Path) -> bool:
