@@ -14,8 +14,8 @@ test: $(VENV)/dev                 ## the tests that need no network, no PyTorch 
 	$(VENV)/bin/python -m pytest $(FILES) -m 'not slow and not torch and not browser'
 
 # No matter with which Paddle.
-ELSEWHERE := batching benchmarks cifar config cores deploy_pictures download int8 packing peers photos pictures \
-	policies protocol report signals torch_file
+ELSEWHERE := batching benchmarks cifar config cores deploy_pictures download forms int8 packing peers photos pictures \
+	policies report signals tensors torch_file
 
 test-oldest: $(OLDEST)/ready      ## the same with the oldest Paddle and uvicorn that are supported
 	$(OLDEST)/bin/python -m pytest $(FILES) -m 'not slow and not torch and not browser' $(ELSEWHERE:%=--ignore tests/test_%.py)

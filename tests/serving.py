@@ -20,9 +20,11 @@ import numpy as np
 from conftest import REPOSITORY
 
 from predictor.exported_folder import open_folder
-from server import listening
-from server.app import Service
+from server import sockets
 from server.limits import Limits
+from server.listening import Server
+from server.routes import make_app
+from server.service import Service
 
 MODEL, SIZE, CLASSES = 'wide_resnet10_1', 16, 7
 SERVE = str(REPOSITORY / 'deploy' / 'serve.py')
@@ -144,28 +146,36 @@ class Client:
 class InThread(Client):
     """A whole server, but for its signals and its command line."""
 
-    def __init__(self, predictors: list[Any], limits: Limits, *, drain_s: int, **batches: Any):
+    def __init__(
+        self,
+        predictors: list[Any],
+        limits: Limits,
+        *,
+        drain_s: int,
+        origins: Sequence[str] = (),
+        **batches: Any,
+    ) -> None:
         ready = threading.Event()
         batches = {'max_batch': 4, 'max_delay_s': 0.002, 'capacity': 16, **batches}
         self.service = Service(predictors, limits, **batches)
-        self.server = listening.Server(
-            self.service.app,
+        self.server = Server(
+            make_app(self.service, origins),
             limits,
             drain_s=drain_s,
             on_ready=ready.set,
             on_stop=self.service.stop,
-            refuse=self.service.metrics.refuse,
+            refuse=self.service.metrics.count_refusal,
         )
-        listener = listening.bind('127.0.0.1', 0)
-        listener.listen(listening.BACKLOG)
+        listener = sockets.bind('127.0.0.1', 0)
+        listener.listen(sockets.BACKLOG)
         super().__init__(listener.getsockname()[1])
-        serving = listening.serve(self.server, listener)
+        serving = self.server.serve(sockets=[listener])
         self.thread = threading.Thread(target=asyncio.run, args=(serving,), daemon=True)
         self.thread.start()
         assert ready.wait(20)
 
     def stop(self) -> None:
-        self.server.stop()
+        self.server.should_exit = True
         self.thread.join(30)
         assert not self.thread.is_alive()
         assert self.service.close(timeout_s=10)

@@ -11,9 +11,9 @@ from typing import Any, Optional
 import numpy as np
 import pytest
 
-from server.batching import Answer, Batcher, Busy, Closing, Expired, Failed
+from server.batching import Answer, Batcher, DeadlineExceeded, NetworkFailed, QueueFull, Stopping
 
-SOON = 20.0  # seconds; nothing here should ever wait for that long
+PATIENCE_S = 20.0  # seconds; nothing here should ever wait for that long
 
 
 class Network:
@@ -28,7 +28,7 @@ class Network:
     def __call__(self, images: np.ndarray) -> np.ndarray:
         self.batches.append(images[:, 0].tolist())
         self.called.set()
-        assert self.go.wait(SOON)
+        assert self.go.wait(PATIENCE_S)
         if self.error is not None:
             raise self.error
         return 2 * images
@@ -44,16 +44,16 @@ def batcher(*networks: Any, **options: Any):
         for network in networks:
             if isinstance(network, Network):
                 network.go.set()
-        assert made.close(timeout_s=SOON)
+        assert made.close(timeout_s=PATIENCE_S)
 
 
 def images(*values: float) -> np.ndarray:
     return np.array(values, np.float32)[:, None]
 
 
-async def ask(made: Batcher, *values: float, timeout_s: float = SOON) -> Answer:
-    with made.place(len(values), deadline=time.monotonic() + timeout_s) as place:
-        return await place.run(images(*values))
+async def ask(made: Batcher, *values: float, timeout_s: float = PATIENCE_S) -> Answer:
+    with made.reserve(len(values), deadline=time.monotonic() + timeout_s) as slot:
+        return await slot.run(images(*values))
 
 
 async def until(true: Any) -> None:
@@ -77,7 +77,7 @@ def test_a_lone_request_is_answered_at_once():
     """However long a batch might wait for others: none is coming."""
 
     async def main() -> None:
-        with batcher(Network(), max_delay_s=SOON) as made:
+        with batcher(Network(), max_delay_s=PATIENCE_S) as made:
             answer = await asyncio.wait_for(ask(made, 1, 2, 3), 2)
         assert answer.logits[:, 0].tolist() == [2, 4, 6]
         assert answer.batch == 3
@@ -90,8 +90,8 @@ def test_a_lone_request_is_answered_at_once():
 def test_a_batch_waits_for_what_is_being_decoded():
     async def main() -> None:
         network = Network()
-        with batcher(network, max_delay_s=SOON) as made:
-            with made.place(1, deadline=time.monotonic() + SOON) as decoding:
+        with batcher(network, max_delay_s=PATIENCE_S) as made:
+            with made.reserve(1, deadline=time.monotonic() + PATIENCE_S) as decoding:
                 first = asyncio.ensure_future(ask(made, 1))
                 await asyncio.sleep(0.1)
                 assert network.batches == []
@@ -104,8 +104,8 @@ def test_a_batch_waits_for_what_is_being_decoded():
 
 def test_it_waits_no_longer_when_decoding_has_failed():
     async def main() -> None:
-        with batcher(Network(), max_delay_s=SOON) as made:
-            with made.place(1, deadline=time.monotonic() + SOON):
+        with batcher(Network(), max_delay_s=PATIENCE_S) as made:
+            with made.reserve(1, deadline=time.monotonic() + PATIENCE_S):
                 first = asyncio.ensure_future(ask(made, 1))
                 await asyncio.sleep(0.05)
                 assert not first.done()
@@ -116,8 +116,8 @@ def test_it_waits_no_longer_when_decoding_has_failed():
 
 def test_it_waits_for_the_delay_at_most():
     async def main() -> None:
-        made_of = {'max_delay_s': 0.2}
-        with batcher(Network(), **made_of) as made, made.place(1, deadline=time.monotonic() + SOON):
+        deadline = time.monotonic() + PATIENCE_S
+        with batcher(Network(), max_delay_s=0.2) as made, made.reserve(1, deadline=deadline):
             answer = await asyncio.wait_for(ask(made, 1), 5)
         assert 0.19 < answer.queue_s < 2
         assert answer.batch == 1
@@ -127,8 +127,8 @@ def test_it_waits_for_the_delay_at_most():
 
 def test_a_full_batch_waits_for_nobody():
     async def main() -> None:
-        deadline = time.monotonic() + SOON
-        with batcher(Network(), max_delay_s=SOON) as made, made.place(1, deadline=deadline):
+        deadline = time.monotonic() + PATIENCE_S
+        with batcher(Network(), max_delay_s=PATIENCE_S) as made, made.reserve(1, deadline=deadline):
             assert (await asyncio.wait_for(ask(made, 1, 2, 3, 4), 2)).batch == 4
 
     asyncio.run(main())
@@ -169,7 +169,7 @@ def test_networks_run_side_by_side():
         both = threading.Barrier(2)
 
         def network(given: np.ndarray) -> np.ndarray:
-            both.wait(SOON)
+            both.wait(PATIENCE_S)
             return given
 
         with batcher(network, network, max_batch=1) as made:
@@ -185,10 +185,12 @@ def test_a_full_queue_is_said_at_once_and_counts_images():
             busy = await behind(network, made)  # it runs, and takes no room
             waiting = [asyncio.ensure_future(ask(made, 1, 2, 3)) for _ in range(2)]
             await until(lambda: made.depth == 6)
-            with pytest.raises(Busy):
+            with pytest.raises(QueueFull):
                 await ask(made, 1, 2, 3)
-            with made.place(2, deadline=time.monotonic() + SOON):  # one that is being decoded
-                with pytest.raises(Busy):
+            with made.reserve(
+                2, deadline=time.monotonic() + PATIENCE_S
+            ):  # one that is being decoded
+                with pytest.raises(QueueFull):
                     await ask(made, 1)
                 assert made.depth == 8
             assert made.depth == 6
@@ -205,10 +207,10 @@ def test_what_has_expired_is_said_in_time_and_never_run():
         with batcher(network) as made:
             busy = await behind(network, made)
             start = time.monotonic()
-            with pytest.raises(Expired):
+            with pytest.raises(DeadlineExceeded):
                 await ask(made, 1, timeout_s=0.1)
             assert time.monotonic() - start < 2
-            with pytest.raises(Expired):
+            with pytest.raises(DeadlineExceeded):
                 await ask(made, 2, timeout_s=-1.0)
             assert made.depth == 0
             network.go.set()
@@ -231,7 +233,7 @@ def test_expiry_is_seen_by_the_thread_itself():
             time.sleep(0.1)  # the loop stands still; nobody has withdrawn the request
             network.go.set()
             time.sleep(0.2)
-            with pytest.raises(Expired):
+            with pytest.raises(DeadlineExceeded):
                 await late
             await busy
         assert network.batches == [[0]]
@@ -262,7 +264,7 @@ def test_a_failing_network_fails_that_batch_alone(error, caplog):
         network = Network()
         with batcher(network) as made:
             network.error = error
-            with pytest.raises(Failed):
+            with pytest.raises(NetworkFailed):
                 await ask(made, 1)
             network.error = None
             assert (await ask(made, 2)).logits.tolist() == [[4]]
@@ -275,7 +277,7 @@ def test_a_failing_network_fails_that_batch_alone(error, caplog):
 def test_logits_of_another_number_are_a_failure():
     async def main() -> None:
         with batcher(lambda given: given[:1]) as made:
-            with pytest.raises(Failed):
+            with pytest.raises(NetworkFailed):
                 await ask(made, 1, 2)
             await ask(made, 1)
 
@@ -289,10 +291,10 @@ def test_closing_answers_what_has_a_place_and_takes_nothing_new():
         busy = await behind(network, made)
         queued = asyncio.ensure_future(ask(made, 1))
         await until(lambda: made.depth == 1)
-        with made.place(1, deadline=time.monotonic() + SOON) as decoding:
-            closing = asyncio.ensure_future(asyncio.to_thread(made.close, timeout_s=SOON))
+        with made.reserve(1, deadline=time.monotonic() + PATIENCE_S) as decoding:
+            closing = asyncio.ensure_future(asyncio.to_thread(made.close, timeout_s=PATIENCE_S))
             await asyncio.sleep(0.1)
-            with pytest.raises(Closing):
+            with pytest.raises(Stopping):
                 await ask(made, 2)
             network.go.set()
             assert (await busy).batch == (await queued).batch == 1
@@ -341,12 +343,12 @@ def test_every_batch_is_told():
 def test_more_images_than_a_batch_or_than_announced_are_our_own_bug():
     with batcher(Network()) as made:
         for size in (0, 5):
-            with pytest.raises(ValueError), made.place(size, deadline=0.0):
+            with pytest.raises(ValueError), made.reserve(size, deadline=0.0):
                 pass
 
         async def more() -> None:
-            with made.place(1, deadline=time.monotonic() + SOON) as place:
-                await place.run(images(1, 2))
+            with made.reserve(1, deadline=time.monotonic() + PATIENCE_S) as slot:
+                await slot.run(images(1, 2))
 
         with pytest.raises(ValueError):
             asyncio.run(more())

@@ -47,8 +47,10 @@ import serve
 from predictor import Predictor, console, softmax
 from predictor.machine import cores
 from predictor.pictures import centre, read_picture
-from server import listening
-from server.limits import Bodies, Limits, Refused
+from server import connection
+from server.errors import Refused
+from server.limits import Limits
+from server.uploads import Uploads
 
 
 @pytest.fixture(scope='module')
@@ -215,11 +217,11 @@ def test_a_packed_upload(live, pack):
 
 def test_a_packed_bomb_is_not_unpacked():
     bomb = zlib.compress(b'\0' * (100 << 20))
-    bodies = Bodies(Limits(body_bytes=1 << 20), ThreadPoolExecutor(1))
+    uploads = Uploads(Limits(body_bytes=1 << 20), ThreadPoolExecutor(1))
     tracemalloc.start()
     try:
         with pytest.raises(Refused, match='more than'):
-            bodies._unpack(bomb)
+            uploads._unpack(bomb)
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()
@@ -365,7 +367,7 @@ def test_tensors_in_json_and_in_bytes_give_the_predictors_logits(live, predictor
 
 
 def test_a_wrong_request_to_infer_is_one_line(live):
-    """What is wrong in which way: test_protocol.py."""
+    """What is wrong in which way: test_tensors.py."""
     for asked in (b'', b'{', b'[' * 100_000, b'\xff', request(tensor(5)), {'inputs': []}):
         reply = live.infer(asked)
         assert reply.status == 400
@@ -696,7 +698,7 @@ def test_memory_is_given_back_whatever_becomes_of_a_request(fake):
 def test_clients_that_leave_take_their_uploads_with_them(fake, monkeypatch):
     """From the queue of the threads that decode, too."""
     go, size = threading.Event(), 1 << 20
-    monkeypatch.setattr('server.app.read_picture', lambda *_, **__: go.wait(20) and 1 / 0)
+    monkeypatch.setattr('server.classify.read_picture', lambda *_, **__: go.wait(20) and 1 / 0)
     threads = min(cores(), 4)
     with in_thread([fake], Limits(body_bytes=size), capacity=100) as server:
         tracemalloc.start()
@@ -716,7 +718,7 @@ def test_clients_that_leave_take_their_uploads_with_them(fake, monkeypatch):
 
 def test_an_upload_counts_while_a_thread_decodes_it_though_its_client_has_left(fake, monkeypatch):
     go = threading.Event()
-    monkeypatch.setattr('server.app.read_picture', lambda *_, **__: go.wait(20) and 1 / 0)
+    monkeypatch.setattr('server.classify.read_picture', lambda *_, **__: go.wait(20) and 1 / 0)
     with in_thread([fake]) as server:
         with server.link() as link:
             link.sendall(head(len(PICTURE)) + PICTURE)
@@ -734,7 +736,7 @@ def test_a_body_that_comes_too_slowly(fake):
         answer = read_answer(link)
         assert 0.25 < time.monotonic() - start < 3
         assert status_of(answer) == 408
-        assert b'the body was not there after 0.3 s' in answer
+        assert b'the body did not arrive within 0.3 s' in answer
 
 
 @pytest.mark.parametrize('sent', [b'', b'GET /about HTTP/1.1\r\nHost'])
@@ -964,7 +966,7 @@ def test_a_network_that_fails(fake, caplog):
         fake.error = RuntimeError('out of memory')
         for reply in (server.classify(PICTURE), server.infer(request(tensor(1)))):
             assert reply.status == 500
-            assert reply.error == 'the network has failed; the log of the server says why'
+            assert reply.error == 'the network failed; see the log of the server'
         fake.error = None
         assert server.classify(PICTURE).status == 200
     errors = [str(record.exc_info[1]) for record in caplog.records]
@@ -987,7 +989,7 @@ def test_a_bug_of_ours_is_told_to_the_log_alone(fake, caplog, monkeypatch):
     with in_thread([fake]) as server:
         monkeypatch.setattr(fake, 'prepare', lambda pixels: 1 / 0)
         reply = server.classify(PICTURE)
-        assert (reply.status, reply.error) == (500, 'a bug of the server; its log says which')
+        assert (reply.status, reply.error) == (500, 'internal error; see the log of the server')
         assert reply.headers['X-Content-Type-Options'] == 'nosniff'
         assert server.metric('classifier_requests_total{route="classify",status="500"}') == 1
         assert server.metric('classifier_queue_images') == 0
@@ -1127,7 +1129,7 @@ def test_while_it_stops_it_is_not_ready_and_answers_what_still_comes(fake):
 
 def test_clients_that_have_connected_before_the_end_are_answered(fake, monkeypatch):
     """Of sixteen that make a connection for each request; those who come later are refused."""
-    monkeypatch.setattr(listening, 'LAST_S', 10)  # the machine may be busy
+    monkeypatch.setattr(connection, 'LAST_S', 10)  # the machine may be busy
     ends = []
 
     def ask_until_the_end(server: Client) -> None:
@@ -1144,7 +1146,7 @@ def test_clients_that_have_connected_before_the_end_are_answered(fake, monkeypat
         clients = [in_background(ask_until_the_end, server) for _ in range(16)]
         waiting = server.link()  # it has connected, and sends in a moment
         eventually(lambda: len(ends) > 100)
-        server.server.stop()
+        server.server.should_exit = True
         time.sleep(0.2)
         waiting.sendall(head(len(PICTURE)) + PICTURE)
         assert status_of(read_all(waiting)) == 200
@@ -1325,7 +1327,7 @@ def test_it_needs_nothing_of_the_repository(folder, tmp_path):
     import shutil
 
     shutil.copytree(REPOSITORY / 'deploy', tmp_path / 'copy')
-    code = f'import sys; sys.path.insert(0, {str(tmp_path / "copy")!r}); import server.app'
+    code = f'import sys; sys.path.insert(0, {str(tmp_path / "copy")!r}); import server.routes'
     environment = {**os.environ, 'PYTHONPATH': ''}
     run = subprocess.run(
         [sys.executable, '-c', code], cwd=tmp_path, env=environment, capture_output=True, text=True

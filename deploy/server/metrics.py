@@ -1,4 +1,4 @@
-"""What GET /metrics tells Prometheus. The values of a label are few, whatever is asked for."""
+"""GET /metrics, for Prometheus. The values of a label are few, whatever clients request."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STAGES = ('decode', 'queue', 'network', 'whole')
 
 
 class Metrics:
-    """In a registry of their own, so that there can be two servers in a process."""
+    """In a registry of their own, so that one process can have two servers."""
 
     def __init__(self, *, max_batch: int) -> None:
         own = self._registry = CollectorRegistry()
@@ -23,8 +23,12 @@ class Metrics:
             'classifier_refused', 'Requests and connections refused', ['reason'], registry=own
         )
         self.images = Counter('classifier_images', 'Images that a network has run', registry=own)
+        powers = [float(2**power) for power in range(max_batch.bit_length())]
         self.batch = Histogram(
-            'classifier_batch_images', 'Images a batch', buckets=_powers(max_batch), registry=own
+            'classifier_batch_images',
+            'Images a batch',
+            buckets=[power for power in powers if power < max_batch] + [max_batch],
+            registry=own,
         )
         self._seconds = Histogram(
             'classifier_seconds',
@@ -36,16 +40,16 @@ class Metrics:
         )
         self.seconds = {stage: self._seconds.labels(stage) for stage in STAGES}
 
-    def follow(self, name: str, help: str, read: Callable[[], float]) -> None:
-        """A gauge that is read at each GET /metrics."""
+    def add_gauge(self, name: str, help: str, read: Callable[[], float]) -> None:
+        """One that is read at each GET /metrics."""
         Gauge(name, help, registry=self._registry).set_function(read)
 
-    def saw_batch(self, images: int, seconds: float) -> None:
+    def count_batch(self, images: int, seconds: float) -> None:
         self.images.inc(images)
         self.batch.observe(images)
         self.seconds['network'].observe(seconds)
 
-    def refuse(self, reason: str) -> None:
+    def count_refusal(self, reason: str) -> None:
         self.refused.labels(reason).inc()
 
     def statistics(self) -> dict[str, Any]:
@@ -68,8 +72,3 @@ class Metrics:
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
-
-
-def _powers(most: int) -> list[float]:
-    """1, 2, 4, ... and the largest batch."""
-    return [float(2**power) for power in range(most.bit_length()) if 2**power < most] + [most]

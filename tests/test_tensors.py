@@ -1,4 +1,4 @@
-"""deploy/server/protocol.py: what a request must say, to the byte, and what it gets back."""
+"""deploy/server/tensors.py: what a request must say, to the byte, and what it gets back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from server.protocol import BadRequest, Signature, file_in_form, read_call, write_answer
+from server.tensors import BadRequest, Signature, read_request, write_response
 
 FLOATS = Signature(
     model='net',
@@ -36,7 +36,7 @@ def call(given, signature: Signature = FLOATS, rest: bytes = b'', length=None):
     head = given if isinstance(given, bytes) else json.dumps(given).encode()
     if rest and length is None:
         length = str(len(head))
-    return read_call(signature, head + rest, length)
+    return read_request(signature, head + rest, length)
 
 
 def refusal(*given, **more) -> str:
@@ -93,7 +93,7 @@ def test_which_outputs_are_wanted_as_bytes():
 
 def test_the_id_comes_back():
     logits = np.arange(10, dtype=np.float32).reshape(2, 5)
-    content, length = write_answer(FLOATS, call({**request(), 'id': 'größe'}), logits)
+    content, length = write_response(FLOATS, call({**request(), 'id': 'größe'}), logits)
     assert length == len(content)
     assert json.loads(content) == {
         'model_name': 'net',
@@ -103,13 +103,13 @@ def test_the_id_comes_back():
             {'name': 'logits', 'datatype': 'FP32', 'shape': [2, 5], 'data': list(range(10))}
         ],
     }
-    assert 'id' not in json.loads(write_answer(FLOATS, call(request()), logits)[0])
+    assert 'id' not in json.loads(write_response(FLOATS, call(request()), logits)[0])
 
 
 def test_an_answer_in_bytes():
     logits = np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32)
     wanted = {**request(), 'parameters': {'binary_data_output': True}}
-    content, length = write_answer(FLOATS, call(wanted), logits)
+    content, length = write_response(FLOATS, call(wanted), logits)
     (output,) = json.loads(content[:length])['outputs']
     assert output == {
         'name': 'logits',
@@ -123,7 +123,7 @@ def test_an_answer_in_bytes():
 def test_the_likeliest_classes_instead_of_logits():
     logits = np.array([[1, 3, 2, 0, -1], [0, 0, 0, 0, 9]], np.float32)
     outputs = [{'name': 'logits', 'parameters': {'classification': 2}}]
-    content, _ = write_answer(FLOATS, call({**request(), 'outputs': outputs}), logits)
+    content, _ = write_response(FLOATS, call({**request(), 'outputs': outputs}), logits)
     assert json.loads(content)['outputs'] == [
         {
             'name': 'logits',
@@ -133,7 +133,7 @@ def test_the_likeliest_classes_instead_of_logits():
         }
     ]
     outputs[0]['parameters'] = {'classification': 9, 'binary_data': True}
-    content, length = write_answer(FLOATS, call({**request(), 'outputs': outputs}), logits)
+    content, length = write_response(FLOATS, call({**request(), 'outputs': outputs}), logits)
     (output,) = json.loads(content[:length])['outputs']
     assert output['shape'] == [2, 5]
     assert output['parameters'] == {'binary_data_size': len(content) - length}
@@ -143,9 +143,9 @@ def test_the_likeliest_classes_instead_of_logits():
 def test_logits_that_json_cannot_say_are_refused_and_as_bytes_they_are_not():
     logits = np.full((2, 5), np.nan, np.float32)
     with pytest.raises(BadRequest, match='not finite'):
-        write_answer(FLOATS, call(request()), logits)
+        write_response(FLOATS, call(request()), logits)
     wanted = {**request(), 'parameters': {'binary_data_output': True}}
-    assert write_answer(FLOATS, call(wanted), logits)[0].endswith(logits.tobytes())
+    assert write_response(FLOATS, call(wanted), logits)[0].endswith(logits.tobytes())
 
 
 @pytest.mark.parametrize(
@@ -180,10 +180,10 @@ def test_logits_that_json_cannot_say_are_refused_and_as_bytes_they_are_not():
         ({'data': 7}, 'data must be 24 numbers'),
         ({'data': 'x' * 24}, 'data must be 24 numbers'),
         ({'data': {'a': 1}}, 'data must be 24 numbers'),
-        ({'data': ['1'] * 24}, 'numbers alone'),
-        ({'data': [None] * 24}, 'numbers alone'),
-        ({'data': [0] * 23 + [True]}, 'numbers alone'),
-        ({'data': [0] * 23 + [[1]]}, 'numbers alone'),
+        ({'data': ['1'] * 24}, 'numbers only'),
+        ({'data': [None] * 24}, 'numbers only'),
+        ({'data': [0] * 23 + [True]}, 'numbers only'),
+        ({'data': [0] * 23 + [[1]]}, 'numbers only'),
         ({'data': [0] * 23 + [1e39]}, 'not finite'),
         ({'data': [0] * 23 + [10**400]}, 'not finite'),
         ({'dtype': 'FP32'}, "unknown key 'dtype'"),
@@ -201,8 +201,8 @@ def test_an_input_that_is_wrong(changes, says):
     [
         ([0] * 23 + [-1], 'between 0 and 255'),
         ([0] * 23 + [256], 'between 0 and 255'),
-        ([0] * 23 + [1.0], 'whole numbers alone'),
-        ([0] * 23 + [10**30], 'whole numbers alone'),
+        ([0] * 23 + [1.0], 'whole numbers only'),
+        ([0] * 23 + [10**30], 'whole numbers only'),
     ],
 )
 def test_bytes_out_of_range(data, says):
@@ -286,7 +286,7 @@ def test_a_request_that_is_wrong(given, says):
 @pytest.mark.parametrize('word', ['NaN', 'Infinity', '-Infinity'])
 def test_json_knows_no_nan(word):
     text = json.dumps(request(data=['X'] + [0] * 23)).replace('"X"', word).encode()
-    assert f'{word} is no JSON number' in refusal(text)
+    assert f'{word} is not a JSON number' in refusal(text)
 
 
 def test_empty_is_as_good_as_left_out():
@@ -315,56 +315,3 @@ def test_json_made_to_hurt_is_refused_before_it_does(text):
     start = time.process_time()
     refusal(text)
     assert time.process_time() - start < 1.0
-
-
-def form(*parts: tuple[bytes, bytes], end: bytes = b'--\r\n') -> bytes:
-    body = b''.join(b'--XX\r\n' + head + b'\r\n\r\n' + content + b'\r\n' for head, content in parts)
-    return body + b'--XX' + end
-
-
-def file_head(name: str = 'a.jpg') -> bytes:
-    head = f'Content-Disposition: form-data; name="file"; filename="{name}"'
-    return f'{head}\r\nContent-Type: image/jpeg'.encode()
-
-
-FIELD = b'Content-Disposition: form-data; name="comment"'
-KIND = 'multipart/form-data; boundary=XX'
-
-
-def test_the_file_of_a_form_is_found_to_the_byte():
-    content = bytes(range(256)) + b'\r\n--X\r\n\r\n--\r\n\n'
-    for quoted in (KIND, 'multipart/form-data; charset=utf-8; boundary="XX"'):
-        assert file_in_form(quoted, form((file_head(), content))) == content
-    with_field = form((FIELD, b'a cat'), (file_head('ä ö.jpg'), content))
-    assert file_in_form(KIND, b'preamble\r\n' + with_field + b'epilogue') == content
-    assert file_in_form(KIND, form((file_head(), b''))) == b''
-    assert file_in_form(KIND, form((FIELD, content))) == content  # of a client that names no file
-
-
-def test_a_content_type_made_to_hurt_is_refused_before_it_does():
-    """Python's parser takes the square of its length, and holds the lock."""
-    for kind in (KIND + ';' * 2000, KIND + '; x="' + ';' * 200_000):
-        with pytest.raises(BadRequest, match=r'^a Content-Type of [\d,]+ letters$'):
-            file_in_form(kind, form((file_head(), b'x')))
-
-
-@pytest.mark.parametrize(
-    ('kind', 'body', 'says'),
-    [
-        ('multipart/form-data', form((file_head(), b'x')), 'without a boundary'),
-        ("multipart/form-data; boundary*=idna''%ff", b'', 'without a boundary'),
-        ("multipart/form-data; boundary*=\0''a", b'', 'without a boundary'),
-        ('multipart/form-data; boundary=YY', form((file_head(), b'x')), 'cut short'),
-        (KIND, form((file_head(), b'x'), end=b''), 'cut short'),
-        (KIND, b'', 'cut short'),
-        (KIND, form((file_head(), b'x'))[:-10], 'cut short'),
-        (KIND, form(), '0 files'),
-        (KIND, form((FIELD, b'x'), (FIELD, b'y')), '0 files'),
-        (KIND, form((file_head(), b'x'), (file_head(), b'y')), '2 files'),
-        (KIND, form(*[(file_head(), b'x')] * 2000), 'cut short'),
-        (KIND, b'--XX\r\nno head\r\n--XX--', '0 files'),
-    ],
-)
-def test_forms_that_are_wrong(kind, body, says):
-    with pytest.raises(BadRequest, match=says):
-        file_in_form(kind, body)
