@@ -30,19 +30,19 @@ def measuring(
     """images/s of each, one after the other; each has had its first batch."""
     from benchmarks import serving_worker
     from engine import data, evaluation, models
-    from engine.evaluation import cpu_inference
-    from engine.export import static_model
+    from engine.export import cpu_inference, exported_folder, static_model
 
     chosen = [f'model.name={model}', f'eval.batch_size={batch}', f'data.num_images={images}']
     chosen += ['data.name=synthetic', f'data.image_size={side}']
     config = load_config('configs/resnext29_8x64d_cifar10.yaml', chosen)
     batches = data.test_batches(data.load_data(config, train=False), config)
-    network, view = models.build(model, num_classes=10), data.preparation(config)
-    compiled, computed_by = cpu_inference.compiled(network, view)
+    network = models.build(model, num_classes=10)
+    image = exported_folder.graph_input(data.preparation(config))
+    compiled, computed_by = cpu_inference.compiled(network, image)
     if compiled is network:
         raise RuntimeError(f'nothing to measure: {computed_by}')
     with tempfile.TemporaryDirectory() as folder:
-        static_model.save(network, Path(folder), view, uint8=False)
+        static_model.save(network, Path(folder), image)
         pixels = np.random.default_rng(0).normal(size=(batch, 3, side, side)).astype(np.float32)
         rival = serving_worker.paddle(Path(folder), threads, pixels)
 

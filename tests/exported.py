@@ -22,7 +22,7 @@ from engine import models
 from engine.config import Config, load_config
 from engine.data import preparation
 from engine.export import onnx_model, static_model
-from engine.export.exported_folder import DESCRIPTION, describe
+from engine.export.exported_folder import graph_input, write_description
 from engine.files import sha256_of
 from engine.run.chosen_weights import Weights
 from engine.weights import Converted, load_weights, write_arrays
@@ -68,16 +68,14 @@ def folder(name: str = 'wide_resnet10_1', size: int = SIZE, *, uint8: bool = Fal
     weights = Weights(
         Converted(arrays(name, size), ''), file, 'for a test', CLASSES, file, sha256_of(file)
     )
-    view = preparation(config(name, size, size + 2))
+    image = graph_input(preparation(config(name, size, size + 2)), uint8=uint8)
     model = models.build(name, num_classes=len(CLASSES))
     load_weights(model, file)
     output.mkdir()
-    static_model.save(model, output, view, uint8=uint8)
+    static_model.save(model, output, image)
     if HAS_ONNX:
         onnx_model.write(static_model.graph_file(output), name=name)
-    about = {'uint8': uint8, 'accuracy': None, 'folder': output}
-    text = describe(name, view, CLASSES, weights, **about)
-    (output / DESCRIPTION).write_text(text, encoding='utf-8')
+    write_description(output, name, image, CLASSES, weights)
     return output
 
 

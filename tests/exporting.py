@@ -14,9 +14,12 @@ from paddle import inference, nn
 from engine import data, models
 from engine.config import load_config
 from engine.export import onnx_model
+from engine.export.exported_folder import graph_input
+from engine.export.forms import Forms
 from engine.run import chosen_weights
 from engine.weights import load_weights, write_arrays
 from export import export
+from predictor.exported_folder import Input
 
 QUICKSTART = REPOSITORY / 'configs' / 'quickstart.yaml'
 HAS_CONVERTER = importlib.util.find_spec('paddle2onnx') is not None  # not everywhere
@@ -80,13 +83,13 @@ def export_file(path: Path, name: str, size: int, output: Path, **forms) -> None
     settings = ('data.name=synthetic', f'data.image_size={size}', f'model.name={name}')
     config = load_config(QUICKSTART, [*settings, 'data.crop_padding=0'])
     weights = chosen_weights.read_chosen(path)
-    export(config, weights, output, **forms)
+    export(config, weights, output, Forms(**forms))
 
 
-def view_of(size: int) -> data.Preparation:
-    return data.Preparation(
-        size, size, np.array([123.0, 116.0, 104.0]), np.array([58.0, 57.0, 56.0])
-    )
+def image_of(size: int) -> Input:
+    """What a graph for images of this size takes."""
+    mean, std = np.array([123.0, 116.0, 104.0]), np.array([58.0, 57.0, 56.0])
+    return graph_input(data.Preparation(size, size, mean, std))
 
 
 def raw(count: int, size: int) -> np.ndarray:

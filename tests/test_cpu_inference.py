@@ -9,13 +9,13 @@ import pytest
 from engine import models
 from engine.config import load_config
 from engine.data import preparation
-from engine.evaluation import cpu_inference
-from engine.export import static_model
+from engine.export import cpu_inference, static_model
+from engine.export.exported_folder import graph_input
 
 
 @pytest.fixture(scope='module')
-def view():
-    return preparation(load_config('configs/quickstart.yaml'))
+def image():
+    return graph_input(preparation(load_config('configs/quickstart.yaml')))
 
 
 @pytest.fixture(scope='module')
@@ -32,21 +32,21 @@ needs_onednn = pytest.mark.skipif(not static_model.has_onednn(), reason='this Pa
 
 
 @needs_onednn
-def test_logits_are_those_of_dygraph_for_any_batch(model, view):
-    layer, computed_by = cpu_inference.compiled(model, view)
+def test_logits_are_those_of_dygraph_for_any_batch(model, image):
+    layer, computed_by = cpu_inference.compiled(model, image)
     assert computed_by == 'Paddle Inference with oneDNN'
     assert layer is not model
     model.eval()
     for count in (1, 5, 2):
-        images = paddle.randn([count, 3, view.size, view.size])
+        images = paddle.randn([count, 3, image.size, image.size])
         np.testing.assert_allclose(layer(images).numpy(), model(images).numpy(), atol=1e-4)
 
 
 @needs_onednn
-def test_what_is_loaded_later_changes_nothing(model, view):
+def test_what_is_loaded_later_changes_nothing(model, image):
     """The layer has weights of its own."""
-    layer, _ = cpu_inference.compiled(model, view)
-    images = paddle.randn([2, 3, view.size, view.size])
+    layer, _ = cpu_inference.compiled(model, image)
+    images = paddle.randn([2, 3, image.size, image.size])
     before, kept = layer(images).numpy(), model.fc.bias.numpy()
     model.fc.bias.set_value(model.fc.bias + 1)
     np.testing.assert_array_equal(layer(images).numpy(), before)
@@ -62,16 +62,16 @@ def test_what_is_loaded_later_changes_nothing(model, view):
         (lambda images: np.full((len(images), 10), np.nan, np.float32), 'logits differ by at most'),
     ],
 )
-def test_a_wrong_onednn_is_noticed_and_dygraph_measures(model, view, monkeypatch, wrong, reason):
+def test_a_wrong_onednn_is_noticed_and_dygraph_measures(model, image, monkeypatch, wrong, reason):
     monkeypatch.setattr(static_model, 'by_inference', lambda folder, onednn: wrong)
-    layer, computed_by = cpu_inference.compiled(model, view)
+    layer, computed_by = cpu_inference.compiled(model, image)
     assert layer is model
     assert computed_by.startswith("Paddle's own kernels (")
     assert reason in computed_by
 
 
-def test_a_paddle_without_onednn_measures_by_dygraph(model, view, monkeypatch):
+def test_a_paddle_without_onednn_measures_by_dygraph(model, image, monkeypatch):
     monkeypatch.setattr(static_model, 'has_onednn', lambda: False)
-    layer, computed_by = cpu_inference.compiled(model, view)
+    layer, computed_by = cpu_inference.compiled(model, image)
     assert layer is model
     assert computed_by == "Paddle's own kernels (this Paddle has no oneDNN)"

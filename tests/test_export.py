@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -31,9 +30,9 @@ from exporting import (
     by_onnx,
     description,
     export_file,
+    image_of,
     noise,
     raw,
-    view_of,
 )
 from paddle import inference, nn
 from PIL import Image
@@ -42,12 +41,13 @@ from sklearn.datasets import load_sample_images
 from engine import data, models
 from engine.config import load_config
 from engine.errors import UserError
-from engine.export import exported_folder, static_model
-from engine.export.photographs import photographs
+from engine.export import static_model, verification
+from engine.export.exported_folder import class_names, graph_input, new_folder
+from engine.export.forms import Forms
 from engine.run import chosen_weights
 from engine.run.folder import read_records
 from engine.weights import load_weights, read_weights, write_arrays
-from export import choose_forms, class_names, default_output
+from export import default_output
 
 CLASSES = ['1e3', 'Kätzchen', 'no']  # two of which YAML can take for something else
 SIZE = 16
@@ -105,8 +105,7 @@ def exported(run):
 
 
 def verify(model: nn.Layer, folder: Path, size: int) -> list[str]:
-    images = noise(8, size)
-    return static_model.verify(model, folder, images=images, fed=images)
+    return verification.verify(model, folder, image_of(size))
 
 
 def one_line(text: str) -> str:
@@ -226,12 +225,12 @@ def test_raw_pixels_are_normalised_inside(tmp_path, capsys):
 
 def test_the_photographs_are_real_different_and_as_evaluation_sees_them():
     view = data.Preparation(40, 32, np.zeros(3), np.ones(3))
-    pixels = photographs(view)
+    pixels = verification.photographs(graph_input(view))
     assert (pixels.shape, pixels.dtype) == ((8, 3, 32, 32), np.uint8)
     assert len({picture.tobytes() for picture in pixels}) == 8
     china = Image.fromarray(load_sample_images().images[0])
-    wanted = china.resize((59, 40), Image.Resampling.BILINEAR).crop((14, 4, 46, 36))
-    assert np.abs(pixels[0].transpose(1, 2, 0).astype(int) - np.asarray(wanted)).mean() < 1
+    expected = china.resize((59, 40), Image.Resampling.BILINEAR).crop((14, 4, 46, 36))
+    assert np.abs(pixels[0].transpose(1, 2, 0).astype(int) - np.asarray(expected)).mean() < 1
 
 
 def test_a_lone_file_has_numbered_classes_as_many_as_its_last_layer(tmp_path):
@@ -246,10 +245,9 @@ def test_a_lone_file_has_numbered_classes_as_many_as_its_last_layer(tmp_path):
 
 def test_classes_beyond_the_named_ones_are_numbered_and_fewer_are_refused(run):
     weights = chosen_weights.read_chosen(run)
-    more = load_config(QUICKSTART, ['model.num_classes=5'])
-    assert class_names(more, weights) == [*CLASSES, '3', '4']
+    assert class_names(5, weights) == [*CLASSES, '3', '4']
     with pytest.raises(UserError, match='trained on 3 classes'):
-        class_names(load_config(QUICKSTART, ['model.num_classes=2']), weights)
+        class_names(2, weights)
 
 
 def test_the_accuracy_is_that_of_the_checkpoint_or_of_the_best(run, tmp_path):
@@ -308,7 +306,7 @@ class OtherInAGraph(nn.Layer):
 
 def test_a_network_that_differs_once_exported_is_refused(tmp_path):
     network = OtherInAGraph()
-    static_model.save(network, tmp_path, view_of(4), uint8=False)
+    static_model.save(network, tmp_path, image_of(4))
     with pytest.raises(UserError, match=r'its logits differ by 0\.01 '):
         verify(network, tmp_path, 4)
 
@@ -316,7 +314,7 @@ def test_a_network_that_differs_once_exported_is_refused(tmp_path):
 def test_a_file_that_changed_or_was_cut_off_is_refused(tmp_path):
     """As a disk that is full or bad would leave it."""
     model = models.build('wide_resnet10_1', num_classes=3)
-    static_model.save(model, tmp_path, view_of(8), uint8=False)
+    static_model.save(model, tmp_path, image_of(8))
     assert len(verify(model, tmp_path, 8)) == 3
     file = tmp_path / 'inference.pdiparams'
     whole = bytearray(file.read_bytes())
@@ -335,12 +333,10 @@ def test_a_file_that_changed_or_was_cut_off_is_refused(tmp_path):
 def test_onednn_that_fails_or_differs_is_a_warning(tmp_path, monkeypatch, trouble):
     """It stands for another implementation; the files are read by this Paddle without it."""
     model = models.build('wide_resnet10_1', num_classes=3)
-    static_model.save(model, tmp_path, view_of(8), uint8=False)
+    static_model.save(model, tmp_path, image_of(8))
     create, other = inference.create_predictor, tmp_path / 'other'
     other.mkdir()
-    static_model.save(
-        models.build('wide_resnet10_1', num_classes=3), other, view_of(8), uint8=False
-    )
+    static_model.save(models.build('wide_resnet10_1', num_classes=3), other, image_of(8))
     graph = static_model.graph_file(other)
 
     def troubled(config: inference.Config) -> inference.Predictor:
@@ -357,25 +353,25 @@ def test_onednn_that_fails_or_differs_is_a_warning(tmp_path, monkeypatch, troubl
         monkeypatch.setattr(inference.Config, 'mkldnn_enabled', lambda self: False)
     *sound, last = verify(model, tmp_path, 8)
     assert not any(line.startswith('warning') for line in sound)
-    wanted = {
+    expected = {
         'fails': r'^warning: .*oneDNN fails \(\(Unimplemented\) it has bugs\); .*disable_mkldnn',
         'differs': r'^warning: .*oneDNN: logits differ by .*; .*disable_mkldnn',
-        'is missing': 'with oneDNN: this Paddle has none$',
+        'is missing': 'with oneDNN: this Paddle was built without it$',
     }[trouble]
-    assert re.search(wanted, last)
+    assert re.search(expected, last)
 
 
 def test_the_format_is_chosen_before_paddle_is_imported(monkeypatch):
     """That pdmodel is then written, test_triton.py shows."""
     for graph, flag in (('pdmodel', '0'), ('json', '1')):
-        monkeypatch.setattr('installation.paddle_version', lambda: '3.3.1')
+        monkeypatch.setattr('engine.export.forms.paddle_version', lambda: '3.3.1')
         monkeypatch.setenv('FLAGS_enable_pir_api', 'unset')
-        choose_forms(onnx=False, graph=graph)
+        Forms(graph=graph).prepare()
         assert ('FLAGS_enable_pir_api', flag) in os.environ.items()
-    monkeypatch.setattr('installation.paddle_version', lambda: '2.6.2')
-    choose_forms(onnx=False, graph='pdmodel')
+    monkeypatch.setattr('engine.export.forms.paddle_version', lambda: '2.6.2')
+    Forms(graph='pdmodel').prepare()
     with pytest.raises(UserError, match='--format json needs Paddle 3'):
-        choose_forms(onnx=False, graph='json')
+        Forms(graph='json').prepare()
 
 
 @pytest.mark.parametrize('first', [np.nan, np.inf])
@@ -399,7 +395,7 @@ def test_what_cannot_work_is_one_line_exit_2_and_nothing_written(tmp_path, what,
     (tmp_path / 'evil.pdparams').write_text("cos\nsystem\n(S'touch ran'\ntR.")
     before = sorted(tmp_path.rglob('*'))
     here = ('-w', str(run), '--output')
-    arguments, wanted = {
+    arguments, expected = {
         'full': ((*here, 'full'), 'full is not empty; choose another folder'),
         'file': ((*here, 'full/mine.txt'), 'is a file; choose another folder'),
         'missing': (('-w', 'nowhere'), 'nowhere'),
@@ -419,7 +415,7 @@ def test_what_cannot_work_is_one_line_exit_2_and_nothing_written(tmp_path, what,
     }.get(what, {})
     result = execute(tmp_path, 'export.py', *arguments, **world)
     assert (result.returncode, result.stdout) == (2, '')
-    assert wanted in one_line(result.stderr)
+    assert expected in one_line(result.stderr)
     assert sorted(tmp_path.rglob('*')) == before
 
 
@@ -440,7 +436,7 @@ def test_a_kill_while_writing_leaves_no_half_folder_and_the_next_one_cleans_up(r
     process.wait(timeout=60)
     assert aside.exists()
     assert not output.exists()
-    with exported_folder.written_aside(output) as (folder,):
+    with new_folder(output) as folder:
         assert list(folder.iterdir()) == []
         (folder / 'inference.yml').write_text('')
     assert [path.name for path in tmp_path.iterdir()] == ['out']
@@ -450,13 +446,13 @@ def test_two_exports_at_once_take_turns(tmp_path):
     output, inside, over = tmp_path / 'out', threading.Event(), threading.Event()
 
     def first() -> None:
-        with exported_folder.written_aside(output) as (folder,):
+        with new_folder(output) as folder:
             inside.set()
             assert over.wait(60)
             (folder / 'inference.yml').write_text('first')
 
     def second() -> None:
-        with exported_folder.written_aside(output) as (folder,):
+        with new_folder(output) as folder:
             (folder / 'inference.yml').write_text('second')
 
     with ThreadPoolExecutor(2) as pool:
@@ -472,61 +468,11 @@ def test_two_exports_at_once_take_turns(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['out']
 
 
-def test_two_folders_appear_together_or_not_at_all(tmp_path):
-    one, two = tmp_path / 'a' / 'one', tmp_path / 'a' / 'two'
-
-    def fill_two() -> None:
-        with exported_folder.written_aside(one, two):
-            two.mkdir()
-            (two / 'mine.txt').write_text('mine')
-
-    with pytest.raises(UserError, match='not empty'):
-        fill_two()
-    assert sorted(tmp_path.rglob('*')) == [tmp_path / 'a', two, two / 'mine.txt']
-    shutil.rmtree(two)
-    with exported_folder.written_aside(one, two) as (first, second):
-        (first / 'inference.yml').write_text('')
-        (second / '1').mkdir()
-    assert sorted(tmp_path.rglob('*')) == [
-        tmp_path / 'a',
-        one,
-        one / 'inference.yml',
-        two,
-        two / '1',
-    ]
-
-
-def test_exports_with_their_folders_crossed_do_not_wait_for_each_other(tmp_path, monkeypatch):
-    """All lock the same folder first, and each folder once."""
-    left, right = tmp_path / 'left', tmp_path / 'right'
-    locked = []
-
-    def lock(descriptor: int, operation: int) -> None:
-        locked.append(os.fstat(descriptor).st_ino)
-
-    monkeypatch.setattr(fcntl, 'flock', lock)
-    orders = []
-    for targets in ((left / '1', right / '1'), (right / '2', left / '2'), (left / '3', left / '4')):
-        with exported_folder.written_aside(*targets):
-            orders.append(locked.copy())
-            locked.clear()
-    assert orders[0] == orders[1] == [left.stat().st_ino, right.stat().st_ino]
-    assert orders[2] == [left.stat().st_ino]
-
-
-def test_nothing_but_models_is_ever_in_a_model_repository(tmp_path):
-    output, model = tmp_path / 'out', tmp_path / 'models' / 'out'
-    with exported_folder.written_aside(output, model) as asides:
-        assert len(set(asides)) == 2
-        assert list((tmp_path / 'models').iterdir()) == []
-    assert sorted(tmp_path.rglob('*')) == [tmp_path / 'models', model, output]
-
-
 def test_a_folder_that_was_filled_in_the_meantime_is_not_overwritten(tmp_path):
     output = tmp_path / 'out'
 
     def write() -> None:
-        with exported_folder.written_aside(output) as (folder,):
+        with new_folder(output) as folder:
             (folder / 'inference.yml').write_text('')
             output.mkdir()
             (output / 'mine.txt').write_text('mine')

@@ -16,7 +16,7 @@ import pytest
 
 from engine import files
 from engine.errors import UserError
-from engine.export.exported_folder import written_aside
+from engine.export.exported_folder import new_folder
 from engine.files import locked, write_atomically
 from engine.machine import failures, home
 from engine.run.checkpoint import Checkpoints, load
@@ -47,7 +47,7 @@ def test_a_disk_that_syncs_no_folders_is_written_to(tmp_path, monkeypatch, code)
     write_atomically(tmp_path / 'file', lambda file: file.write(b'content'))
     assert (tmp_path / 'file').read_bytes() == b'content'
     assert load(save(tmp_path / 'checkpoints')).state == {}
-    with written_aside(tmp_path / 'out') as (folder,):
+    with new_folder(tmp_path / 'out') as folder:
         (folder / 'deep').mkdir()
         (folder / 'deep' / 'file').write_text('content')
     assert (tmp_path / 'out' / 'deep' / 'file').read_text() == 'content'
@@ -59,7 +59,7 @@ def test_a_file_that_cannot_be_synced_is_an_error_everywhere(tmp_path, monkeypat
         write_atomically(tmp_path / 'file', lambda file: file.write(b'content'))
     with pytest.raises(UserError, match='cannot save'):
         save(tmp_path / 'checkpoints')
-    with pytest.raises(OSError), written_aside(tmp_path / 'out') as (folder,):
+    with pytest.raises(OSError), new_folder(tmp_path / 'out') as folder:
         (folder / 'file').write_text('content')
     assert [path.name for path in tmp_path.iterdir()] == ['checkpoints']
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
-from exporting import HAS_CONVERTER, QUICKSTART, a_file, noise, view_of
+from exporting import HAS_CONVERTER, QUICKSTART, a_file, image_of
 
 from engine import models
 from engine.errors import UserError
-from engine.export import onnx_model, static_model
+from engine.export import onnx_model, static_model, verification
 
 pytestmark = pytest.mark.skipif(not HAS_CONVERTER, reason='paddle2onnx has no wheels')
 NAME = 'wide_resnet10_1'
@@ -26,7 +26,7 @@ def written(tmp_path_factory):
     """A network, and the folder of its graph with model.onnx."""
     folder = tmp_path_factory.mktemp('onnx')
     model = models.build(NAME, num_classes=3)
-    static_model.save(model, folder, view_of(8), uint8=False)
+    static_model.save(model, folder, image_of(8))
     onnx_model.write(static_model.graph_file(folder), name=NAME)
     return model, folder
 
@@ -39,8 +39,7 @@ def copied(written, tmp_path):
 
 
 def verify(model, folder: Path) -> list[str]:
-    images = noise(8, 8)
-    return static_model.verify(model, folder, images=images, fed=images)
+    return verification.verify(model, folder, image_of(8))
 
 
 def test_it_has_the_names_that_its_users_expect(written):
@@ -122,7 +121,7 @@ def test_a_converter_that_crashes_or_prints_rubbish_is_refused(
 
 
 @pytest.mark.parametrize(
-    ('paddle', 'installed', 'wanted'),
+    ('paddle', 'installed', 'expected'),
     [
         (3, {'paddle2onnx': '2.1.0', 'onnx': '1.17.0'}, None),
         (2, {'paddle2onnx': '1.3.1', 'onnx': '1.17.0'}, None),
@@ -141,17 +140,17 @@ def test_a_converter_that_crashes_or_prints_rubbish_is_refused(
         ),
     ],
 )
-def test_the_converter_must_suit_paddle(monkeypatch, paddle, installed, wanted):
+def test_the_converter_must_suit_paddle(monkeypatch, paddle, installed, expected):
     def version(name: str) -> str:
         if name not in installed:
             raise importlib.metadata.PackageNotFoundError(name)
         return installed[name]
 
     monkeypatch.setattr(importlib.metadata, 'version', version)
-    if wanted is None:
+    if expected is None:
         onnx_model.require_converter(paddle)
         return
-    with pytest.raises(UserError, match=wanted):
+    with pytest.raises(UserError, match=expected):
         onnx_model.require_converter(paddle)
 
 

@@ -120,18 +120,12 @@ def random_images(count):
 
 
 def write(folder, result, classes=('cat', 'dog', 'fox'), images=None):
-    matrix = report.confusion_matrix(result, len(classes))
     images = images or Recorder(random_images(100))
-    names = report.write_report(
-        folder,
-        result,
-        matrix,
-        images=images,
-        classes=classes,
-        of='run, epoch_0001',
-        about={'views': 'flip'},
+    about = {'views': 'flip'}
+    *_, last = report.write_report(
+        folder, result, images, classes, title='run, epoch_0001', about=about
     )
-    return names, images
+    return last.partition(f'wrote {folder}/: ')[2].split(', '), images
 
 
 def test_mistakes_are_shown_by_their_places_in_the_set_worst_first(tmp_path):

@@ -36,7 +36,6 @@ EXCEPTIONS = {
     ('benchmarks.device_page', 'benchmarks.device'),
     ('benchmarks.device_suite', 'benchmarks.device'),
     ('engine.config.checks', 'engine.config'),
-    ('engine.evaluation.cpu_inference', 'engine.export.static_model'),
     ('engine.run.chosen_weights', 'engine.cli'),
     ('engine.training.trainer', 'engine.run.log'),
 }

@@ -5,13 +5,19 @@ The command is run once, with all that it can write.
 
 from __future__ import annotations
 
+import os
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import paddle
 import pytest
 from conftest import execute
-from exporting import HAS_CONVERTER, QUICKSTART, a_file, by_inference, description, raw
+from exporting import HAS_CONVERTER, QUICKSTART, a_file, by_inference, description, image_of, raw
 
+from engine.errors import UserError
 from engine.export import triton
+from engine.export.exported_folder import new_folder
 from predictor.onnx_engines import import_onnxruntime
 
 pytestmark = pytest.mark.skipif(not HAS_CONVERTER, reason='paddle2onnx has no wheels')
@@ -113,8 +119,7 @@ def test_other_weights_have_other_engines_and_a_label_is_a_line(tmp_path):
     for content in (b'one', b'two'):
         model, folder = tmp_path / 'model.onnx', tmp_path / content.decode()
         model.write_bytes(content)
-        folder.mkdir()
-        triton.write(folder, model, name='net', size=8, uint8=False, classes=['a\nb', 'Kätzchen'])
+        triton.write(folder, model, image_of(8), ['a\nb', 'Kätzchen'], name='net')
         config = config_of(folder)
         assert (config.input[0].dims, config.input[0].data_type) == ([3, 8, 8], 11)
         (accelerator,) = config.optimization.execution_accelerators.gpu_execution_accelerator
@@ -123,3 +128,79 @@ def test_other_weights_have_other_engines_and_a_label_is_a_line(tmp_path):
         assert accelerator.parameters['trt_profile_max_shapes'] == 'image:32x3x8x8'
         assert (folder / 'labels.txt').read_text(encoding='utf-8') == 'a b\nKätzchen\n'
     assert paths[0] != paths[1]
+
+
+# ------------------------------------------------------------------ adding it to a repository
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An exported folder, as far as Triton needs it."""
+    with new_folder(tmp_path / 'out') as folder:
+        (folder / 'model.onnx').write_bytes(b'model')
+        yield folder
+
+
+def add(target, folder):
+    triton.add(target, folder, image_of(8), ['cat', 'dog'])
+
+
+@pytest.fixture
+def written_to(monkeypatch):
+    """Where Triton's folder is before it is in its place."""
+    folders, write = [], triton.write
+    monkeypatch.setattr(
+        triton, 'write', lambda folder, *a, **k: (write(folder, *a, **k), folders.append(folder))
+    )
+    return folders
+
+
+def test_nothing_but_models_is_ever_in_a_model_repository(tmp_path, folder, written_to):
+    add(tmp_path / 'models' / NAME, folder)
+    assert written_to[0].parent == folder
+    assert [path.name for path in (tmp_path / 'models').iterdir()] == [NAME]
+    assert [path.name for path in folder.iterdir()] == ['model.onnx']
+
+
+def test_a_repository_on_another_disk_gets_the_whole_folder(tmp_path, folder, written_to):
+    other = next((disk for disk in ('/dev/shm', '/run/shm') if os.access(disk, os.W_OK)), None)
+    if other is None or os.stat(other).st_dev == tmp_path.stat().st_dev:
+        pytest.skip('there is one disk')
+    with tempfile.TemporaryDirectory(dir=other) as models:
+        left = Path(models) / f'.{NAME}.writing' / '1'  # by an export that was killed
+        left.mkdir(parents=True)
+        add(Path(models) / NAME, folder)
+        assert written_to[0].parent == Path(models)
+        assert [path.name for path in Path(models).iterdir()] == [NAME]
+        assert (Path(models) / NAME / 'config.pbtxt').is_file()
+
+
+def test_a_model_that_was_added_in_the_meantime_stays_and_nothing_is_exported(tmp_path):
+    target = tmp_path / 'models' / NAME
+
+    def export() -> None:
+        with new_folder(tmp_path / 'out') as folder:
+            (folder / 'model.onnx').write_bytes(b'model')
+            target.mkdir(parents=True)
+            (target / 'mine.txt').write_text('mine')
+            add(target, folder)
+
+    with pytest.raises(UserError, match='not empty'):
+        export()
+    assert sorted(tmp_path.rglob('*')) == [tmp_path / 'models', target, target / 'mine.txt']
+
+
+def test_an_error_leaves_no_new_repository(tmp_path, folder):
+    (folder / 'model.onnx').unlink()
+    with pytest.raises(FileNotFoundError):
+        add(tmp_path / 'a' / 'models' / NAME, folder)
+    assert not (tmp_path / 'a').exists()
+    (folder / 'model.onnx').write_bytes(b'model')
+
+
+def test_output_and_repository_may_share_a_folder(tmp_path):
+    """Which is locked during the export: nobody waits for themselves."""
+    with new_folder(tmp_path / 'out') as folder:
+        (folder / 'model.onnx').write_bytes(b'model')
+        add(tmp_path / NAME, folder)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['out', NAME]

@@ -7,7 +7,7 @@ import os
 import sys
 import unicodedata
 from pathlib import Path
-from typing import Iterable
+from typing import Iterable, Sequence
 
 from engine.errors import UserError
 
@@ -49,6 +49,11 @@ def differing(there: Iterable[str], here: Iterable[str]) -> str:
         if names:
             parts.append(f'{what}: {", ".join(names[:5])}{", ..." if len(names) > 5 else ""}')
     return '; '.join(parts) or 'the same in another order'
+
+
+def numbered(names: Sequence[str], count: int) -> list[str]:
+    """The names of `count` outputs: those without a name are numbered."""
+    return [*names, *(str(index) for index in range(len(names), count))]
 
 
 def legible(path: str) -> str:

@@ -1,4 +1,4 @@
-"""What an evaluation found, for a person: table, confusion matrix, the worst mistakes."""
+"""The report of an evaluation: a table of classes, the confusion matrix, the worst mistakes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy as np
 from engine import plots
 from engine.data.batches import ImageSet
 from engine.evaluation import Evaluation
-from engine.files import write_atomically
+from engine.files import can_be_written, write_atomically
+from engine.plots import fonts
 
 WORST = 40  # mistakes that are shown
 TABLE = 50  # classes that are printed
@@ -27,9 +28,9 @@ def confusion_matrix(evaluation: Evaluation, classes: int) -> np.ndarray:
 
 
 def class_table(matrix: np.ndarray, classes: Sequence[str]) -> str:
-    """A line a class: images, how many are right, and what it is most often taken for.
+    """A line for each class: its images, how many are correct, what it is most often taken for.
 
-    Of many classes, those of the lowest accuracy; the files of the report have all.
+    Of many classes only those with the lowest accuracy; the files of the report have all.
     """
     shown = list(range(len(classes)))
     if len(classes) > TABLE:
@@ -66,38 +67,51 @@ def summary(evaluation: Evaluation) -> dict[str, Any]:
 def write_report(
     folder: Path,
     evaluation: Evaluation,
-    matrix: np.ndarray,
-    *,
     images: ImageSet,
     classes: Sequence[str],
-    of: str,
+    *,
+    title: str,
     about: dict[str, Any],
 ) -> list[str]:
-    """Write eval.json, confusion.csv, confusion.png and mistakes.png; returns their names.
+    """Write the files of the report; lines for the console: a table of classes, what was written.
 
-    `of` is what was measured, for the title of a picture.
+    `title` is what was measured, `about` more fields of eval.json.
     """
+    matrix = confusion_matrix(evaluation, len(classes))
+    lines = [class_table(matrix, classes)]
+    if not can_be_written(folder):  # of a run on a read-only disk, the figures are enough
+        lines.append(
+            f'no report: nothing can be written in {folder}; --output DIR puts it elsewhere'
+        )
+        return lines
+    if missing := fonts.choose([title, *classes]):
+        lines.append(missing)
     folder.mkdir(parents=True, exist_ok=True)
     accuracy = dict(zip(classes, (np.diag(matrix) / np.maximum(matrix.sum(1), 1)).tolist()))
     content = {**summary(evaluation), **about, 'class_accuracy': accuracy}
     _write_text(folder / 'eval.json', json.dumps(content, indent=1, ensure_ascii=False))
     # Excel takes a file without this mark for one in the system's encoding, such as GBK.
     _write_text(folder / 'confusion.csv', '\ufeff' + _as_csv(matrix, classes))
-    plots.confusion(matrix, classes, folder / 'confusion.png', of=of)
+    plots.confusion(matrix, classes, folder / 'confusion.png', of=title)
     written = ['eval.json', 'confusion.csv', 'confusion.png']
     worst = worst_mistakes(evaluation)
     if len(worst):
-        names = [plots.shortened(name, plots.CAPTION) for name in classes]
-        captions = []
-        for i in worst:
-            true, predicted = names[evaluation.labels[i]], names[evaluation.predictions[i]]
-            found = f'predicted {predicted} ({100 * evaluation.probabilities[i]:.0f} %)'
-            gap = ' ' if plots.text_width(true + found) < plots.LINE else '\n'
-            captions.append(f'{true},{gap}{found}')
+        captions = [_caption(evaluation, image, classes) for image in worst]
         pictures = images.pictures(evaluation.rows[worst])
         plots.picture_grid(pictures, captions, folder / 'mistakes.png')
         written.append('mistakes.png')
-    return written
+    return [*lines, f'wrote {folder}/: {", ".join(written)}']
+
+
+def _caption(evaluation: Evaluation, image: int, classes: Sequence[str]) -> str:
+    """'cat, predicted dog (93 %)', on two lines where that is too long for a picture."""
+    true, predicted = (
+        plots.shortened(classes[labels[image]], plots.CAPTION)
+        for labels in (evaluation.labels, evaluation.predictions)
+    )
+    answer = f'predicted {predicted} ({100 * evaluation.probabilities[image]:.0f} %)'
+    gap = ' ' if plots.text_width(true + answer) < plots.LINE else '\n'
+    return f'{true},{gap}{answer}'
 
 
 def worst_mistakes(evaluation: Evaluation) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""The folder that export.py writes: a static graph (static_model.py) and inference.yml.
+"""The folder that export.py writes: its graph, inference.yml, and how it appears as a whole.
 
-It is all that a server or a device needs, and it appears whole or not at all. Nothing here imports
-paddle.
+It has all that a server or a device needs. deploy/predictor/exported_folder.py reads it. Nothing
+here imports paddle.
 """
 
 from __future__ import annotations
@@ -10,65 +10,89 @@ import contextlib
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterator, Optional
+from typing import TYPE_CHECKING, Iterator, Optional
+
+import numpy as np
 
 from engine.config import reading
 from engine.errors import UserError
-from engine.files import locked, sha256_of, sync_folder, sync_tree
+from engine.files import beside, locked, sha256_of, sync_folder, sync_tree
 from engine.machine import devices
-from engine.run.chosen_weights import Weights
+from engine.run.chosen_weights import Weights, recorded_accuracy
+from predictor.exported_folder import DESCRIPTION, FORMAT, Input
 
 if TYPE_CHECKING:
     from engine.data import Preparation
 
 VERSION = '0.1.0'  # of this project
-FORMAT = 1  # of inference.yml, for its readers
-GRAPH, DESCRIPTION = 'inference', 'inference.yml'
+GRAPH = 'inference'
 ONNX, INT8 = 'model.onnx', 'model.int8.onnx'
-FORMATS = ('json', 'pdmodel')  # of the graph: of Paddle 3, and of 2
+FORMATS = ('json', 'pdmodel')  # of the graph: Paddle 3's, Paddle 2's
 INPUT, OUTPUT = 'image', 'logits'
-NORMALISED_GO_IN = '# What goes in: (pixels - mean) / std, of pixels from 0 to 255.\n'
-RAW_GO_IN = '# What goes in: raw pixels from 0 to 255. The network applies mean and std itself.\n'
+HEADS = {
+    'float32': '# What goes in: (pixels - mean) / std, of pixels from 0 to 255.\n',
+    'uint8': '# What goes in: raw pixels from 0 to 255. The network applies mean and std itself.\n',
+}
 WHAT_COMES_OUT = (
     f"# What comes out is called {OUTPUT} in {ONNX}. Paddle's graph has one output, too, under a\n"
     '# name that Paddle chose: take the first.\n'
 )
 
 
-def describe(
-    model: str,
-    view: Preparation,
-    classes: list[str],
-    weights: Weights,
-    *,
-    uint8: bool,
-    accuracy: Optional[dict[str, Any]],
-    folder: Path,
-) -> str:
-    """inference.yml: the input, the output, the source of the weights, and the files."""
-    source: dict[str, Any] = {
+def graph_input(view: Preparation, *, uint8: bool = False) -> Input:
+    """What the graph takes: normalised float32 images, or with `uint8` their raw pixels."""
+    kind = 'uint8' if uint8 else 'float32'
+    return Input(INPUT, kind, view.size, view.resize, view.mean, view.std)
+
+
+def prepare(pixels: np.ndarray, image: Input) -> np.ndarray:
+    """uint8 [N, 3, size, size], as evaluation sees them -> what the graph takes."""
+    from engine.data.augmentation import normalise
+
+    if image.type == 'uint8':
+        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+    return normalise(np.ascontiguousarray(pixels), image.mean, image.std)
+
+
+def class_names(num_classes: Optional[int], weights: Weights) -> list[str]:
+    """As recorded with the weights; outputs without a name are numbered."""
+    from engine.data.class_names import numbered
+
+    names, bias = weights.classes or [], weights.content.arrays.get('fc.bias')
+    # Without a last layer 1 is as good as any: such weights are refused later.
+    count = num_classes or len(names) or (1 if bias is None else bias.size)
+    if count < len(names):
+        raise UserError(
+            f'model.num_classes is {count}, but {weights.path} was trained on {len(names)} classes'
+        )
+    return numbered(names, count)
+
+
+def write_description(
+    folder: Path, model: str, image: Input, classes: list[str], weights: Weights
+) -> None:
+    """Write inference.yml: the input, the output, the weights, and the files of the folder."""
+    source = {
         'path': str(weights.file),
         'kind': weights.kind,
         'sha256': weights.sha256,
-    }
-    if accuracy is not None:
-        source['accuracy'] = accuracy
-    picture = {
-        'name': INPUT,
-        'type': 'uint8' if uint8 else 'float32',
-        'shape': input_shape(-1, view.size, uint8=uint8),
-        'layout': 'NHWC' if uint8 else 'NCHW',
-        'colours': 'RGB',
-        'resize_short': view.resize,
-        'interpolation': 'bilinear, antialiased',
-        'crop': view.size,
-        'mean': view.mean.tolist(),
-        'std': view.std.tolist(),
+        'accuracy': recorded_accuracy(weights),
     }
     content = {
         'format': FORMAT,
         'model': model,
-        'input': picture,
+        'input': {
+            'name': image.name,
+            'type': image.type,
+            'shape': [-1, *image.shape],
+            'layout': 'NHWC' if image.type == 'uint8' else 'NCHW',
+            'colours': 'RGB',
+            'resize_short': image.resize,
+            'interpolation': 'bilinear, antialiased',
+            'crop': image.size,
+            'mean': image.mean.tolist(),
+            'std': image.std.tolist(),
+        },
         'output': {
             'name': OUTPUT,
             'type': 'float32',
@@ -76,19 +100,15 @@ def describe(
             'meaning': 'logits',
         },
         'classes': classes,
-        'weights': source,
+        'weights': {key: value for key, value in source.items() if value is not None},
         'files': {
             file.name: {'bytes': file.stat().st_size, 'sha256': sha256_of(file)}
             for file in sorted(folder.iterdir())
         },
         'versions': {'exporter': VERSION, **devices.versions()},
     }
-    return (RAW_GO_IN if uint8 else NORMALISED_GO_IN) + WHAT_COMES_OUT + reading.dump(content)
-
-
-def input_shape(batch: Any, size: int, *, uint8: bool) -> list[Any]:
-    """NHWC for raw pixels, as decoders give them; NCHW for what the networks take."""
-    return [batch, size, size, 3] if uint8 else [batch, 3, size, size]
+    text = HEADS[image.type] + WHAT_COMES_OUT + reading.dump(content)
+    (folder / DESCRIPTION).write_text(text, encoding='utf-8')
 
 
 def require_new(folder: Path) -> None:
@@ -100,54 +120,39 @@ def require_new(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def written_aside(*targets: Path) -> Iterator[list[Path]]:
-    """A folder to write into for each target; in the end they become the targets, or vanish."""
-    targets = tuple(target.resolve() for target in targets)
-    asides: list[Path] = []
-    above = {folder for target in targets for folder in target.parents}
-    created = [folder for folder in above if not folder.exists()]
-    with contextlib.ExitStack() as locks:
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into, which in the end becomes the target, or is removed after an error."""
+    target = target.resolve()
+    aside = beside(target, 'writing')
+    with parents_of(target), locked(target.parent):  # or two exports would write the same folder
+        shutil.rmtree(aside, ignore_errors=True)  # left by an export that was killed
+        aside.mkdir()
         try:
-            _lock_parents(targets, locks)
-            asides += [_aside(target, first=targets[0]) for target in targets]
-            for aside in asides:
-                shutil.rmtree(aside, ignore_errors=True)  # what a kill has left
-                aside.mkdir()
-            yield asides
-            for aside in asides:
-                sync_tree(aside)
-            for target in targets:
-                require_new(target)
-            for aside, target in zip(asides, targets):
-                with contextlib.suppress(FileNotFoundError):
-                    target.rmdir()  # an empty one, which Windows would not replace
-                os.replace(aside, target)
-                sync_folder(target.parent)
-        except BaseException:
-            for aside in asides:
-                shutil.rmtree(aside, ignore_errors=True)
-            for folder in sorted(created, reverse=True):  # the inner ones first
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-            raise
+            yield aside
+            move_into_place(aside, target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
-def _aside(target: Path, *, first: Path) -> Path:
-    """Next to the first target, if that is on the same disk: in a model repository, Triton would
-    take it for one of the models."""
-    if target == first:
-        return target.with_name(f'.{target.name}.writing')
-    near = target.parent.stat().st_dev == first.parent.stat().st_dev
-    return (first if near else target).with_name(f'.{first.name}.{target.name}.writing')
+@contextlib.contextmanager
+def parents_of(target: Path) -> Iterator[None]:
+    """Create the folders above the target; after an error remove those that are new."""
+    new = [folder for folder in target.parents if not folder.exists()]
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
-def _lock_parents(targets: tuple[Path, ...], locks: contextlib.ExitStack) -> None:
-    """Wait until no other export writes there, and keep it so until `locks` is closed."""
-    # Each folder once, or we would wait for ourselves; all exports in the same order, or two might
-    # wait for each other.
-    for parent in sorted({target.parent for target in targets}):
-        try:
-            parent.mkdir(parents=True, exist_ok=True)
-            locks.enter_context(locked(parent))
-        except OSError as error:
-            raise UserError(f'cannot write into {parent}: {error.strerror}') from None
+def move_into_place(folder: Path, target: Path) -> None:
+    """Rename a folder once its content is on the disk. UserError if the target is not empty."""
+    sync_tree(folder)
+    require_new(target)
+    with contextlib.suppress(FileNotFoundError):
+        target.rmdir()  # an empty one, which Windows would not replace
+    os.replace(folder, target)
+    sync_folder(target.parent)

@@ -13,24 +13,23 @@ from __future__ import annotations
 import importlib.util
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Iterator, Optional
+from typing import TYPE_CHECKING, Iterator, Optional
 
 import numpy as np
 
 from engine.errors import UserError
 from engine.export import onnx_model
-from engine.export.exported_folder import INPUT, INT8, ONNX
+from engine.export.exported_folder import INT8, ONNX, prepare
+from predictor.exported_folder import Input
 from predictor.onnx_engines import import_onnxruntime
 
 if TYPE_CHECKING:
     from engine.data import DataSet
     from engine.data.batches import ImageSet
 
-CALIBRATION, CHECKED = 256, 2000  # images, of the training set and of the test set
+CALIBRATION_IMAGES, TEST_IMAGES = 256, 2000
 BATCH = 32
-MOST_LOST = 0.5  # points of accuracy
-
-Feed = Callable[[np.ndarray], np.ndarray]  # uint8 [N, 3, H, W] -> what the graph takes
+LARGEST_LOSS = 0.5  # points of accuracy
 
 
 def require_quantiser() -> None:
@@ -39,35 +38,36 @@ def require_quantiser() -> None:
         raise UserError('--int8 needs onnxruntime: python3 -m pip install "onnxruntime>=1.16,<2"')
 
 
-def write(folder: Path, dataset: DataSet, feed: Feed) -> str:
+def write(folder: Path, dataset: DataSet, image: Input) -> str:
     """Write model.int8.onnx next to model.onnx; a line with the accuracy of both.
 
-    UserError if the new one loses more than MOST_LOST points.
+    UserError if the new one loses more than LARGEST_LOSS points.
     """
     assert dataset.train is not None
-    _quantise(folder, (feed(pixels) for pixels, _ in _batches(dataset.train, CALIBRATION)))
-    plain, small = (_accuracy(folder / name, dataset.test, feed) for name in (ONNX, INT8))
-    checked = f'{min(CHECKED, len(dataset.test)):,} of {len(dataset.test):,} test images'
-    line = f'{INT8}: {small:.2f} % of {checked}, {ONNX}: {plain:.2f} %'
-    if plain - small > MOST_LOST:
+    calibration = (batch for batch, _ in _batches(dataset.train, image, CALIBRATION_IMAGES))
+    _quantise(folder, image, calibration)
+    before, after = (_accuracy(folder / name, dataset.test, image) for name in (ONNX, INT8))
+    tested = f'{min(TEST_IMAGES, len(dataset.test)):,} of {len(dataset.test):,} test images'
+    line = f'{INT8}: {after:.2f} % of {tested}, {ONNX}: {before:.2f} %'
+    if before - after > LARGEST_LOSS:
         raise UserError(
-            f'{line}: more than {MOST_LOST} points are lost, so nothing was exported; leave out '
+            f'{line}: more than {LARGEST_LOSS} points are lost, so nothing was exported; leave out '
             '--int8'
         )
     return line
 
 
-def _quantise(folder: Path, images: Iterator[np.ndarray]) -> None:
+def _quantise(folder: Path, image: Input, calibration: Iterator[np.ndarray]) -> None:
     import_onnxruntime()
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def get_next(self) -> Optional[dict[str, np.ndarray]]:
-            batch = next(images, None)
-            return None if batch is None else {INPUT: batch}
+            images = next(calibration, None)
+            return None if images is None else {image.name: images}
 
-    folded = folder / 'folded.onnx'  # with the batch norms in the convolutions, as far as they go
+    folded = folder / 'folded.onnx'  # with most batch norms folded into the convolutions
     logging.disable(logging.WARNING)  # it advises to do what quant_pre_process has done
     try:
         quant_pre_process(str(folder / ONNX), str(folded), skip_symbolic_shape=True)
@@ -86,18 +86,18 @@ def _quantise(folder: Path, images: Iterator[np.ndarray]) -> None:
         folded.unlink(missing_ok=True)
 
 
-def _accuracy(model: Path, images: ImageSet, feed: Feed) -> float:
-    """In per cent, of CHECKED images from all over the set."""
-    run, right, total = onnx_model.load(model), 0, 0
-    for pixels, labels in _batches(images, CHECKED):
-        right += int((run(feed(pixels)).argmax(1) == labels).sum())
+def _accuracy(model: Path, images: ImageSet, image: Input) -> float:
+    """In per cent, of TEST_IMAGES images from the whole set."""
+    run, correct, total = onnx_model.load(model), 0, 0
+    for batch, labels in _batches(images, image, TEST_IMAGES):
+        correct += int((run(batch).argmax(1) == labels).sum())
         total += len(labels)
-    return 100 * right / total
+    return 100 * correct / total
 
 
-def _batches(images: ImageSet, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Pixels and labels of `count` images, evenly spaced, as in evaluation."""
+def _batches(images: ImageSet, image: Input, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """What the graph takes of `count` images, evenly spaced, as in evaluation; and their labels."""
     rows = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).astype(int))
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
-        yield images.pictures(part), images.labels[part]
+        yield prepare(images.pictures(part), image), images.labels[part]

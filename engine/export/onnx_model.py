@@ -1,4 +1,4 @@
-"""model.onnx: Paddle's static graph as paddle2onnx converts it, and as onnxruntime runs it.
+"""model.onnx: paddle2onnx converts Paddle's static graph, onnxruntime runs it.
 
 Nothing here imports paddle into the process that calls it.
 
@@ -55,7 +55,7 @@ def _version_of(distribution: str) -> Optional[str]:
 def write(graph: Path, *, name: str) -> None:
     """Write model.onnx next to this graph of Paddle's. UserError if it can't be converted.
 
-    Its input is called `image` as before, its output `logits`, its batch dimension `batch`.
+    Its input is called `image`, its output `logits`, its batch dimension `batch`.
     """
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -90,9 +90,9 @@ def _converted(graph: Path) -> bytes:
 
 
 def _reason(result: subprocess.CompletedProcess[bytes]) -> str:
-    """The error among all that was printed; a crash may print none."""
-    said = REASON.search(COLOURS.sub('', result.stderr.decode(errors='replace')))
-    return said.group() if said else f'exit code {result.returncode}'
+    """The error message in the output; a crash may print none."""
+    message = REASON.search(COLOURS.sub('', result.stderr.decode(errors='replace')))
+    return message.group() if message else f'exit code {result.returncode}'
 
 
 def _refusal(reason: str) -> UserError:
@@ -101,7 +101,7 @@ def _refusal(reason: str) -> UserError:
 
 
 def _tidy(graph: Any) -> None:
-    """Clear names, and no unused constants, each of which onnxruntime would warn of."""
+    """Give clear names, and remove unused constants: onnxruntime would warn of each."""
     (picture,), (logits,) = graph.input, graph.output
     for node in graph.node:
         for names in (node.input, node.output):
@@ -116,7 +116,7 @@ def _tidy(graph: Any) -> None:
 
 
 def load(model: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """As a function, by onnxruntime on the CPU. ImportError without onnxruntime."""
+    """The model as a function, run by onnxruntime on the CPU. ImportError without onnxruntime."""
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = cpu.cores_per_process()

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
-from engine.export.exported_folder import INPUT, ONNX, OUTPUT, input_shape
-from engine.files import sha256_of
+from engine.errors import UserError
+from engine.export.exported_folder import ONNX, OUTPUT, move_into_place, parents_of, require_new
+from engine.files import beside, sha256_of
+from predictor.exported_folder import Input
 
 MAX_BATCH = 32
 CONFIG = """\
@@ -74,23 +75,45 @@ model_warmup {{
 """
 
 
-def write(
-    folder: Path, model: Path, *, name: str, size: int, uint8: bool, classes: list[str]
-) -> None:
-    """Fill the folder of the model called `name` with this model.onnx and what Triton must know."""
-    (folder / '1').mkdir()
+def require_new_model(model: Path, output: Path) -> None:
+    """UserError if it is there already, or if it and the output contain each other."""
+    one, other = output.resolve(), model.resolve()
+    if one in (other, *other.parents) or other in one.parents:
+        raise UserError(f'{output} and {model} must lie apart (--output, --triton)')
+    require_new(model)
+
+
+def add(target: Path, exported: Path, image: Input, classes: list[str]) -> None:
+    """Add the model.onnx of an exported folder to a model repository, as REPOSITORY/NAME."""
+    target = target.resolve()
+    with parents_of(target):
+        # Triton takes every folder in its repository for a model, so that this one is written in
+        # the exported folder. From another disk it could not be renamed.
+        same_disk = target.parent.stat().st_dev == exported.stat().st_dev
+        aside = exported / 'triton' if same_disk else beside(target, 'writing')
+        shutil.rmtree(aside, ignore_errors=True)  # left by an export that was killed
+        try:
+            write(aside, exported / ONNX, image, classes, name=target.name)
+            move_into_place(aside, target)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def write(folder: Path, model: Path, image: Input, classes: list[str], *, name: str) -> None:
+    """Write the folder of the model called `name`: this model.onnx and what Triton must know."""
+    (folder / '1').mkdir(parents=True)
     shutil.copyfile(model, folder / '1' / ONNX)
-    # A line a class, whatever a folder of pictures was called.
+    # A line a class, even if the folder of its pictures has a name of several lines.
     labels = [' '.join(label.splitlines()) for label in classes]
     (folder / 'labels.txt').write_text('\n'.join([*labels, '']), encoding='utf-8')
-    known: dict[str, Any] = {
+    uint8 = image.type == 'uint8'
+    known = {
+        'input': image.name,
         'kind': 'TYPE_UINT8' if uint8 else 'TYPE_FP32',
-        'dims': input_shape(MAX_BATCH, size, uint8=uint8)[1:],
-        'input': INPUT,
+        'dims': list(image.shape),
     }
     # A uint8 input is cast before TensorRT's part begins, whose own input has another name.
-    dims = 'x'.join(map(str, known['dims']))
-    profile = {'input': INPUT, 'max_batch': MAX_BATCH, 'dims': dims}
+    profile = {'input': image.name, 'max_batch': MAX_BATCH, 'dims': 'x'.join(map(str, image.shape))}
     config = CONFIG.format(
         name=name,
         max_batch=MAX_BATCH,

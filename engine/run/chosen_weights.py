@@ -30,6 +30,8 @@ from engine.weights.official import on_disk
 from engine.weights.shards import file_in
 
 if TYPE_CHECKING:
+    from paddle import nn
+
     from engine.data import DataSet
 
 
@@ -115,6 +117,16 @@ def with_their_normalisation(
     say(f'{known.as_keys()}, as these weights were trained')
     data = dataclasses.replace(data, mean=known.mean, std=known.std)
     return dataclasses.replace(config, data=data)
+
+
+def build_network(name: str, weights: Weights, num_classes: int) -> tuple[nn.Layer, list[str]]:
+    """The network with these weights, and lines about them if another project wrote the file."""
+    from engine import models
+    from engine.weights import fit_weights
+
+    model = models.build(name, num_classes=num_classes)
+    report = fit_weights(model, weights.content, str(weights.path))
+    return model, report.lines() if weights.content.source else []
 
 
 def recorded_accuracy(weights: Weights) -> Optional[dict[str, Any]]:
