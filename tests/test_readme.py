@@ -11,8 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import REPOSITORY
+from PIL import Image
 
 from engine import config
 from engine.config import reading
@@ -51,7 +53,7 @@ def parsed(words: list[str], monkeypatch) -> None:
         compile(words[1], 'README', 'exec')
         return None
     if words[0] == '-m':
-        assert importlib.util.find_spec(words[1]) is not None
+        assert importlib.util.find_spec(words[1]) is not None, words
         return None
     monkeypatch.setattr(sys, 'argv', words)
     module = importlib.import_module(Path(words[0]).stem)
@@ -164,51 +166,66 @@ def test_pages_are_short_enough_to_read():
         assert len(page.read_text('utf-8').splitlines()) <= most, page.name
 
 
+def test_files_that_are_named_exist():
+    named = r'`((?:engine|deploy|tests|benchmarks|configs|notebooks)/[\w/.-]+)`'
+    for page in PAGES:
+        for name in re.findall(named, page.read_text('utf-8')):
+            if name == 'deploy/python/predict_cls.py':  # of PaddleClas
+                continue
+            assert (REPOSITORY / name).exists(), (page.name, name)
+
+
 @pytest.fixture
 def clone(tmp_path) -> Path:
-    """An empty folder with the commands, as in a fresh clone."""
+    """An empty folder with the commands, as in a fresh clone, and pictures of the reader's."""
     for name in ('train.py', 'eval.py', 'export.py', 'configs', 'deploy'):
         (tmp_path / name).symlink_to(REPOSITORY / name)
+    for name in ('cat.jpg', 'folder/a.png', 'shots/b.png', 'val/3/c.png', 'val/7/d.png'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((40, 40, 3), 90, np.uint8)).save(tmp_path / name)
     return tmp_path
 
 
-def stop_when_it_serves(process: subprocess.Popen) -> int:
-    """The exit code of a server that has reported its address and then receives SIGTERM."""
-    assert process.stdout is not None
-    for line in process.stdout:
-        if 'Ctrl-C ends it' in line:
-            process.send_signal(signal.SIGTERM)
-    return process.wait(60)
+def run(words: list[str], folder: Path) -> None:
+    """Run one of the commands in `folder`; a server is stopped when it has reported its address."""
+    extra = {'deploy/benchmark.py': ['--seconds', '0.1'], 'deploy/serve.py': ['--port', '0']}
+    process = subprocess.Popen(
+        [sys.executable, *words, *extra.get(words[0], [])],
+        cwd=folder,
+        env={**os.environ, 'XDG_CACHE_HOME': str(folder / 'cache'), 'COLUMNS': '80'},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if words[0] == 'deploy/serve.py':
+        assert process.stdout is not None
+        for line in process.stdout:
+            if 'Ctrl-C ends it' in line:
+                process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=1200)
+    assert process.returncode == 0, (words, out)
 
 
 @pytest.mark.slow
-def test_the_commands_of_the_quick_start_run_in_sequence(clone):
+def test_the_quick_start_runs_in_sequence(clone):
     text = (REPOSITORY / 'README.md').read_text('utf-8')
     block = next(code for _, code in FENCED.findall(text) if 'git clone' in code)
     lines = [line for line in block.splitlines() if line.startswith('python3')]
-    assert lines[0].startswith('python3 -m pip install')
-    done = []
-    for words in [shlex.split(line, comments=True)[1:] for line in lines[1:]]:
-        serves = words[0] == 'deploy/serve.py'
-        process = subprocess.Popen(
-            [sys.executable, *words, *(['--port', '0'] if serves else [])],
-            cwd=clone,
-            env={**os.environ, 'XDG_CACHE_HOME': str(clone / 'cache'), 'COLUMNS': '80'},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        if serves:
-            assert stop_when_it_serves(process) == 0, words
-        else:
-            out, _ = process.communicate(timeout=1200)
-            assert process.returncode == 0, (words, out)
-        done.append(words[0])
-    assert done == [
-        'train.py',
-        'eval.py',
-        'export.py',
-        '-c',
-        'deploy/predict.py',
-        'deploy/serve.py',
-    ]
+    words = [shlex.split(line, comments=True)[1:] for line in lines]
+    scripts = ['train.py', 'eval.py', 'export.py', '-c', 'deploy/predict.py', 'deploy/serve.py']
+    assert [first for first, *_ in words] == ['-m', *scripts]  # after python3 -m pip install
+    for line in words[1:]:
+        run(line, clone)
+
+
+@pytest.mark.slow
+def test_what_the_docs_do_with_the_quick_start_runs_in_sequence(clone):
+    done: list[list[str]] = []
+    for page in ('runs', 'evaluation', 'export', 'serving'):
+        for words in commands(REPOSITORY / f'docs/{page}.md'):
+            of_the_quick_start = re.search(r'quickstart|\bserved\b', ' '.join(words))
+            if of_the_quick_start and words not in done:
+                done.append(words)
+                run(words, clone)
+    names = {words[0] for words in done}
+    assert names >= {'train.py', 'eval.py', 'export.py', 'deploy/predict.py', 'deploy/serve.py'}
