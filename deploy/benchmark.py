@@ -1,7 +1,7 @@
 """How fast a network is here, engine by engine: python3 deploy/benchmark.py inference/
 
 Latency (milliseconds a call) and throughput (images a second) over batch sizes and threads, as a
-table, and on request as JSON (--output) and as a picture (--plot). The images are random and lie in
+table, and on request as JSON (--output) and as a picture (--plot). The images are random and in
 memory, ready to be run.
 """
 
@@ -23,14 +23,17 @@ from predictor import console, devices, engines, machine
 from predictor.errors import UserError
 from predictor.exported_folder import Description, open_folder
 from predictor.setting import Setting
-from predictor.timing import Failed, Process, Sample, Settings
+from predictor.timing import Failed, Process, Sample
 
 NO_ONEDNN = 'paddle-no-onednn'
 ENGINES = (*console.ENGINES[1:], NO_ONEDNN)
 BATCH_SIZES = [1, 2, 4, 8, 16]
 PICTURES = ('.png', '.svg', '.pdf')
 ROUNDS = 3  # engines take turns, so that other programs disturb all of them
-PACKAGES = ('paddlepaddle', 'paddlepaddle-gpu', 'tensorrt', 'onnxruntime', 'onnxruntime-gpu')
+PACKAGES = (
+    *('paddlepaddle', 'paddlepaddle-gpu', 'tensorrt'),
+    *('onnxruntime', 'onnxruntime-gpu', 'openvino', 'numpy'),
+)
 
 
 def main() -> int:
@@ -45,17 +48,20 @@ def main() -> int:
     print(*about.values(), *left_out, '', sep='\n', flush=True)
     series: list[Series] = []
     for count in threads:
-        series += measure(description, device, names, count, args)
+        series += measure(device, names, count, args)
     print(table(series), flush=True)
+    figures = [one.as_json() for one in series]
     if args.output:
-        content = {**about, 'left_out': lacks, 'series': [one.as_json() for one in series]}
+        content = {**about, 'left_out': lacks, 'series': figures}
         text = json.dumps(content, indent=1, ensure_ascii=False) + '\n'
         write_new(args.output, text.encode(errors='backslashreplace'))
     if not any(one.samples for one in series):
         raise UserError('no engine runs this model here')
     if args.plot:
+        from predictor.charts import draw  # needs Matplotlib, which is optional
+
         title = f'{description.model}, {device}, {args.precision}'
-        write_new(args.plot, picture(series, title, args.plot.suffix[1:]))
+        write_new(args.plot, draw(figures, title, args.plot.suffix[1:]))
     return 0
 
 
@@ -64,30 +70,26 @@ def parse_arguments() -> argparse.Namespace:
         'Measure how fast an exported network is with each engine.',
         example='benchmark.py output/quickstart/inference',
     )
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         '--engines',
         type=engine_names,
         default=list(ENGINES),
         metavar='NAME,...',
         help=f'auto (all that can run here), or some of {", ".join(ENGINES)}',
     )
-    parser.add_argument('--batch-sizes', type=numbers, default=BATCH_SIZES, metavar='N,...')
-    parser.add_argument(
-        '--threads', type=numbers, metavar='N,...', help='of a CPU (default: 1, and one a core)'
-    )
-    parser.add_argument(
+    add('--batch-sizes', type=numbers, default=BATCH_SIZES, metavar='N,...')
+    add('--threads', type=numbers, metavar='N,...', help='of a CPU (default: 1, and one a core)')
+    add(
         '--seconds',
         type=console.positive_number,
         default=3.0,
         metavar='S',
         help='for each figure (default: 3)',
     )
-    parser.add_argument('--device', default='auto', help='auto, cpu, gpu, gpu:1, npu ...')
-    parser.add_argument('--precision', choices=('float32', 'float16', 'int8'), default='float32')
-    parser.add_argument('--output', type=Path, metavar='FILE', help='the figures as JSON')
-    parser.add_argument(
-        '--plot', type=Path, metavar='FILE', help=f'a picture of them ({", ".join(PICTURES)})'
-    )
+    console.add_device_options(parser)
+    add('--output', type=Path, metavar='FILE', help='the figures as JSON')
+    add('--plot', type=Path, metavar='FILE', help=f'a picture of them ({", ".join(PICTURES)})')
     return parser.parse_args()
 
 
@@ -106,12 +108,10 @@ def numbers(text: str) -> list[int]:
 def require_writable(args: argparse.Namespace) -> None:
     """UserError now, not after minutes, if the results could not be written."""
     for option, path in (('--output', args.output), ('--plot', args.plot)):
-        if path is None:
-            continue
-        if os.path.lexists(path):
-            raise UserError(f'{option} {path} is there already; name a new file')
-        if not os.access(path.parent, os.W_OK):
-            raise UserError(f'{option} {path}: {path.parent} is no folder that can be written to')
+        if path is not None and os.path.lexists(path):
+            raise UserError(f'{option} {path} already exists; name a new file')
+        if path is not None and not os.access(path.parent, os.W_OK):
+            raise UserError(f'{option} {path}: {path.parent} is not a writable folder')
     if args.output and args.output == args.plot:
         raise UserError('--output and --plot name the same file')
     if args.plot and args.plot.suffix not in PICTURES:
@@ -124,34 +124,32 @@ def find_engines(
     description: Description, device: str, args: argparse.Namespace
 ) -> tuple[list[str], dict[str, str]]:
     """Those that can run here, and what each of the others lacks. UserError if none can."""
+    setting = Setting(device, 1, max(args.batch_sizes), args.precision, True)
+    names = [name for name in (*engines.ENGINES, NO_ONEDNN) if name in args.engines]
     lacks = {}
-    for name in args.engines:
-        setting = Setting(device, 1, max(args.batch_sizes), args.precision, True)
+    for name in names:
         lack = engines.ENGINES[name.replace(NO_ONEDNN, 'paddle')].missing(description, setting)
         if name == NO_ONEDNN and device != 'cpu':
             lack = 'oneDNN is for CPUs'
         if lack:
             lacks[name] = lack
-    names = [name for name in (*engines.ENGINES, NO_ONEDNN) if name in args.engines]
-    able = [name for name in names if name not in lacks]
-    if not able:
+    if len(lacks) == len(names):
         raise engines.none_of(lacks)
-    return able, lacks
+    return [name for name in names if name not in lacks], lacks
 
 
 def conditions(description: Description, device: str, args: argparse.Namespace) -> dict[str, str]:
     """What is measured, and on what; a line each."""
     shape = ', '.join(map(str, description.input.shape))
-    packages = (*PACKAGES, 'openvino', 'numpy')
-    versions = {name: installation.version(name) for name in packages}
-    found = [f'{name} {version}' for name, version in versions.items() if version]
+    versions = {'python': platform.python_version()}
+    versions.update({name: installation.version(name) or '' for name in PACKAGES})
     system = f'{platform.system()} {platform.machine()}'
     settings = [f'{k}={v}' for k, v in os.environ.items() if k.startswith(('OMP_', 'KMP_'))]
     return {
         'model': f'{description.model}, {description.input.type} [batch, {shape}], {args.folder}',
         'device': ', '.join([device, args.precision, *settings]),
         'machine': f'{machine.processor()}, {machine.cores()} cores, {system}',
-        'versions': ', '.join([f'python {platform.python_version()}', *found]),
+        'versions': ', '.join(f'{name} {text}' for name, text in versions.items() if text),
         'date': datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
     }
 
@@ -169,23 +167,18 @@ class Series:
     def label(self) -> str:
         return 'paddle, no oneDNN' if self.engine == NO_ONEDNN else self.engine
 
-    def latencies(self, batch: int) -> list[float]:
-        """p50, p95 and p99 of the calls, in ms."""
-        calls = [value for sample in self.samples[batch] for value in sample.call_s]
+    def figures(self, batch: int) -> dict[str, Any]:
         import numpy as np
 
-        return [1000 * float(value) for value in np.percentile(calls, [50, 95, 99])]
-
-    def figures(self, batch: int) -> dict[str, Any]:
         calls = [value for sample in self.samples[batch] for value in sample.call_s]
-        p50, p95, p99 = self.latencies(batch)
+        p50, p95, p99 = (round(1000 * float(s), 4) for s in np.percentile(calls, [50, 95, 99]))
         # The first sample: batch sizes are measured in order, so it includes no larger one.
         memory = self.samples[batch][0].memory
         return {
             'batch': batch,
-            'p50_ms': round(p50, 4),
-            'p95_ms': round(p95, 4),
-            'p99_ms': round(p99, 4),
+            'p50_ms': p50,
+            'p95_ms': p95,
+            'p99_ms': p99,
             'images_per_second': round(batch * len(calls) / sum(calls), 3),
             'calls': len(calls),
             'peak_memory_mib': memory and round(memory / 2**20),
@@ -201,36 +194,36 @@ class Series:
 
 
 def measure(
-    description: Description, device: str, names: Sequence[str], threads: int, args: Any
+    device: str, names: Sequence[str], threads: int, args: argparse.Namespace
 ) -> list[Series]:
     """Every engine in a process of its own; all are alive, and one at a time measures."""
+    series, processes = [Series(name, threads) for name in names], {}
     with contextlib.ExitStack() as stack:
-        every, alive = [Series(name, threads) for name in names], []
-        for one in every:
-            settings = Settings(
-                folder=str(args.folder.resolve()),
-                engine=one.engine.replace(NO_ONEDNN, 'paddle'),
-                device=device,
-                threads=threads,
-                batch=max(args.batch_sizes),
-                precision=args.precision,
-                onednn=one.engine != NO_ONEDNN,
-            )
+        for one in series:
+            options = {
+                'folder': str(args.folder.resolve()),
+                'engine': one.engine.replace(NO_ONEDNN, 'paddle'),
+                'device': device,
+                'threads': threads,
+                'batch': max(args.batch_sizes),
+                'precision': args.precision,
+                'onednn': one.engine != NO_ONEDNN,
+            }
             console.report(f'starting {one.label}, {threads} thread{"s" * (threads > 1)}')
             try:
-                alive.append((one, stack.enter_context(Process(settings))))
+                processes[one.engine] = stack.enter_context(Process(options))
             except Failed as error:
                 one.error = str(error)
         for turn in range(ROUNDS):
             console.report(f'measuring, round {turn + 1} of {ROUNDS}')
             for batch in args.batch_sizes:
-                for one, process in [pair for pair in alive if pair[0].error is None]:
+                for one in (one for one in series if one.error is None):
                     try:
-                        sample = process.measure(batch, args.seconds / ROUNDS)
+                        sample = processes[one.engine].measure(batch, args.seconds / ROUNDS)
                         one.samples.setdefault(batch, []).append(sample)
                     except Failed as error:
                         one.error = f'batch {batch}: {error}'
-    return every
+    return series
 
 
 def table(series: Sequence[Series]) -> str:
@@ -248,25 +241,8 @@ def table(series: Sequence[Series]) -> str:
     return '\n'.join(lines)
 
 
-def picture(series: Sequence[Series], title: str, form: str) -> bytes:
-    from predictor.charts import Line, draw  # matplotlib, which need not be there
-
-    lines = [
-        Line(
-            engine=one.label,
-            threads=one.threads,
-            batches=list(one.samples),
-            milliseconds=[one.latencies(batch)[0] for batch in one.samples],
-            images_per_second=[one.figures(batch)['images_per_second'] for batch in one.samples],
-        )
-        for one in series
-        if one.samples
-    ]
-    return draw(lines, title, form)
-
-
 def write_new(path: Path, content: bytes) -> None:
-    """To a file that is not there yet."""
+    """To a file that does not exist yet."""
     try:
         with path.open('xb') as file:
             file.write(content)

@@ -185,18 +185,20 @@ def test_tensorrt_for_paddle_3_converts_once_and_reads_what_it_has_built(
 
 
 @pytest.mark.skipif(PADDLE < 3, reason='of Paddle 3')
-def test_what_an_interrupted_build_has_left_is_deleted(card, converted, tmp_path, monkeypatch):
-    card(graph_of('json'), GPU)
+def test_an_interrupted_build_leaves_nothing(card, converted, tmp_path, monkeypatch):
+    def interrupted(model_path: str, config: SimpleNamespace) -> None:
+        Path(f'{config.save_model_dir}.json').write_text('half')
+        raise KeyboardInterrupt
+
+    convert = paddle.tensorrt.convert
+    monkeypatch.setattr(paddle.tensorrt, 'convert', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        card(graph_of('json'), GPU)
     (cache,) = (tmp_path / 'cache' / 'tensorrt').iterdir()
-    (cache / 'inference.json').unlink()
-    for name in ('building-1', 'building-2'):
-        (cache / name).mkdir()
-        (cache / name / 'engine').touch()
-    (cache / 'building-1.json').touch()
-    for name in ('building-1', 'building-1.json'):
-        os.utime(cache / name, (0, 0))
-    card(graph_of('json'), GPU)  # while the second is being built by another process
-    names = ['building-2', 'inference.json', 'inference.pdiparams']
+    assert not list(cache.iterdir())
+    monkeypatch.setattr(paddle.tensorrt, 'convert', convert)
+    card(graph_of('json'), GPU)
+    names = ['inference.json', 'inference.pdiparams']
     assert sorted(path.name for path in cache.iterdir()) == names
 
 

@@ -174,8 +174,7 @@ def test_it_runs_without_what_windows_lacks(tmp_path):
 
 
 def test_the_hosts_memory_is_not_reported_for_a_card():
-    settings = timing.Settings(str(exported.folder()), 'paddle', 'cpu', 1, 1, 'float32', True)
-    engine = timing.Engine(settings)
+    engine = timing.Engine(str(exported.folder()), engine='paddle', device='cpu', batch=1)
     assert engine.measure(1, 0.01).memory > 1 << 20
     engine._predictor.setting = dataclasses.replace(engine._predictor.setting, device='gpu:0')
     assert engine.measure(1, 0.01).memory is None
@@ -219,9 +218,9 @@ def called(monkeypatch, *arguments: str) -> None:
 @pytest.mark.parametrize(
     ('options', 'reason'),
     [
-        ('--output there.json', '--output there.json is there already; name a new file'),
-        ('--plot dangling.png', '--plot dangling.png is there already; name a new file'),
-        ('--output no/a.json', '--output no/a.json: no is no folder that can be written to'),
+        ('--output there.json', '--output there.json already exists; name a new file'),
+        ('--plot dangling.png', '--plot dangling.png already exists; name a new file'),
+        ('--output no/a.json', '--output no/a.json: no is not a writable folder'),
         ('--plot a.jpeg', '--plot a.jpeg: the name must end in .png, .svg, .pdf'),
         ('--plot a.svg --output a.svg', '--output and --plot name the same file'),
     ],

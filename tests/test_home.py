@@ -148,7 +148,8 @@ def test_eval(run, home, tmp_path):
 
 
 def test_predict_with_every_engine(home, tmp_path, picture):
-    home.run(tmp_path, 'deploy/predict.py', exported.folder(), picture)
+    for engine in ('paddle', *filter(installed, ('onnxruntime', 'openvino') * exported.HAS_ONNX)):
+        home.run(tmp_path, 'deploy/predict.py', exported.folder(), picture, '--engine', engine)
 
 
 @pytest.mark.slow

@@ -4,12 +4,10 @@ every folder and machine on which it cannot be."""
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,7 +22,7 @@ from conftest import REPOSITORY, execute
 import installation
 from engine import models
 from engine.data.augmentation import normalise
-from predictor import Predictor, choice, engines, machine
+from predictor import Predictor, engines
 from predictor.errors import UserError
 from predictor.exported_folder import open_folder
 from predictor.setting import Setting
@@ -55,10 +53,6 @@ np.save(sys.argv[3], predictor.probabilities(pixels))
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
-    """So that no test finds what another, or the user, has remembered."""
-    monkeypatch.setattr(choice, 'REMEMBERED', tmp_path / 'cache' / 'engines.json')
-    monkeypatch.setattr(choice, 'TURN_S', 0.01)
-    monkeypatch.setattr(choice, 'SETTLE_S', 0)
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     monkeypatch.setenv('CUSTOM_DEVICE_ROOT', '')
 
@@ -309,146 +303,75 @@ def test_files_that_are_missing_cut_off_or_changed_are_named_with_what_to_do(tmp
 
 
 @pytest.fixture
-def three(monkeypatch):
-    """Made-up engines: quick, slow and broken; the broken one as `broken['how']` says."""
-    broken = {'how': None, 'made': []}
+def broken(monkeypatch):
+    """Made-up engines, first, second and third. By name: what one lacks, or that it fails when it
+    starts or when it runs."""
+    broken: dict[str, str] = {}
 
-    def engine(name: str, each: float) -> type:
+    def engine(name: str) -> type:
         class Engine:
-            missing = staticmethod(lambda description, setting: broken.get(name))
+            @staticmethod
+            def missing(description: object, setting: object) -> object:
+                return None if broken.get(name) in ('start', 'run') else broken.get(name)
 
             def __init__(self, description: object, setting: object) -> None:
-                broken['made'].append(name)
-                if (name, broken['how']) == ('third', 'start'):
+                if broken.get(name) == 'start':
                     raise LookupError('\n----\nHeading:\n----\nno such card\nat line 5')
-                self.classes = len(description.classes)
 
             def __call__(self, images: np.ndarray) -> np.ndarray:
-                if (name, broken['how']) == ('third', 'run'):
+                if broken.get(name) == 'run':
                     raise ArithmeticError
-                time.sleep(each * (1 + len(images)))
-                return np.zeros((len(images), self.classes), np.float32)
+                return np.zeros((len(images), 7), np.float32)
 
         return Engine
 
-    speeds = {'slow': 15e-3, 'quick': 1e-3, 'third': 5e-3}
-    monkeypatch.setattr(engines, 'ENGINES', {n: engine(n, s) for n, s in speeds.items()})
-    monkeypatch.setattr(choice, 'ENGINES', engines.ENGINES)
+    names = ('first', 'second', 'third')
+    monkeypatch.setattr(engines, 'ENGINES', {name: engine(name) for name in names})
     return broken
 
 
-def test_the_quickest_is_chosen_remembered_and_not_tried_again(three):
-    told: list[str] = []
-    predictor = Predictor(exported.folder(), batch=4, report=told.append)
-    assert predictor.engine == 'quick'
-    assert predictor.reason.startswith('quick ')
-    assert 'third ' in predictor.reason
-    assert predictor.reason.endswith(' images/s, tried just now')
-    (line,) = told
-    assert line.startswith('trying slow, quick, third ')
-    assert predictor._choice.part == 4  # of which an image takes less time than of one
-    three['made'].clear()
-    again = Predictor(exported.folder(), batch=4, report=told.append)
-    assert (again.engine, again._choice.part) == ('quick', 4)
-    assert three['made'] == ['quick']
-    assert f', {choice.REMEMBERED}' in again.reason
-    assert len(told) == 1
+@pytest.mark.parametrize('device', ['cpu', 'gpu:0'])
+def test_the_first_engine_that_runs_is_chosen_and_the_reason_names_the_others(broken, device):
+    setting, description = dataclasses.replace(CPU, device=device), open_folder(exported.folder())
+    chosen = engines.choose(description, setting)
+    assert chosen.name == 'first'
+    assert chosen.reason == f'the first of first, second, third that runs on {device}'
+    broken.update(first='has no card', second='start')
+    chosen = engines.choose(description, setting)
+    assert chosen.name == 'third'
+    assert chosen.reason.endswith(
+        f' that runs on {device}; first: has no card; '
+        f'second: engine second does not start on {device}: no such card'
+    )
+    with pytest.raises(
+        UserError, match=rf'^engine second does not start on {device}: no such card$'
+    ):
+        engines.make('second', description, setting)
 
 
-def test_another_model_batch_setting_or_version_is_tried_again(three, monkeypatch):
-    told: list[str] = []
-    folder, other = exported.folder(), exported.folder(uint8=True)
-    Predictor(folder, batch=2, report=told.append)
-    Predictor(other, batch=2, report=told.append)
-    Predictor(folder, batch=3, report=told.append)
-    Predictor(folder, batch=2, threads=7, report=told.append)
-    assert len(told) == 4
-    monkeypatch.setattr(installation, 'version', lambda *names: '99')
-    Predictor(folder, batch=2, report=told.append)
-    assert len(told) == 5
-    monkeypatch.setattr(machine, 'processor', lambda: 'another')
-    Predictor(folder, batch=2, report=told.append)
-    assert len(told) == 6
-    three['quick'] = 'is not installed any more'
-    assert Predictor(folder, batch=2, report=told.append).engine == 'third'
-    assert len(json.loads(choice.REMEMBERED.read_text())) == 6
-
-
-@pytest.mark.parametrize(
-    'damage',
-    [
-        *('', '[]', '5', '{"', '\xff', 'null', '{KEY: 5}', '{KEY: {"engine": "quick"}}'),
-        '{KEY: {"engine": "quick", "part": 0, "rates": {}, "date": "x"}}',
-        '{KEY: {"engine": "quick", "part": "x", "rates": {}, "date": "x"}}',
-        '{KEY: {"engine": "gone", "part": 1, "rates": {}, "date": "x"}}',
-    ],
-)
-def test_a_damaged_memory_is_as_none_and_mended(three, damage):
-    told: list[str] = []
-    Predictor(exported.folder(), report=told.append)
-    (key,) = json.loads(choice.REMEMBERED.read_text())
-    text = damage.replace('KEY', json.dumps(key))
-    choice.REMEMBERED.write_bytes(text.encode('latin-1'))
-    predictor = Predictor(exported.folder(), report=told.append)
-    assert predictor.engine == 'quick'
+@pytest.mark.parametrize(('how', 'text'), [('start', 'no such card'), ('run', 'ArithmeticError')])
+def test_an_engine_that_fails_is_left_out_and_tried_the_next_time(broken, how, text):
+    broken['first'] = how
+    predictor = Predictor(exported.folder(), report=pytest.fail)
+    assert predictor.engine == 'second'
+    assert predictor.reason.endswith(f'first: engine first does not start on cpu: {text}')
     assert predictor.logits(np.zeros((3, 3, 8, 8), np.float32)).shape == (3, 7)
-    assert len(told) == 2
-    Predictor(exported.folder(), report=told.append)
-    assert len(told) == 2
+    broken.clear()
+    assert Predictor(exported.folder(), report=pytest.fail).engine == 'first'
+    broken.update(first=how, second='not available', third='not available')
+    assert f'engine first does not start on cpu: {text}' in user_error(exported.folder())
 
 
-def test_a_memory_that_cannot_be_written_is_no_error(three, tmp_path, monkeypatch):
-    (tmp_path / 'file').write_text('')
-    monkeypatch.setattr(choice, 'REMEMBERED', tmp_path / 'file' / 'engines.json')
-    told: list[str] = []
-    for _ in range(2):
-        assert Predictor(exported.folder(), report=told.append).engine == 'quick'
-    assert len(told) == 2
-
-
-@pytest.mark.parametrize(
-    ('how', 'said'),
-    [
-        ('start', 'engine third does not start on cpu: no such card'),
-        ('run', 'engine third fails: ArithmeticError'),
-    ],
-)
-def test_an_engine_that_fails_is_left_out_said_and_tried_the_next_time(three, how, said):
-    three['how'] = how
-    predictor = Predictor(exported.folder(), report=lambda text: None)
-    assert predictor.engine == 'quick'
-    assert predictor.reason.endswith(f'tried just now; {said}')
-    assert 'third ' not in predictor.reason.partition(' images/s')[0]
-    three['how'] = None
-    predictor = Predictor(exported.folder(), report=lambda text: None)
-    assert 'third ' in predictor.reason.partition(' images/s')[0]
-    three['how'] = how
-    three['slow'] = three['quick'] = 'not here'
-    if how == 'start':
-        assert user_error(exported.folder()) == said
-
-
-def test_on_a_card_the_first_that_starts_is_taken(three):
-    setting = dataclasses.replace(CPU, device='gpu:0')
-    description = open_folder(exported.folder())
-    chosen = choice.choose(description, setting, report=pytest.fail)
-    assert (chosen.engine, chosen.part) == ('slow', 2)
-    assert 'the first of slow, quick, third that runs on gpu:0' in chosen.reason
-    three['slow'] = 'has no card'
-    three['how'] = 'start'
-    assert choice.choose(description, setting, report=pytest.fail).engine == 'quick'
-    three['quick'] = 'has none either'
-    with pytest.raises(UserError, match=r'^engine third does not start on gpu:0: no such card$'):
-        engines.make('third', description, setting)
-
-
-def test_where_only_one_engine_is_installed_it_is_taken_and_the_others_lacks_are_said(monkeypatch):
+def test_the_order_is_fixed_and_tensorrt_is_not_tried_on_a_cpu(monkeypatch):
+    """The quickest first: docs/performance.md."""
+    assert list(engines.ENGINES) == ['tensorrt', 'openvino', 'onnxruntime', 'paddle']
+    predictor = Predictor(exported.folder(), report=pytest.fail)
+    assert predictor.engine == HERE[-1]
     monkeypatch.setattr(installation, 'installed', lambda name: name == 'paddle')
     predictor = Predictor(exported.folder(), report=pytest.fail)
     assert predictor.engine == 'paddle'
-    assert predictor.reason.startswith('no other can run here (openvino: ')
-    assert 'TensorRT' not in predictor.reason  # on a CPU, nobody looks for it
-    assert not choice.REMEMBERED.exists()
+    assert 'paddle that runs on cpu; openvino: ' in predictor.reason
+    assert 'tensorrt' not in predictor.reason.lower()
 
 
 def test_where_none_is_installed_each_ones_lack_is_said(monkeypatch):
@@ -479,8 +402,8 @@ importlib.util.find_spec = lambda name: None if name in {names} else find(name)
     path = os.pathsep.join([str(tmp_path), str(REPOSITORY / 'deploy')])
     result = elsewhere(tmp_path, exported.folder(), {}, PYTHONPATH=path)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith('onnxruntime | cpu | no other can run here (')
-    assert 'paddle: paddlepaddle is not installed' in result.stdout
+    assert result.stdout.startswith('onnxruntime | cpu | the first of ')
+    assert 'openvino: openvino is not installed' in result.stdout
     wanted = Predictor(exported.folder(), engine='paddle').probabilities(
         np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
     )
@@ -567,7 +490,7 @@ def test_an_npu_is_found_used_and_gives_a_cpus_answers(tmp_path):
         assert 'the cpu is used, not npu:0: engine paddle does not start on npu:0' in result.stdout
         return
     assert result.returncode == 0, result.stderr
-    assert '\npaddle | npu:0 | no other can run here (' in '\n' + result.stdout
+    assert '\npaddle | npu:0 | the first of ' in '\n' + result.stdout
     assert 'fake npu: device 0 is used' in result.stderr
     found = np.load(tmp_path / 'answers.npy')
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Union
@@ -13,7 +14,6 @@ require(Path(__file__).resolve().parent.parent, SERVING)
 import numpy as np
 
 from predictor import devices, engines, machine
-from predictor.choice import Choice, choose
 from predictor.errors import UserError
 from predictor.exported_folder import Description, open_folder
 from predictor.setting import Setting
@@ -29,9 +29,10 @@ class Predictor:
     batch: the expected number of images of a call; more are run in parts of that size
     precision: float32; float16 on a GPU or an NPU; int8 of what `export.py --int8` has written
     onednn: whether Paddle uses it on a CPU
-    report: gets lines of text: which engines are tried, and why the cpu is used
+    report: called with a line of text, such as why the CPU is used
 
-    UserError if the folder is not whole, or the engine cannot run it here.
+    After construction, `engine` is the engine's name and `reason` says why it was chosen.
+    UserError if the folder is incomplete, or the engine cannot run it here.
     """
 
     def __init__(
@@ -47,41 +48,34 @@ class Predictor:
         report: Callable[[str], None] = print,
     ) -> None:
         self.description = folder if isinstance(folder, Description) else open_folder(folder)
-        self.setting = Setting(
-            devices.find_device(device, report),
-            threads or machine.cores(),
-            batch,
-            precision,
-            onednn,
-        )
+        found = devices.find_device(device, report)
+        self.setting = Setting(found, threads or machine.cores(), batch, precision, onednn)
         try:
-            self._start(engine, report)
+            self._start(engine)
         except UserError as error:
-            # It may be that no engine starts on the card: CUDA's libraries are missing, say.
+            # Perhaps no engine starts on the card, because CUDA's libraries are missing.
             for_cpus = engine != 'tensorrt' and precision != 'float16'
             if device != 'auto' or self.setting.kind == 'cpu' or not for_cpus:
                 raise
             report(f'the cpu is used, not {self.setting.device}: {error}')
             self.setting = replace(self.setting, device='cpu')
-            self._start(engine, report)
+            self._start(engine)
 
-    @property
-    def engine(self) -> str:
-        return self._choice.engine
-
-    @property
-    def reason(self) -> str:
-        """Why this engine."""
-        return self._choice.reason
+    def _start(self, engine: str) -> None:
+        self._engine: Any
+        if engine == 'auto':
+            self.engine, self._engine, self.reason = engines.choose(self.description, self.setting)
+        else:
+            self.engine, self.reason = engine, 'as asked for'
+            self._engine = engines.make(engine, self.description, self.setting)
 
     def another(self) -> Predictor:
         """The same again, for another thread; on a card, both have the same weights."""
-        twin = object.__new__(Predictor)
-        twin.description, twin.setting = self.description, self.setting
-        engine: Any = self._engine
-        twin._take(
-            replace(self._choice, made=None if self.setting.kind == 'cpu' else engine.another())
-        )
+        twin = copy.copy(self)
+        if self.setting.kind == 'cpu':
+            twin._engine = engines.make(self.engine, self.description, self.setting)
+        else:
+            twin._engine = self._engine.another()
         return twin
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
@@ -101,23 +95,13 @@ class Predictor:
         """The graph's input [N, ...] -> float32 [N, classes]."""
         if not len(images):
             return np.zeros((0, len(self.description.classes)), np.float32)
-        part = self._choice.part
-        parts = range(0, len(images), part)
-        return np.concatenate([self._engine(images[start : start + part]) for start in parts])
+        batch = self.setting.batch
+        starts = range(0, len(images), batch)
+        return np.concatenate([self._engine(images[start : start + batch]) for start in starts])
 
     def probabilities(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [N, size, size, 3] -> float32 [N, classes], each row's sum 1."""
         return softmax(self.logits(self.prepare(pixels)))
-
-    def _start(self, engine: str, report: Callable[[str], None]) -> None:
-        choice = Choice(engine, self.setting.batch, 'as asked for')
-        if engine == 'auto':
-            choice = choose(self.description, self.setting, report=report)
-        self._take(choice)
-
-    def _take(self, choice: Choice) -> None:
-        self._engine = choice.made or engines.make(choice.engine, self.description, self.setting)
-        self._choice = replace(choice, made=None)
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

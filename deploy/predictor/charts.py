@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import io
 import os
-from dataclasses import dataclass
 from typing import Any, Sequence
 
 from predictor import machine
 
-# Its list of fonts goes into our own cache, or where there is none, into a temporary folder.
+# Its list of fonts goes into our own cache, or a temporary folder if that cannot be written.
 os.environ.setdefault('MPLCONFIGDIR', str(machine.CACHE / 'matplotlib'))
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator
 
-# Okabe and Ito's colours, which the colour-blind tell apart; the marks tell the engines, too.
+# Okabe and Ito's colours, safe for the colour-blind; the marks distinguish the engines, too.
 STYLES = {
     'openvino': ('#0072B2', 'o'),
     'onnxruntime': ('#E69F00', 's'),
@@ -23,44 +22,33 @@ STYLES = {
     'tensorrt': ('#D55E00', 'D'),
 }
 DASHES = ('-', '--', ':', '-.')  # for the counts of threads
-DPI = 130
 
 
-@dataclass(frozen=True)
-class Line:
-    """An engine with so many threads; a value for each batch size."""
-
-    engine: str
-    threads: int
-    batches: list[int]
-    milliseconds: list[float]  # the median call
-    images_per_second: list[float]
-
-
-def draw(lines: Sequence[Line], title: str, form: str) -> bytes:
-    """form: png, svg or pdf"""
+def draw(series: Sequence[dict[str, Any]], title: str, form: str) -> bytes:
+    """series: as in the JSON of benchmark.py; form: png, svg or pdf"""
+    series = [one for one in series if one['figures']]
     figure = Figure(figsize=(10, 5), layout='constrained')
     latency, throughput = figure.subplots(1, 2)
-    counts = sorted({line.threads for line in lines})
-    for line in lines:
-        colour, marker = STYLES[line.engine]
-        threads = f'{line.threads} thread{"s" * (line.threads > 1)}'
+    counts = sorted({one['threads'] for one in series})
+    for one in series:
+        colour, marker = STYLES[one['engine']]
         look: dict[str, Any] = {
             'color': colour,
             'marker': marker,
-            'linestyle': DASHES[counts.index(line.threads) % len(DASHES)],
-            'label': f'{line.engine}, {threads}',
+            'linestyle': DASHES[counts.index(one['threads']) % len(DASHES)],
+            'label': f'{one["engine"]}, {one["threads"]} thread{"s" * (one["threads"] > 1)}',
         }
-        latency.plot(line.batches, line.milliseconds, **look)
-        throughput.plot(line.batches, line.images_per_second, **look)
-    latency.set_yscale('log')
-    ticks = sorted({batch for line in lines for batch in line.batches})
+        batches = [figures['batch'] for figures in one['figures']]
+        for axes, name in ((latency, 'p50_ms'), (throughput, 'images_per_second')):
+            axes.plot(batches, [figures[name] for figures in one['figures']], **look)
+    ticks = sorted({figures['batch'] for one in series for figures in one['figures']})
     for axes in (latency, throughput):
         axes.set_xscale('log', base=2)
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
         axes.set_xlabel('batch size')
         axes.grid(alpha=0.3)
+    latency.set_yscale('log')
     latency.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     latency.yaxis.set_major_formatter(FormatStrFormatter('%g'))
     latency.set_title('latency: median milliseconds a call')
@@ -70,5 +58,5 @@ def draw(lines: Sequence[Line], title: str, form: str) -> bytes:
     handles, labels = latency.get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside lower center', ncols=4, frameon=False)
     file = io.BytesIO()
-    figure.savefig(file, format=form, dpi=DPI)
+    figure.savefig(file, format=form, dpi=130)
     return file.getvalue()

@@ -20,6 +20,7 @@ REFUSALS = (
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO),
 )
 SIGPIPE = 13  # Windows has no such signal
+Group = Any  # argparse's own is private
 ENGINES = ('auto', 'paddle', 'tensorrt', 'onnxruntime', 'openvino')
 
 
@@ -50,19 +51,23 @@ def parser(description: str, *, example: str) -> argparse.ArgumentParser:
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('engine')
     group.add_argument(
-        '--engine', choices=ENGINES, default='auto', help='auto: on a CPU the quickest, by trial'
+        '--engine', choices=ENGINES, default='auto', help='auto: the first that runs here'
     )
-    group.add_argument('--device', default='auto', help='auto, cpu, gpu, gpu:1, npu ...')
     group.add_argument(
         '--threads', type=positive, metavar='N', help='of a CPU (default: one a core)'
     )
+    group.add_argument('--no-onednn', action='store_true', help="Paddle's own CPU kernels, slower")
+    add_device_options(group)
+
+
+def add_device_options(group: Group) -> None:
+    group.add_argument('--device', default='auto', help='auto, cpu, gpu, gpu:1, npu ...')
     group.add_argument(
         '--precision',
         choices=('float32', 'float16', 'int8'),
         default='float32',
         help='float16 needs a GPU, or an NPU with Paddle 2.6; int8 what export.py --int8 writes',
     )
-    group.add_argument('--no-onednn', action='store_true', help="Paddle's own CPU kernels, slower")
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:

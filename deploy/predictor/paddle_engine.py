@@ -18,7 +18,7 @@ from predictor.paddle_import import import_paddle, paddle_version
 from predictor.setting import Setting
 
 GPU_MEMORY_MB = 256  # to begin with; it grows
-_SILENCE = threading.Lock()  # a second thread would take the first one's /dev/null for the stream
+_LOCK = threading.Lock()  # a second thread would take the first one's /dev/null for the stream
 
 
 class Paddle:
@@ -40,9 +40,7 @@ class Paddle:
         inference = import_paddle().inference
         config = self._config(inference, description, setting)
         config.disable_glog_info()
-        with quiet(1):
-            self._open(inference.create_predictor(config))
-            self(np.zeros((1, *description.input.shape), description.input.type))
+        self._open(inference.create_predictor(config))
 
     def another(self) -> Paddle:
         """For another thread, with the same weights."""
@@ -98,7 +96,7 @@ def paddle_missing(description: Description, setting: Setting) -> Optional[str]:
 @contextlib.contextmanager
 def quiet(*streams: int) -> Iterator[None]:
     """Nothing is printed within, not even by C++, on standard output (1) or standard error (2)."""
-    with _SILENCE:
+    with _LOCK:
         sys.stdout.flush()
         sys.stderr.flush()
         kept = {stream: os.dup(stream) for stream in streams}

@@ -4,7 +4,7 @@ Engines read their thread settings once a process, and their threads disturb eac
 for up to 0.2 s after a call. So each engine has its process, and one process measures at a time.
 Requests and answers are lines of JSON.
 
-    python3 -m predictor.timing SETTINGS    such a process
+    python3 -m predictor.timing OPTIONS    such a process; the options are Predictor's, as JSON
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from predictor.errors import in_a_line
 
 HERE = Path(__file__).resolve().parent.parent  # where `predictor` is imported from
 STATUS = Path('/proc/self/status')
-SETTLE_S = 0.3
+IDLE_S = 0.3  # until the threads of the last engine no longer spin
 
 
 class Failed(Exception):
@@ -35,42 +35,29 @@ class Failed(Exception):
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a process measures; the same as Predictor's."""
-
-    folder: str
-    engine: str
-    device: str
-    threads: int
-    batch: int  # the largest that will be measured
-    precision: str
-    onednn: bool
-
-
-@dataclass(frozen=True)
 class Sample:
     """Some calls, one after the other."""
 
     call_s: list[float]
-    memory: Optional[int]  # the most that the process has had so far, in bytes; none of a card's
+    memory: Optional[int]  # the process's maximum so far, in bytes; None on a card
 
 
 class Process(contextlib.ExitStack):
     """An engine in a process that lives as long as the `with` block. Failed if it cannot start."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, options: dict[str, Any]) -> None:
         super().__init__()
-        self._errors = Path(self.enter_context(tempfile.TemporaryDirectory())) / 'stderr'
-        with self._errors.open('wb') as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, '-m', 'predictor.timing', json.dumps(asdict(settings))],
-                cwd=HERE,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                start_new_session=True,  # Ctrl-C reaches the parent alone, which ends this one
-            )
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self.callback(self._errors.close)
+        self._process = subprocess.Popen(
+            [sys.executable, '-m', 'predictor.timing', json.dumps(options)],
+            cwd=HERE,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches the parent alone, which ends this one
+        )
         self.callback(self._process.communicate)
         self.callback(self._process.kill)
         try:
@@ -81,7 +68,7 @@ class Process(contextlib.ExitStack):
 
     def measure(self, batch: int, seconds: float) -> Sample:
         """Calls for that long, at least one."""
-        time.sleep(SETTLE_S)
+        time.sleep(IDLE_S)
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps({'batch': batch, 'seconds': seconds}) + '\n')
@@ -91,23 +78,21 @@ class Process(contextlib.ExitStack):
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        if not line:
-            raise Failed(self._how_it_died())
-        answer = json.loads(line)
-        assert isinstance(answer, dict)
+        answer: dict[str, Any] = json.loads(line) if line else {'error': self._crash()}
         if 'error' in answer:
             raise Failed(answer['error'])
         return answer
 
-    def _how_it_died(self) -> str:
+    def _crash(self) -> str:
         code = self._process.wait()
-        said = self._errors.read_text(errors='replace').strip().splitlines() or ['']
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors='replace').strip().splitlines() or ['']
         what = f'exit code {code}' if code >= 0 else signal.Signals(-code).name
-        return f'crashed ({what}): {said[-1].strip()}'.rstrip(': ')
+        return f'crashed ({what}): {lines[-1].strip()}'.rstrip(': ')
 
 
 def main() -> None:
-    """The process itself: says `{}` when the engine is ready, then answers until stdin ends."""
+    """The process: answers `{}` when the engine is ready, then every request until stdin ends."""
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print
 
@@ -115,40 +100,40 @@ def main() -> None:
         print(json.dumps(content), file=answers, flush=True)
 
     try:
-        engine = Engine(Settings(**json.loads(sys.argv[1])))
+        engine = Engine(**json.loads(sys.argv[1]))
         answer({})
         for line in sys.stdin:
             answer(asdict(engine.measure(**json.loads(line))))
-    except Exception as error:  # from C++ anything at all
+    except Exception as error:  # C++ may raise anything
         answer({'error': in_a_line(error)})
 
 
 class Engine:
-    """Runs on pixels that are random."""
+    """Runs on random pixels. The options are Predictor's; `batch` is the largest measured."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, folder: str, *, batch: int, **options: Any) -> None:
         from predictor import Predictor
 
-        self._predictor = Predictor(**asdict(settings))
+        self._predictor = Predictor(folder, batch=batch, **options)
         side = self._predictor.description.input.size
         rng = np.random.default_rng(0)
-        pixels = rng.integers(0, 256, (settings.batch, side, side, 3), np.uint8)
+        pixels = rng.integers(0, 256, (batch, side, side, 3), np.uint8)
         self._images = self._predictor.prepare(pixels)
         self._last_s: dict[int, float] = {}  # batch -> the last call
 
     def measure(self, batch: int, seconds: float) -> Sample:
         images = self._images[:batch]
-        taken: list[float] = []
+        calls: list[float] = []
         if self._last_s.get(batch, 0.0) < seconds / 10:  # a longer call needs no warming up
-            self._predictor.logits(images)  # to warm up
+            self._predictor.logits(images)
         end = time.perf_counter() + seconds
-        while not taken or time.perf_counter() < end:
+        while not calls or time.perf_counter() < end:
             start = time.perf_counter()
             self._predictor.logits(images)
-            taken.append(time.perf_counter() - start)
-        self._last_s[batch] = taken[-1]
+            calls.append(time.perf_counter() - start)
+        self._last_s[batch] = calls[-1]
         on_cpu = self._predictor.setting.kind == 'cpu'
-        return Sample(taken, peak_memory() if on_cpu else None)
+        return Sample(calls, peak_memory() if on_cpu else None)
 
 
 def peak_memory() -> Optional[int]:

@@ -12,7 +12,7 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from predictor import machine, softmax
+from predictor import softmax
 from predictor.pictures import BadPicture, centre, read_picture
 from server.batching import Answer
 from server.errors import Refused
@@ -62,7 +62,7 @@ class Pictures:
                 'model': description.model,
                 'classes': len(description.classes),
                 'engine': predictor.engine,
-                'reason': predictor.reason.partition(f', {machine.CACHE}')[0],  # no paths
+                'reason': predictor.reason,
                 'input': {'size': image.size, 'resize': image.resize},
                 'accuracy': description.accuracy,
                 'limits': {'bytes': limits.body_bytes, 'pixels': limits.pixels},

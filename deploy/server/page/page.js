@@ -60,7 +60,7 @@ async function introduce() {
     $('#hint').textContent = `Each up to ${mebibytes(limits.bytes)} and ${megapixels(limits.pixels)}`;
     $('#why').hidden = !reason;
     $('#why summary').textContent = `Why ${engine}`;
-    $('#reason').replaceChildren(...items(reason.split(/[,;] /)));
+    $('#reason').replaceChildren(...items(reason.split('; ')));
   } catch {
     about = null;
   } finally {
