@@ -106,7 +106,7 @@ def card(monkeypatch):
     return config
 
 
-def test_tensorrt_inside_paddle_is_asked_for_batches_from_one_to_the_largest(card, tmp_path):
+def test_tensorrt_inside_paddle_gets_batches_from_one_to_the_largest(card, tmp_path):
     """For .pdmodel; the real Config takes these arguments, but builds nothing without a card."""
     setting = Setting('gpu:1', 1, 4, 'float16', True)
     calls = card(graph_of('pdmodel'), setting)
@@ -229,7 +229,7 @@ def test_the_tensorrt_that_this_paddle_needs_is_named(card, converted, monkeypat
     assert 'without --uint8' in engines.TensorRT.missing(bytes_in, GPU)
 
 
-def test_tensorrt_where_nothing_can_be_kept_says_so(card, tmp_path, monkeypatch):
+def test_tensorrt_without_a_writable_cache_is_an_error(card, tmp_path, monkeypatch):
     (tmp_path / 'file').touch()
     monkeypatch.setattr(machine, 'CACHE', tmp_path / 'file')
     with pytest.raises(RuntimeError, match='Not a directory; XDG_CACHE_HOME names another'):
@@ -287,7 +287,7 @@ def test_cuda_tries_no_algorithms_in_answers_and_instances_share_the_weights(ses
 
 
 @pytest.mark.skipif(not exported.HAS_ONNX, reason='needs onnxruntime and paddle2onnx')
-def test_without_cuda_onnxruntime_does_not_take_the_cpu_in_silence(monkeypatch):
+def test_without_cuda_onnxruntime_does_not_use_the_cpu_silently(monkeypatch):
     """The real one, for CPUs, which has no CUDA either."""
     installed(monkeypatch, onnxruntime_gpu='1.20.0')
     description = open_folder(exported.folder())
@@ -296,12 +296,12 @@ def test_without_cuda_onnxruntime_does_not_take_the_cpu_in_silence(monkeypatch):
         engines.make('onnxruntime', description, GPU)
     monkeypatch.setattr(devices, '_nvidia_cards', lambda: 1)
     monkeypatch.setattr(installation, 'installed', lambda name: name == 'onnxruntime')
-    said: list[str] = []
+    reported: list[str] = []
     with pytest.warns(UserWarning, match='CUDA'):
-        predictor = Predictor(description, report=said.append)
+        predictor = Predictor(description, report=reported.append)
     assert (predictor.engine, predictor.setting.device) == ('onnxruntime', 'cpu')
     assert any(
-        line.startswith('the cpu is used, not gpu:0: ') and 'find CUDA' in line for line in said
+        line.startswith('the cpu is used, not gpu:0: ') and 'find CUDA' in line for line in reported
     )
     with pytest.warns(UserWarning, match='CUDA'), pytest.raises(UserError, match='find CUDA'):
         Predictor(description, device='gpu')
@@ -318,7 +318,7 @@ def test_the_driver_is_asked_for_cards_where_paddle_is_not_installed(monkeypatch
     monkeypatch.setattr(devices, 'DRIVER', str(library))
     assert devices.find_device('auto') == 'gpu:0'
     assert devices.find_device('gpu:1') == 'gpu:1'
-    with pytest.raises(UserError, match='gpu:2 is not here: 2 GPUs, 0 NPUs'):
+    with pytest.raises(UserError, match='gpu:2 is not available: 2 GPUs, 0 NPUs'):
         devices.find_device('gpu:2')
     installed(monkeypatch, onnxruntime='1.20.0')
     assert devices.find_device('auto') == 'cpu'
@@ -327,7 +327,7 @@ def test_the_driver_is_asked_for_cards_where_paddle_is_not_installed(monkeypatch
 # ------------------------------------------------------------------ Paddle
 
 
-def test_another_of_paddles_shares_the_weights_and_says_the_same():
+def test_a_cloned_paddle_engine_gives_the_same_answers():
     engine = engines.make(
         'paddle', open_folder(exported.folder()), dataclasses.replace(GPU, device='cpu')
     )
@@ -335,7 +335,7 @@ def test_another_of_paddles_shares_the_weights_and_says_the_same():
     np.testing.assert_array_equal(engine.another()(images), engine(images))
 
 
-def test_a_paddle_that_cannot_do_it_says_why(monkeypatch):
+def test_what_an_installed_paddle_cannot_do_is_named(monkeypatch):
     description = graph_of('json')
     half = Setting('npu:0', 1, 1, 'float16', True)
     installed(monkeypatch, paddlepaddle='3.3.1')
@@ -345,7 +345,7 @@ def test_a_paddle_that_cannot_do_it_says_why(monkeypatch):
     assert engines.Paddle.missing(graph_of('pdmodel'), half) is None
 
 
-def test_a_plug_in_that_does_not_load_is_a_line(tmp_path):
+def test_a_plug_in_that_does_not_load_is_one_line(tmp_path):
     """Paddle's own loader, and a file that is no library."""
     (tmp_path / 'plugins').mkdir()
     (tmp_path / 'plugins' / 'libpaddle-custom-npu.so').write_text('junk')
@@ -356,10 +356,10 @@ def test_a_plug_in_that_does_not_load_is_a_line(tmp_path):
         environment = {'CUSTOM_DEVICE_ROOT': str(tmp_path / 'plugins')}
         result = execute(tmp_path, 'deploy/predict.py', *what, **environment)
         assert result.returncode == code, result.stderr
-        said = result.stderr.splitlines()
-        assert 'libpaddle-custom-npu.so cannot be loaded: ' in said[0]
-        assert said[0].endswith('or export CUSTOM_DEVICE_ROOT= to do without it')
-        return said
+        reported = result.stderr.splitlines()
+        assert 'libpaddle-custom-npu.so cannot be loaded: ' in reported[0]
+        assert reported[0].endswith('or export CUSTOM_DEVICE_ROOT= to do without it')
+        return reported
 
     (line,) = lines('--device', 'npu', code=2)
     assert line.startswith('predict.py: the plug-in ')
@@ -378,19 +378,19 @@ def test_a_paddle_that_does_not_load_leaves_the_cards_to_others(monkeypatch):
     monkeypatch.setattr(paddle_import, 'import_paddle', import_paddle)
     monkeypatch.setattr(devices, '_nvidia_cards', lambda: 2)
     installed(monkeypatch, paddlepaddle_gpu='3.3.1', onnxruntime_gpu='1.20.0')
-    said: list[str] = []
-    assert devices.find_device('auto', said.append) == 'gpu:0'
-    assert devices.find_device('gpu:1', said.append) == 'gpu:1'
-    assert said == 2 * ['Paddle is not used: paddle does not load: no libcudnn']
+    reported: list[str] = []
+    assert devices.find_device('auto', reported.append) == 'gpu:0'
+    assert devices.find_device('gpu:1', reported.append) == 'gpu:1'
+    assert reported == 2 * ['Paddle is not used: paddle does not load: no libcudnn']
     with pytest.raises(UserError, match='no libcudnn'):
         devices.find_device('npu')
     installed(monkeypatch, paddlepaddle_gpu='3.3.1', onnxruntime='1.20.0')
-    assert devices.find_device('auto', said.append) == 'cpu'
+    assert devices.find_device('auto', reported.append) == 'cpu'
     with pytest.raises(UserError, match='no libcudnn'):
         devices.find_device('gpu')
 
 
-def test_the_flags_of_npus_are_set_and_what_the_user_has_set_stays(tmp_path, monkeypatch):
+def test_npu_flags_are_set_and_the_users_own_are_kept(tmp_path, monkeypatch):
     for name in paddle_import.NPU_FLAGS:
         monkeypatch.setenv(name, 'unset')
         monkeypatch.delenv(name)

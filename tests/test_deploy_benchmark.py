@@ -158,7 +158,7 @@ def test_figures_of_known_samples():
 
 
 @pytest.mark.skipif(not exported.HAS_ONNX, reason='paddle2onnx or onnxruntime is not installed')
-def test_it_runs_without_what_windows_lacks(tmp_path):
+def test_runs_without_modules_missing_on_windows(tmp_path):
     driver, command = REPOSITORY / 'tests' / 'as_on_windows.py', [COMMAND, exported.folder()]
     options = ('--seconds', '0.1', '--batch-sizes', '1', '--threads', '1')
     engines = ('--engines', 'onnxruntime')
@@ -180,7 +180,7 @@ def test_the_hosts_memory_is_not_reported_for_a_card():
     assert engine.measure(1, 0.01).memory is None
 
 
-def test_memory_is_left_out_where_the_system_does_not_say_it(monkeypatch):
+def test_memory_is_none_where_the_system_does_not_report_it(monkeypatch):
     assert timing.peak_memory() > 1 << 20
     monkeypatch.setattr(timing, 'STATUS', Path('nowhere'))
     assert timing.peak_memory() > 1 << 20
@@ -196,7 +196,7 @@ def test_memory_is_left_out_where_the_system_does_not_say_it(monkeypatch):
         (ENGINE.replace('time.sleep', 'np.nothing'), "module 'numpy' has no attribute 'nothing'"),
     ],
 )
-def test_when_no_engine_works_the_table_says_why(measure, tmp_path, openvino, reason):
+def test_the_table_names_why_no_engine_works(measure, tmp_path, openvino, reason):
     result = measure(
         *('--engines', 'openvino', '--seconds', '0.1', '--threads', '1', '--plot', 'a.png'),
         openvino=openvino,
@@ -225,9 +225,7 @@ def called(monkeypatch, *arguments: str) -> None:
         ('--plot a.svg --output a.svg', '--output and --plot name the same file'),
     ],
 )
-def test_results_that_could_not_be_written_are_refused_before(
-    monkeypatch, tmp_path, options, reason
-):
+def test_unwritable_results_are_refused_before_measuring(monkeypatch, tmp_path, options, reason):
     monkeypatch.chdir(tmp_path)
     Path('there.json').write_text('kept')
     Path('dangling.png').symlink_to('nowhere')
@@ -236,14 +234,14 @@ def test_results_that_could_not_be_written_are_refused_before(
     assert Path('there.json').read_text() == 'kept'
 
 
-def test_a_plot_without_matplotlib_is_refused_before(monkeypatch, tmp_path):
+def test_a_plot_without_matplotlib_is_refused_before_measuring(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
     assert importlib.util.find_spec('matplotlib') is None
     with pytest.raises(UserError, match='--plot needs matplotlib'):
         called(monkeypatch, 'no folder at all', '--plot', str(tmp_path / 'a.png'))
 
 
-def test_a_file_that_has_come_to_be_meanwhile_stays(tmp_path):
+def test_a_file_created_meanwhile_is_not_overwritten(tmp_path):
     (tmp_path / 'a.json').write_text('kept')
     with pytest.raises(UserError, match='meanwhile'):
         benchmark.write_new(tmp_path / 'a.json', b'lost')
@@ -252,7 +250,7 @@ def test_a_file_that_has_come_to_be_meanwhile_stays(tmp_path):
         benchmark.write_new(Path('/proc/a.json'), b'lost')
 
 
-def test_no_engine_that_can_run_is_a_line(monkeypatch, folder):
+def test_no_available_engine_is_one_line(monkeypatch, folder):
     with pytest.raises(UserError, match=r'^no engine can run here \(tensorrt: .*GPU'):
         called(monkeypatch, str(folder), '--engines', 'tensorrt', '--device', 'cpu')
 

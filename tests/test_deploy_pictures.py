@@ -81,7 +81,7 @@ def test_size_and_mode_are_those_of_the_upright_picture():
 
 
 @pytest.mark.parametrize('name', sorted(set(DAMAGED) - set(UNNOTICED)))
-def test_every_damaged_file_is_refused_in_a_line(name):
+def test_every_damaged_file_is_refused_in_one_line(name):
     with pytest.raises(BadPicture) as caught:
         read_picture(DAMAGED[name])
     text = str(caught.value)
@@ -140,7 +140,7 @@ def test_a_picture_of_just_the_allowed_number_of_pixels_is_read_and_no_larger_on
         read_picture(data, max_pixels=40 * 60 - 1)
 
 
-def test_a_jpeg_that_goes_over_its_pixels_again_and_again_is_refused():
+def test_a_jpeg_with_too_many_scans_is_refused():
     """Seconds of work for each kilobyte, if the picture is large."""
     file = picture_files.jpeg(picture_files.smooth(), progressive=True)
     scan, end = file[file.rindex(b'\xff\xda') : -2], file[-2:]
@@ -155,7 +155,7 @@ def test_a_jpeg_that_goes_over_its_pixels_again_and_again_is_refused():
     np.testing.assert_array_equal(read_picture(looks), read_picture(file))
 
 
-def test_a_plain_ppm_of_comments_is_refused():
+def test_a_plain_ppm_with_too_many_comments_is_refused():
     head, pixels = b'P3 2 1 255\n', b'1 2 3 4 5 6\n'
     assert read_picture(head + b'#\n' * 1000 + pixels).size == (2, 1)
     with pytest.raises(BadPicture, match=r'^has more than 1000 comments$'):
@@ -213,8 +213,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.process_
     refusals = dict(answer.split(' ', 1) for answer in answers)
     # WebP holds at most 16,384 x 16,384: this file is damaged.
     assert refusals.pop('.webp').startswith(('is ', 'has '))
-    wanted = 'has 50000 x 50000 pixels, more than 134 million (max_pixels_million)'
-    assert refusals == {f'.{name}': wanted for name in huge_files() if name != 'webp'}
+    expected = 'has 50000 x 50000 pixels, more than 134 million (max_pixels_million)'
+    assert refusals == {f'.{name}': expected for name in huge_files() if name != 'webp'}
     kilobytes, seconds = used.split()
     assert int(kilobytes) < 50_000
     assert float(seconds) < 0.5
@@ -234,13 +234,13 @@ def test_the_lines_of_opencv_in_the_docs_are_right(tmp_path, page, resize_short,
         picture.save(tmp_path / f'{number}.png')
         content = (tmp_path / f'{number}.png').read_bytes()
         ours = centre(read_picture(content), size=crop, resize=resize_short)
-        wanted = ((ours - mean) / std).transpose(2, 0, 1)[None]
+        expected = ((ours - mean) / std).transpose(2, 0, 1)[None]
         means = []
         for code in (lines, lines.replace('INTER_AREA', 'INTER_LINEAR')):
             known = {'cv2': cv2, 'np': np, 'path': str(tmp_path / f'{number}.png')}
             known |= {'resize_short': resize_short, 'crop': crop, 'mean': mean, 'std': std}
             exec(code, known)
             assert known['input'].shape == (1, 3, crop, crop)
-            means.append(float(np.abs(known['input'] - wanted).mean() * std))
+            means.append(float(np.abs(known['input'] - expected).mean() * std))
         assert means[0] < 3.5
         assert means[0] <= means[1]

@@ -46,7 +46,7 @@ def test_without_packages_a_command_is_one_line(command):
 @pytest.mark.parametrize(
     'file', [*DEPLOY, 'train.py', 'eval.py', 'export.py', 'engine/__init__.py']
 )
-def test_an_old_python_can_read_as_far_as_the_check(file):
+def test_an_old_python_can_parse_the_files_up_to_the_check(file):
     """And nothing that may be missing is imported before it."""
     for path in (file, 'deploy/installation.py', 'deploy/predictor/__init__.py'):
         text = (REPOSITORY / path).read_text(encoding='utf-8')
@@ -89,7 +89,7 @@ def test_an_old_python_is_named_with_a_newer_one(python_3_8, monkeypatch, tmp_pa
     )
 
 
-def test_only_our_own_commands_are_ended(python_3_8, monkeypatch, tmp_path, capsys):
+def test_only_our_own_commands_exit(python_3_8, monkeypatch, tmp_path, capsys):
     for program in (str(tmp_path / 'train.py'), '', '/usr/bin/pytest'):
         monkeypatch.setattr(sys, 'argv', [program])
         installation.require(REPOSITORY, TRAINING)
@@ -103,7 +103,7 @@ def test_only_our_own_commands_are_ended(python_3_8, monkeypatch, tmp_path, caps
         assert capsys.readouterr().err.startswith(f'{program}: Python 3.8.10 (')
 
 
-def test_the_environment_of_make_is_named_where_another_was_taken(monkeypatch, tmp_path):
+def test_the_environment_of_make_is_suggested(monkeypatch, tmp_path):
     own = tmp_path / '.venv' / 'bin' / 'python'
     own.parent.mkdir(parents=True)
     own.touch()
@@ -198,7 +198,7 @@ def test_a_paddle_that_cannot_use_the_card_is_named(card, file, device, package,
     assert line in str(refused_there.value)
 
 
-def test_a_card_that_is_hidden_is_not_missed(card, monkeypatch):
+def test_a_hidden_card_is_not_reported(card, monkeypatch):
     card('nvidia0')
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
     assert installation.unused_card() is None

@@ -75,7 +75,7 @@ def test_numbers_that_count_from_1_are_refused(labels):
     for text in ('a.png 1\n', 'a.png 1\nb.png 2\n'):
         with pytest.raises(UserError, match='no picture has label 0, but labels count from 0'):
             labels(text, 'a.png')
-    with pytest.raises(UserError, match="line 2: '3' is no class"):
+    with pytest.raises(UserError, match="line 2: '3' is not a class"):
         labels('a.png 1\nb.png 3\n', 'a.png')
     assert labels('a.png 1\nb.png 0\n', 'a.png') == 1
     assert labels('a.png 01\nb.png 00\n', 'a.png') == 1
@@ -87,8 +87,11 @@ def test_numbers_that_count_from_1_are_refused(labels):
 @pytest.mark.parametrize(
     ('content', 'says'),
     [
-        ('a.png 0\nb.png zebra\n', "list.txt, line 2: 'zebra' is no class of the model (cat, gre"),
-        ('a.png 0\nb.png 3\n', "list.txt, line 2: '3' is no class"),
+        (
+            'a.png 0\nb.png zebra\n',
+            "list.txt, line 2: 'zebra' is not a class of the model (cat, gre",
+        ),
+        ('a.png 0\nb.png 3\n', "list.txt, line 2: '3' is not a class"),
         ('a.png 0\n\nb.png\n', 'list.txt, line 3: not a picture and a class'),
         ('a.png 0\n./a.png 1\n', 'line 2: ./a.png is listed before, with another class'),
         ('a.png 0\nb.png,' + 200_000 * 'x', "line 2: 'xxx"),
@@ -100,18 +103,18 @@ def test_numbers_that_count_from_1_are_refused(labels):
         ('a.png 家猫'.encode('gbk'), 'list.txt is not in UTF-8; save it as UTF-8'),
     ],
 )
-def test_lists_that_are_wrong(labels, content, says):
+def test_wrong_lists_are_refused_with_the_line(labels, content, says):
     with pytest.raises(UserError) as caught:
         labels(content, 'a.png')
     assert says in str(caught.value)
     assert len(str(caught.value)) < 500
 
 
-def test_what_is_missing_is_said(labels):
+def test_missing_files_are_named(labels):
     Path('list.txt').write_text('c.png 0')
     with pytest.raises(
         UserError, match=r'no line for a.png and 1 more; its first line is for .*c\.png'
     ):
         find_labels('list.txt', [Path('a.png'), Path('b.png')], ANIMALS)
-    with pytest.raises(UserError, match="there is no such file; 'folder' takes folders' names"):
+    with pytest.raises(UserError, match="no such file; use 'folder' for the names of folders"):
         find_labels('nowhere.txt', [Path('a.png')], ANIMALS)

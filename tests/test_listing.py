@@ -48,9 +48,9 @@ def test_folders_of_a_system_or_a_nas_are_neither_pictures_nor_classes(tmp_path,
     assert sorted(data.train.paths + data.test.paths) == [
         str(tmp_path / 'cat' / name) for name in ('a.jpg', 'b.jpg')
     ]
-    said: list[str] = []
-    assert len(inputs.find_pictures([str(tmp_path)], report=said.append)) == 2
-    assert not said
+    reported: list[str] = []
+    assert len(inputs.find_pictures([str(tmp_path)], report=reported.append)) == 2
+    assert not reported
 
 
 def test_a_name_that_only_resembles_a_system_s_is_a_class(tmp_path):
@@ -66,20 +66,20 @@ def test_every_suffix_of_jpeg_is_read(tmp_path):
     assert len(list(folder.walk(str(tmp_path)))) == len(names) + 1
 
 
-def test_what_is_left_out_is_counted_in_one_line(tmp_path, capsys):
+def test_skipped_files_are_counted_in_one_line(tmp_path, capsys):
     touch(tmp_path, 'cat/b.xyz', 'cat/c.XYZ', 'cat/none', 'cat/d.ico', 'cat/Thumbs.db')
     (tmp_path / 'cat' / 'a.jpg').write_bytes(picture_files.jpeg(PIXELS))
-    said: list[str] = []
-    inputs.find_pictures([str(tmp_path)], report=said.append)
+    reported: list[str] = []
+    inputs.find_pictures([str(tmp_path)], report=reported.append)
     packing.check(tmp_path, workers=1)
     packing.pack(tmp_path, tmp_path.with_name('out'), size=8, quality=90, workers=1)
-    wanted = '2 .xyz, 1 without a suffix, 1 .ico'
-    assert len(said) == 1
-    assert wanted in said[0]
-    assert capsys.readouterr().out.count(wanted) == 2
+    expected = '2 .xyz, 1 without a suffix, 1 .ico'
+    assert len(reported) == 1
+    assert expected in reported[0]
+    assert capsys.readouterr().out.count(expected) == 2
 
 
-def test_a_folder_of_other_files_alone_says_what_they_are(tmp_path):
+def test_a_folder_without_pictures_is_an_error_that_counts_its_files(tmp_path):
     touch(tmp_path, 'cat/b.xyz', 'cat/c.xyz')
     for look in (
         lambda: inputs.find_pictures([str(tmp_path)], report=print),
@@ -91,7 +91,7 @@ def test_a_folder_of_other_files_alone_says_what_they_are(tmp_path):
         assert type(caught.value).__name__ == 'UserError'
 
 
-def test_a_format_that_is_not_read_here_says_what_it_needs():
+def test_an_unsupported_format_names_the_missing_package():
     text = listing.describe_left_out(['a.HEIC', 'none'] + 1199 * ['b.heic'])
     assert text.startswith('1,200 .heic (HEIC needs the package pillow-heif')
     assert text.endswith('1 without a suffix')
@@ -115,7 +115,7 @@ BEGINNINGS = {
 
 
 @pytest.mark.parametrize('data', BEGINNINGS)
-def test_a_file_is_called_what_it_is(data, monkeypatch):
+def test_the_type_of_a_file_is_named_by_its_content(data, monkeypatch):
     monkeypatch.setattr(pictures, 'FORMATS', ('JPEG', 'PNG'))  # a plug-in may be there
     for read in (pictures.read_picture, lambda data: open_picture(data).pixels()):
         with pytest.raises(pictures.BadPicture) as caught:

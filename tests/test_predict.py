@@ -97,8 +97,10 @@ def refusal(tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
             console.run(main)
-        said = capsys.readouterr()
-        return one_line(subprocess.CompletedProcess(arguments, end.value.code, said.out, said.err))
+        reported = capsys.readouterr()
+        return one_line(
+            subprocess.CompletedProcess(arguments, end.value.code, reported.out, reported.err)
+        )
 
     return run
 
@@ -116,8 +118,8 @@ def test_files_folders_and_patterns_are_taken_in_order_once_each(predict, tmp_pa
     arguments = ('b.png', 'f/deep', 'f/2.jpg', './b.png', 'g', '[ab].png', 'f/**/*.PNG')
     result = predict(exported.folder(), *arguments, '--format', 'json')
     assert result.returncode == 0, result.stderr
-    wanted = ['b.png', 'f/deep/1.PNG', 'f/2.jpg', 'g/link/linked.png', 'a.png']
-    assert paths(result) == wanted
+    expected = ['b.png', 'f/deep/1.PNG', 'f/2.jpg', 'g/link/linked.png', 'a.png']
+    assert paths(result) == expected
     (tmp_path / 'f' / 'circle').symlink_to('.')
     (tmp_path / 'f' / 'deep' / 'above').symlink_to('..')
     result = predict(exported.folder(), 'f', '--format', 'json')
@@ -133,15 +135,15 @@ def test_a_name_that_is_a_pattern_or_an_option_is_taken_as_the_file_it_names(pre
     assert paths(result) == ['[ab].png', '*.png', '-x.png', '--top']
 
 
-def test_where_there_is_nothing_it_is_a_line(refusal, predict, tmp_path):
+def test_arguments_without_any_picture_are_one_error_line(refusal, predict, tmp_path):
     picture(tmp_path / 'a.png')
     (tmp_path / 'empty').mkdir()
     folder = exported.folder()
     assert 'nowhere.png: no such file' in refusal(folder, 'nowhere.png', '*.gif')
-    assert 'empty holds no pictures (.jpg, ' in refusal(folder, 'empty')
+    assert 'empty has no pictures (.jpg, ' in refusal(folder, 'empty')
     assert 'File name too long' in one_line(predict(folder, 'x' * 300))
-    assert 'holds no inference.yml' in refusal('empty', 'a.png')
-    assert 'is no folder' in one_line(predict('a.png', 'a.png'))
+    assert 'has no inference.yml' in refusal('empty', 'a.png')
+    assert 'is not a folder' in one_line(predict('a.png', 'a.png'))
 
 
 def test_what_cannot_be_read_is_named_and_the_others_are_answered(predict, tmp_path):
@@ -184,14 +186,14 @@ def test_what_is_missing_is_named_and_the_others_are_answered(predict, tmp_path)
     assert [line.get('error', '') for line in found] == [
         'cannot be read (No such file or directory)',
         'cannot be read (No such file or directory)',
-        'holds no pictures',
+        'has no pictures',
         '',
         '',
     ]
     assert found[3]['classes'] == found[4]['classes']
 
 
-def test_damaged_exif_does_not_matter_and_is_not_spoken_of(predict, tmp_path):
+def test_damaged_exif_is_ignored_silently(predict, tmp_path):
     for name in ('wrong_exif.jpg', 'wrong_exif.png'):
         (tmp_path / name).write_bytes(picture_files.whole_files()[name].data)
     result = predict(exported.folder(), 'wrong_exif.jpg', 'wrong_exif.png')
@@ -199,7 +201,7 @@ def test_damaged_exif_does_not_matter_and_is_not_spoken_of(predict, tmp_path):
     assert [line.split()[0] for line in result.stderr.splitlines()] == ['wide_resnet10_1', '2']
 
 
-def test_where_nothing_can_be_read_it_ends_with_2_and_no_traceback(predict, tmp_path):
+def test_no_readable_picture_is_exit_2_without_traceback(predict, tmp_path):
     (tmp_path / 'a.png').write_text('no')
     result = predict(exported.folder(), 'a.png', '--labels', 'folder', '--format', 'csv')
     assert 'no class of the model' in one_line(result)
@@ -222,7 +224,7 @@ def odd(tmp_path):
     return ODD
 
 
-def test_json_and_csv_parse_back_and_say_the_same(predict, odd):
+def test_json_and_csv_parse_back_to_the_same_answers(predict, odd):
     as_json = predict(exported.folder(), *odd, '--format', 'json', '--top', '999')
     as_csv = predict(exported.folder(), *odd, '--format', 'csv', '--top', '2')
     lines = json.loads(as_json.stdout)
@@ -247,7 +249,7 @@ def columns(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(letter) in 'WF' else 1 for letter in text)
 
 
-def test_a_table_has_its_columns_below_each_other(predict, odd):
+def test_columns_of_a_table_are_aligned(predict, odd):
     result = predict(exported.folder(), *odd, '--top', '3')
     header, *rows = result.stdout.splitlines()
     assert len(rows) == len(odd)  # a line each, whatever a name holds
@@ -262,7 +264,7 @@ def test_a_table_has_its_columns_below_each_other(predict, odd):
     assert columns(narrow[0]) == columns(narrow[1])
 
 
-def test_a_name_that_is_not_text_is_printed_and_json_gives_it_back(predict, tmp_path):
+def test_a_name_that_is_not_utf_8_is_printed_and_json_returns_it(predict, tmp_path):
     name = os.fsdecode(b'not_utf8_\xff.png')
     picture(tmp_path / name)
     # As a terminal with a language has it: it refuses what it cannot print.
@@ -277,7 +279,7 @@ def test_a_name_that_is_not_text_is_printed_and_json_gives_it_back(predict, tmp_
 
 
 @pytest.mark.parametrize('encoding', ['ascii', 'gbk:strict'])
-def test_a_terminal_without_chinese_is_no_error(predict, tmp_path, encoding):
+def test_names_that_a_terminal_cannot_encode_are_not_an_error(predict, tmp_path, encoding):
     picture(tmp_path / '猫é😀.png')
     for form in ('table', 'csv', 'json'):
         result = predict(
@@ -288,7 +290,7 @@ def test_a_terminal_without_chinese_is_no_error(predict, tmp_path, encoding):
             assert paths(result) == ['猫é😀.png']
 
 
-def test_streams_that_are_closed_are_no_error(predict, tmp_path):
+def test_closed_streams_are_not_an_error(predict, tmp_path):
     picture(tmp_path / 'a.png')
     folder = str(exported.folder())
     script = 'exec "$@" <&- >&- 2>errors'
@@ -305,7 +307,7 @@ def test_streams_that_are_closed_are_no_error(predict, tmp_path):
     assert 'Traceback' not in (tmp_path / 'errors').read_text()
 
 
-def test_csv_in_a_file_begins_as_excel_wants_it(predict, tmp_path):
+def test_csv_in_a_file_starts_with_a_byte_order_mark_for_excel(predict, tmp_path):
     picture(tmp_path / '猫.png')
     with (tmp_path / 'answers.csv').open('wb') as file:
         result = predict(exported.folder(), '猫.png', '--format', 'csv', stdout=file)
@@ -316,7 +318,7 @@ def test_csv_in_a_file_begins_as_excel_wants_it(predict, tmp_path):
 
 
 @pytest.mark.skipif(not exported.HAS_ONNX, reason='paddle2onnx or onnxruntime is not installed')
-def test_it_runs_without_what_windows_lacks(tmp_path):
+def test_runs_without_modules_missing_on_windows(tmp_path):
     picture(tmp_path / 'a.png')
     arguments = [str(PREDICT), str(exported.folder()), 'a.png', *ENGINE]
     run = subprocess.run(
@@ -330,7 +332,7 @@ def test_it_runs_without_what_windows_lacks(tmp_path):
     assert '\n1 picture in ' in run.stderr
 
 
-def test_a_run_is_looked_into_for_what_was_exported_of_it(predict, tmp_path):
+def test_a_run_folder_is_searched_for_its_exported_folder(predict, tmp_path):
     picture(tmp_path / 'a.png')
     (tmp_path / 'my run' / 'checkpoints').mkdir(parents=True)
     line = one_line(predict('my run', 'a.png'))
@@ -339,7 +341,7 @@ def test_a_run_is_looked_into_for_what_was_exported_of_it(predict, tmp_path):
     assert predict('my run', 'a.png').returncode == 0
 
 
-def test_a_larger_picture_is_read_where_that_is_allowed(predict, tmp_path):
+def test_max_pixels_million_allows_larger_pictures(predict, tmp_path):
     Image.new('1', (1100, 1000)).save(tmp_path / 'large.png')
     for most, code in (('1', 2), ('2', 0)):
         arguments = ('large.png', '--max-pixels-million', most)
@@ -378,28 +380,28 @@ def test_the_engine_and_why_it_was_chosen_are_reported(predict, tmp_path):
         *(('--engine', 'caffe'), ('--to', '3')),
     ],
 )
-def test_a_wrong_option_is_refused_with_2(refusal, tmp_path, arguments):
+def test_a_wrong_option_is_exit_2(refusal, tmp_path, arguments):
     picture(tmp_path / 'a.png')
     assert arguments[0] in refusal(exported.folder(), 'a.png', *arguments)
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'wanted'),
+    ('arguments', 'expected'),
     [
         (('--engine', 'tensorrt'), 'TensorRT needs an NVIDIA GPU, and the device is cpu'),
-        (('--device', 'gpu'), '--device gpu is not here: 0 GPUs, 0 NPUs'),
-        (('--device', 'npu:7'), '--device npu:7 is not here'),
-        (('--device', 'nonsense'), '--device nonsense: auto, cpu, gpu, gpu:1, npu and npu:1'),
+        (('--device', 'gpu'), '--device gpu is not available: 0 GPUs, 0 NPUs'),
+        (('--device', 'npu:7'), '--device npu:7 is not available'),
+        (('--device', 'nonsense'), '--device nonsense: use auto, cpu, gpu, gpu:1, npu or npu:1'),
         (('--precision', 'float16', '--engine', 'paddle'), 'float16 needs a GPU or an NPU'),
     ],
 )
-def test_what_this_machine_lacks_is_a_line_and_exit_2(predict, tmp_path, arguments, wanted):
+def test_a_missing_device_or_engine_is_one_line_and_exit_2(predict, tmp_path, arguments, expected):
     picture(tmp_path / 'a.png')
     result = predict(exported.folder(), 'a.png', *arguments, CUSTOM_DEVICE_ROOT='')
-    assert wanted in one_line(result)
+    assert expected in one_line(result)
 
 
-def test_help_answers_at_once(predict):
+def test_help_takes_less_than_half_a_second(predict):
     """By processor time, as the machine may have other things to do."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = predict('--help')
@@ -437,15 +439,15 @@ def test_accuracy_is_that_of_evaluation(predict, pictures):
     assert found.classes == exported.CLASSES
     model = models.build('wide_resnet10_1', num_classes=len(exported.CLASSES))
     model.set_state_dict(exported.arrays('wide_resnet10_1'))
-    wanted = evaluation.evaluate(model, data.test_batches(found, settled))
+    expected = evaluation.evaluate(model, data.test_batches(found, settled))
     result = predict(exported.folder(), pictures / 'val', '--labels', 'folder', '--top', '1')
     assert result.returncode == 0, result.stderr
     *rows, line = result.stdout.splitlines()
-    assert len(rows) == 1 + len(wanted.labels)
-    assert line == f'{wanted.summary}  top-5 {100 * wanted.top5:.2f} %'
-    assert 0 < wanted.correct < len(wanted.labels)
+    assert len(rows) == 1 + len(expected.labels)
+    assert line == f'{expected.summary}  top-5 {100 * expected.top5:.2f} %'
+    assert 0 < expected.correct < len(expected.labels)
     likeliest = [row[:-9].rstrip() for row in rows[1:]]
-    for path, text, index in zip(sorted(found.test.files.paths), likeliest, wanted.predictions):
+    for path, text, index in zip(sorted(found.test.files.paths), likeliest, expected.predictions):
         assert text.endswith(exported.CLASSES[index]), path
 
 
@@ -467,20 +469,20 @@ def test_labels_of_a_file_are_numbers_or_names_with_spaces(predict, tmp_path):
 
 
 @pytest.mark.parametrize(('classes', 'told'), [(5, False), (6, True)])
-def test_five_classes_or_fewer_have_no_top_5_and_one_picture_is_one(classes, told):
+def test_top_5_needs_more_than_five_classes_and_one_picture_is_singular(classes, told):
     tally = importlib.import_module('predict').Tally(images=1, correct=1, correct5=1, seconds=1)
     line = 'acc:1 total:1 ratio:1' + ('  top-5 100.00 %' if told else '')
     assert tally.accuracy(classes) == line
     assert tally.timing.startswith('1 picture in 1.0 s, ')
 
 
-def test_labels_that_are_wrong_are_a_line_before_any_work(refusal, tmp_path):
+def test_wrong_labels_are_one_line_before_any_work(refusal, tmp_path):
     """What can be wrong with them: test_labels.py."""
     picture(tmp_path / 'a.png')
     (tmp_path / 'list.txt').write_text('a.png zebra')
-    for labels, wanted in (('list.txt', "'zebra' is no class of"), ('folder', 'its folder')):
+    for labels, expected in (('list.txt', "'zebra' is not a class of"), ('folder', 'its folder')):
         line = refusal(exported.folder(), 'a.png', '--log-dir', 'logs', '--labels', labels)
-        assert wanted in line
+        assert expected in line
     assert not (tmp_path / 'logs').exists()
 
 
@@ -514,7 +516,7 @@ def test_logs_are_in_mindspores_words_and_never_overwritten(predict, tmp_path, p
 # ------------------------------------------------------------------ ends
 
 
-def test_a_reader_that_leaves_ends_it_quietly(predict, tmp_path, pictures):
+def test_a_closed_pipe_is_exit_141_without_traceback(predict, tmp_path, pictures):
     for form in ('table', 'json', 'csv'):
         process = subprocess.Popen(
             [*command(tmp_path), *ENGINE, exported.folder(), pictures / 'val', '--format', form],
@@ -530,7 +532,7 @@ def test_a_reader_that_leaves_ends_it_quietly(predict, tmp_path, pictures):
         assert 'Traceback' not in errors
 
 
-def test_a_full_disk_is_a_line(predict, tmp_path):
+def test_a_full_disk_is_one_line(predict, tmp_path):
     picture(tmp_path / 'a.png')
     for form in ('table', 'json', 'csv'):
         with open('/dev/full', 'w') as full:
@@ -539,7 +541,7 @@ def test_a_full_disk_is_a_line(predict, tmp_path):
         assert result.stderr.splitlines()[-1] == 'predict.py: writing: No space left on device'
 
 
-def test_an_interrupt_ends_it_quietly(tmp_path):
+def test_an_interrupt_is_exit_130_without_traceback(tmp_path):
     file = picture(tmp_path / 'a.png')
     (tmp_path / 'many').mkdir()
     for number in range(3000):
@@ -560,7 +562,7 @@ def test_an_interrupt_ends_it_quietly(tmp_path):
     assert 'Traceback' not in errors
 
 
-def test_standard_input_is_waited_for_where_an_interrupt_arrives(tmp_path, monkeypatch):
+def test_standard_input_is_read_in_the_main_thread(tmp_path, monkeypatch):
     """In the main thread: another one would have to be waited for, whoever presses Ctrl-C."""
     data, threads = picture(tmp_path / 'a.png').read_bytes(), []
 
@@ -576,7 +578,7 @@ def test_standard_input_is_waited_for_where_an_interrupt_arrives(tmp_path, monke
     assert {*threads} == {threading.main_thread()}
 
 
-def test_deploy_and_a_folder_work_where_nothing_else_of_the_repository_is(tmp_path):
+def test_deploy_works_when_copied_alone(tmp_path):
     away = tmp_path / 'away'
     shutil.copytree(REPOSITORY / 'deploy', away / 'deploy', ignore=shutil.ignore_patterns('__py*'))
     shutil.copytree(exported.folder(), away / 'inference')
@@ -594,7 +596,7 @@ def test_deploy_and_a_folder_work_where_nothing_else_of_the_repository_is(tmp_pa
     assert paths(result) == [str(tmp_path / 'a.png')]
 
 
-def test_a_user_without_a_home_is_no_error(tmp_path):
+def test_a_user_without_a_home_is_not_an_error(tmp_path):
     """As in a container that is run with a number for a user."""
     nameless = ['setpriv', '--reuid', '54321', '--clear-groups']
     if os.getuid() != 0 or not shutil.which('setpriv'):

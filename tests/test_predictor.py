@@ -123,7 +123,7 @@ def test_raw_pixels_give_what_normalised_ones_give():
         np.testing.assert_allclose(predictor.logits(prepared), expected, rtol=0, atol=1e-4)
 
 
-def test_without_onednn_paddle_says_the_same():
+def test_paddle_gives_the_same_without_onednn():
     pixels = pixels_of(3)
     answers = [
         Predictor(exported.folder(), engine='paddle', onednn=onednn).probabilities(pixels)
@@ -135,9 +135,9 @@ def test_without_onednn_paddle_says_the_same():
 def test_pixels_are_normalised_as_in_training_to_the_last_bit():
     predictor, pixels = Predictor(exported.folder(), engine='paddle'), pixels_of(50)
     view = exported.preparation(exported.config())
-    wanted = normalise(pixels.transpose(0, 3, 1, 2), view.mean, view.std)
+    expected = normalise(pixels.transpose(0, 3, 1, 2), view.mean, view.std)
     prepared = predictor.prepare(pixels)
-    np.testing.assert_array_equal(prepared, wanted)
+    np.testing.assert_array_equal(prepared, expected)
     assert prepared.dtype == np.float32
     assert prepared.flags.c_contiguous
 
@@ -145,14 +145,14 @@ def test_pixels_are_normalised_as_in_training_to_the_last_bit():
 def test_probabilities_are_the_softmax_of_the_logits_however_large():
     predictor, pixels = Predictor(exported.folder(), engine='paddle'), pixels_of(4)
     logits = predictor.logits(predictor.prepare(pixels)).astype(np.float64)
-    wanted = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    np.testing.assert_allclose(predictor.probabilities(pixels), wanted, atol=1e-6)
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(predictor.probabilities(pixels), expected, atol=1e-6)
     predictor._engine = lambda images: np.full((len(images), 7), 1e4, np.float32)
     np.testing.assert_allclose(predictor.probabilities(pixels), np.full((4, 7), 1 / 7), atol=1e-6)
 
 
 @pytest.mark.parametrize('engine', HERE)
-def test_views_of_other_arrays_and_no_images_at_all_are_taken(engine):
+def test_array_views_and_empty_batches_are_accepted(engine):
     predictor, pixels = Predictor(exported.folder(), engine=engine, batch=2), pixels_of(6)
     expected = predictor.probabilities(pixels)
     np.testing.assert_allclose(predictor.probabilities(pixels[::-1])[::-1], expected, atol=1e-5)
@@ -165,7 +165,7 @@ def test_views_of_other_arrays_and_no_images_at_all_are_taken(engine):
 
 
 @pytest.mark.parametrize('engine', HERE)
-def test_what_was_answered_stays_when_the_next_is_asked(engine):
+def test_a_later_call_does_not_change_earlier_answers(engine):
     predictor = Predictor(exported.folder(), engine=engine)
     first = predictor.logits(predictor.prepare(pixels_of(1)))
     kept = first.copy()
@@ -174,7 +174,7 @@ def test_what_was_answered_stays_when_the_next_is_asked(engine):
 
 
 @pytest.mark.parametrize('engine', HERE)
-def test_others_answer_in_threads_of_their_own_at_the_same_time(engine, capfd):
+def test_instances_run_in_parallel_threads(engine, capfd):
     predictor, pixels = Predictor(exported.folder(), engine=engine, batch=4), pixels_of(40)
     expected = predictor.probabilities(pixels)
 
@@ -205,7 +205,7 @@ def test_a_folder_can_be_moved_renamed_and_made_read_only(tmp_path):
         np.testing.assert_allclose(found, expected, atol=1e-5, err_msg=engine)
 
 
-def test_a_description_says_what_export_was_told():
+def test_a_description_has_the_settings_of_export():
     description = open_folder(str(exported.folder()))
     assert description.classes == exported.CLASSES
     assert (description.input.size, description.input.resize) == (exported.SIZE, exported.RESIZE)
@@ -222,7 +222,7 @@ def test_copies_have_the_same_identity_and_other_weights_another(tmp_path):
     assert open_folder(exported.folder(uint8=True)).identity != first.identity
 
 
-def test_damage_to_the_description_is_a_line_that_names_it(tmp_path):
+def test_a_damaged_description_is_named_in_one_line(tmp_path):
     whole = (exported.folder() / 'inference.yml').read_bytes()
     folder = tmp_path / 'folder'
     folder.mkdir()
@@ -259,14 +259,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize('change', WRONG)
-def test_a_description_of_another_kind_is_refused_by_name(tmp_path, change):
+def test_a_wrong_description_is_refused_with_the_reason(tmp_path, change):
     folder = exported.copy(tmp_path / 'folder', **yaml.safe_load(change))
     error = user_error(folder)
-    for wanted in WRONG[change]:
-        assert wanted in error
+    for expected in WRONG[change]:
+        assert expected in error
 
 
-def test_an_input_that_cannot_be_is_refused(tmp_path):
+def test_an_impossible_input_is_refused(tmp_path):
     given = yaml.safe_load((exported.folder() / 'inference.yml').read_text(encoding='utf-8'))
     changes = [{'type': 'float64'}, {'crop': 4}, {'crop': 'x'}, {'shape': 5}, {'std': [1, 0, 1]}]
     changes += [{'mean': [1, 2]}, {'mean': 'grey'}, {'mean': [1, 2, float('nan')]}, {'crop': None}]
@@ -277,7 +277,7 @@ def test_an_input_that_cannot_be_is_refused(tmp_path):
         assert 'inference.yml is damaged' in user_error(folder), change
 
 
-def test_files_that_are_missing_cut_off_or_changed_are_named_with_what_to_do(tmp_path):
+def test_missing_truncated_and_changed_files_are_named_with_a_remedy(tmp_path):
     names = sorted({path.name for path in exported.folder().iterdir()} - {'inference.yml'})
     assert len(names) >= 2
     for name in names:
@@ -293,10 +293,10 @@ def test_files_that_are_missing_cut_off_or_changed_are_named_with_what_to_do(tmp
         error = user_error(folder)
         assert f'{file} is damaged' in error
         assert 'copy it again' in error
-    assert 'is no folder' in user_error(tmp_path / 'nowhere')
-    assert 'is no folder' in user_error(tmp_path / names[0] / 'inference.yml')
+    assert 'is not a folder' in user_error(tmp_path / 'nowhere')
+    assert 'is not a folder' in user_error(tmp_path / names[0] / 'inference.yml')
     (tmp_path / 'empty').mkdir()
-    assert 'holds no inference.yml; did export.py write it?' in user_error(tmp_path / 'empty')
+    assert 'has no inference.yml; did export.py write it?' in user_error(tmp_path / 'empty')
 
 
 # ------------------------------------------------------------------ choice
@@ -374,7 +374,7 @@ def test_the_order_is_fixed_and_tensorrt_is_not_tried_on_a_cpu(monkeypatch):
     assert 'tensorrt' not in predictor.reason.lower()
 
 
-def test_where_none_is_installed_each_ones_lack_is_said(monkeypatch):
+def test_without_any_engine_the_error_names_what_each_lacks(monkeypatch):
     monkeypatch.setattr(installation, 'installed', lambda name: False)
     error = user_error(exported.folder())
     assert error.startswith('no engine can run here (openvino: ')
@@ -404,30 +404,30 @@ importlib.util.find_spec = lambda name: None if name in {names} else find(name)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith('onnxruntime | cpu | the first of ')
     assert 'openvino: openvino is not installed' in result.stdout
-    wanted = Predictor(exported.folder(), engine='paddle').probabilities(
+    expected = Predictor(exported.folder(), engine='paddle').probabilities(
         np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
     )
-    np.testing.assert_allclose(np.load(tmp_path / 'answers.npy'), wanted, atol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / 'answers.npy'), expected, atol=1e-5)
 
 
-def test_what_this_machine_lacks_is_a_line():
+def test_a_missing_device_or_engine_is_one_line():
     folder = exported.folder()
     cases = {
         'TensorRT needs an NVIDIA GPU, and the device is cpu': {'engine': 'tensorrt'},
         'float16 needs a GPU or an NPU': {'engine': 'paddle', 'precision': 'float16'},
-        '--device gpu is not here: 0 GPUs, 0 NPUs': {'device': 'gpu'},
-        '--device npu:7 is not here': {'device': 'npu:7'},
-        '--device tpu: auto, cpu, gpu, gpu:1, npu': {'device': 'tpu'},
-        '--device gpu:x: auto': {'device': 'gpu:x'},
-        '--device : auto': {'device': ''},
+        '--device gpu is not available: 0 GPUs, 0 NPUs': {'device': 'gpu'},
+        '--device npu:7 is not available': {'device': 'npu:7'},
+        '--device tpu: use auto, cpu, gpu, gpu:1, npu': {'device': 'tpu'},
+        '--device gpu:x: use auto': {'device': 'gpu:x'},
+        '--device : use auto': {'device': ''},
     }
-    for wanted, options in cases.items():
-        assert wanted in user_error(folder, **options)
+    for expected, options in cases.items():
+        assert expected in user_error(folder, **options)
     assert 'no engine can run here' in user_error(folder, precision='float16')
 
 
 @pytest.mark.skipif(not exported.HAS_ONNX, reason='needs onnxruntime and paddle2onnx')
-def test_a_model_that_an_engine_cannot_read_is_a_line(tmp_path):
+def test_a_model_that_an_engine_cannot_read_is_one_line(tmp_path):
     for name in HERE[1:]:
         folder = exported.copy(tmp_path / name)
         (folder / 'model.onnx').write_bytes(b'junk' * 10)
@@ -439,7 +439,7 @@ def test_a_model_that_an_engine_cannot_read_is_a_line(tmp_path):
         assert 'model' in error
 
 
-def test_without_model_onnx_its_engines_say_how_to_get_it(tmp_path):
+def test_without_model_onnx_its_engines_name_the_option_of_export(tmp_path):
     folder = exported.copy(tmp_path / 'folder')
     about = yaml.safe_load((folder / 'inference.yml').read_text(encoding='utf-8'))
     about['files'].pop('model.onnx', None)
@@ -450,7 +450,7 @@ def test_without_model_onnx_its_engines_say_how_to_get_it(tmp_path):
         assert '--onnx' in error
 
 
-def test_a_graph_of_paddle_3_is_a_line_for_paddle_2(tmp_path, monkeypatch):
+def test_a_graph_of_paddle_3_is_refused_in_paddle_2(tmp_path, monkeypatch):
     folder = exported.copy(tmp_path / 'folder')
     about = yaml.safe_load((folder / 'inference.yml').read_text(encoding='utf-8'))
     (folder / 'inference.json').write_text('{}')
@@ -465,7 +465,7 @@ def test_a_graph_of_paddle_3_is_a_line_for_paddle_2(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(PADDLE < 3, reason='there, all folders are of that kind')
-def test_a_graph_of_the_kind_that_paddle_2_reads_gives_the_same(tmp_path):
+def test_a_pdmodel_gives_the_same_answers(tmp_path):
     file = exported.weight_file(tmp_path, 'wide_resnet10_1')
     size = (f'data.image_size={exported.SIZE}', f'eval.resize={exported.RESIZE}', 'device=cpu')
     what = ('-c', str(exported.RECIPE), '-w', str(file), '-o', 'model.name=wide_resnet10_1', *size)
@@ -475,11 +475,11 @@ def test_a_graph_of_the_kind_that_paddle_2_reads_gives_the_same(tmp_path):
     assert old.description.graph.name == 'inference.pdmodel'
     for count in (1, 3):
         pixels = pixels_of(count)
-        wanted = in_memory('wide_resnet10_1', exported.SIZE, pixels)
-        np.testing.assert_allclose(old.logits(old.prepare(pixels)), wanted, rtol=0, atol=1e-4)
+        expected = in_memory('wide_resnet10_1', exported.SIZE, pixels)
+        np.testing.assert_allclose(old.logits(old.prepare(pixels)), expected, rtol=0, atol=1e-4)
 
 
-# ------------------------------------------------------------------ devices that are not here
+# ------------------------------------------------------------------ devices that are not available
 
 
 def test_an_npu_is_found_used_and_gives_a_cpus_answers(tmp_path):
@@ -494,9 +494,11 @@ def test_an_npu_is_found_used_and_gives_a_cpus_answers(tmp_path):
     assert 'fake npu: device 0 is used' in result.stderr
     found = np.load(tmp_path / 'answers.npy')
     pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
-    wanted = Predictor(exported.folder(), engine='paddle').probabilities(pixels)
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    expected = Predictor(exported.folder(), engine='paddle').probabilities(pixels)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
     result = elsewhere(tmp_path, exported.folder(), {'device': 'npu:1'}, **ascend)
     assert 'fake npu: device 1 is used' in result.stderr
     result = elsewhere(tmp_path, exported.folder(), {'device': 'npu:2'}, **ascend)
-    assert result.stderr.splitlines()[-1].endswith('--device npu:2 is not here: 0 GPUs, 2 NPUs')
+    assert result.stderr.splitlines()[-1].endswith(
+        '--device npu:2 is not available: 0 GPUs, 2 NPUs'
+    )

@@ -1252,8 +1252,8 @@ def test_wrong_arguments(folder, tmp_path, monkeypatch, capsys):
         return capsys.readouterr().err.splitlines()[-1]
 
     good = str(folder)
-    assert 'is no folder' in refused(str(tmp_path / 'nothing'))
-    assert 'holds no inference.yml' in refused(str(tmp_path))
+    assert 'is not a folder' in refused(str(tmp_path / 'nothing'))
+    assert 'has no inference.yml' in refused(str(tmp_path))
     assert '--queue 8 is less than a batch' in refused(good, '--queue', '8')
     assert 'above 0' in refused(good, '--max-batch', '0')
     assert 'above 0' in refused(good, '--timeout-s', 'nan')

@@ -14,16 +14,16 @@ from predictor.errors import UserError
 DRIVER = 'nvcuda.dll' if os.name == 'nt' else 'libcuda.so.1'  # NVIDIA's
 
 
-def find_device(wanted: str, report: Callable[[str], None] = print) -> str:
-    """The wanted device with its number; for 'auto', the first there is of gpu:0, npu:0 and cpu.
+def find_device(name: str, report: Callable[[str], None] = print) -> str:
+    """The device with its number; for 'auto', the first available of gpu:0, npu:0 and cpu.
 
-    UserError if it is not here. Where Paddle does not load, `report` gets the reason, and devices
-    are those of the other engines.
+    UserError if it is not available. If Paddle does not load, `report` gets the reason, and the
+    devices are those of the other engines.
     """
-    kind, _, number = wanted.partition(':')
+    kind, _, number = name.partition(':')
     bad = number and (not number.isdecimal() or kind in ('auto', 'cpu'))
     if kind not in ('auto', 'cpu', 'gpu', 'npu') or bad:
-        raise UserError(f'--device {wanted}: auto, cpu, gpu, gpu:1, npu and npu:1 are known')
+        raise UserError(f'--device {name}: use auto, cpu, gpu, gpu:1, npu or npu:1')
     if kind == 'cpu':
         return kind
     # Importing paddle takes seconds; with auto, only where it may find a card.
@@ -36,10 +36,10 @@ def find_device(wanted: str, report: Callable[[str], None] = print) -> str:
             raise
         report(f'Paddle is not used: {error}')
     if kind == 'auto':
-        return next((f'{name}:0' for name, count in cards.items() if count), 'cpu')
+        return next((f'{card}:0' for card, count in cards.items() if count), 'cpu')
     if int(number or 0) >= cards[kind]:
         why = installation.unused_card() or f'{cards["gpu"]} GPUs, {cards["npu"]} NPUs'
-        raise UserError(f'--device {wanted} is not here: {why}')
+        raise UserError(f'--device {name} is not available: {why}')
     return f'{kind}:{number or 0}'
 
 

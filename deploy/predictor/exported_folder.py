@@ -80,7 +80,7 @@ def open_folder(folder: Union[str, Path]) -> Description:
     """UserError unless it is what export.py wrote, to the last byte; or a run that holds such."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f'{folder} is no folder; name one that export.py has written')
+        raise UserError(f'{folder} is not a folder; name one that export.py has written')
     inner = folder / 'inference'  # where export.py puts what it makes of a run
     if not (folder / DESCRIPTION).exists():
         if (inner / DESCRIPTION).exists():
@@ -109,7 +109,7 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text(encoding='utf-8'))
     except FileNotFoundError:
-        raise UserError(f'{file.parent} holds no {file.name}; did export.py write it?') from None
+        raise UserError(f'{file.parent} has no {file.name}; did export.py write it?') from None
     except OSError as error:
         raise UserError(f'{file}: {error.strerror}') from None
     except Exception as error:  # damaged YAML raises almost anything, not only YAMLError

@@ -50,7 +50,7 @@ def find_pictures(arguments: Sequence[str], *, report: Callable[[str], None]) ->
                     report(f'left out of {path}: {describe_left_out(others)}')
                 if not files:
                     there = f', but {describe_left_out(others)}' if others else ''
-                    lacks[path] = f'{path} holds no pictures ({", ".join(SUFFIXES)}){there}'
+                    lacks[path] = f'{path} has no pictures ({", ".join(SUFFIXES)}){there}'
                     files = [path]
             found.update(dict.fromkeys(files))
     if len(lacks) == len(found):
@@ -73,7 +73,7 @@ def _content(path: Path) -> bytes:
         return data
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
-        raise BadPicture('holds no pictures')
+        raise BadPicture('has no pictures')
     if not stat.S_ISREG(status.st_mode):
         raise BadPicture('is not a file')
     if status.st_size > MAX_BYTES:

@@ -66,14 +66,14 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
         text = data.decode('utf-16' if data.startswith(UTF_16) else 'utf-8-sig')
     except FileNotFoundError:
         raise UserError(
-            f"--labels {file}: there is no such file; 'folder' takes folders' names"
+            f"--labels {file}: no such file; use 'folder' for the names of folders"
         ) from None
     except UnicodeDecodeError:
         raise UserError(f'--labels {file} is not in UTF-8; save it as UTF-8') from None
     except OSError as error:
         raise UserError(f'--labels {file} cannot be read: {error.strerror}') from None
     if '\0' in text:
-        raise UserError(f'--labels {file} is not a list of lines: it holds zero bytes')
+        raise UserError(f'--labels {file} is not a list of lines: it contains zero bytes')
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
         if line.strip():
             yield number, line.strip()
@@ -126,5 +126,5 @@ def _class(name: str, where: str, numbers: Mapping[str, int], *, by_number: bool
     label = _label(name, numbers, by_number=by_number)
     if label is None:
         some = ', '.join([*numbers][:3]) + (' ...' if len(numbers) > 3 else '')
-        raise UserError(f'{where}: {name[:50]!r} is no class of the model ({some})')
+        raise UserError(f'{where}: {name[:50]!r} is not a class of the model ({some})')
     return label
