@@ -11,7 +11,3 @@ uploads, forms            the body of a request: within the limits of memory; a 
 service, batching         the network: threads that decode, a queue, batches
 errors, limits, metrics   refusals and their texts; the default limits; GET /metrics
 """
-
-from __future__ import annotations
-
-VERSION = '0.1.0'  # in GET /v2

@@ -10,7 +10,7 @@ from typing import Optional
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from server import VERSION
+from predictor.version import VERSION
 from server.batching import Answer
 from server.errors import Refused
 from server.service import Service, unless_disconnected

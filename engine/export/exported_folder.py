@@ -20,11 +20,11 @@ from engine.files import beside, locked, sha256_of, sync_folder, sync_tree
 from engine.machine import devices
 from engine.run.chosen_weights import Weights, recorded_accuracy
 from predictor.exported_folder import DESCRIPTION, FORMAT, Input
+from predictor.version import VERSION
 
 if TYPE_CHECKING:
     from engine.data import Preparation
 
-VERSION = '0.1.0'  # of this project
 GRAPH = 'inference'
 ONNX, INT8 = 'model.onnx', 'model.int8.onnx'
 FORMATS = ('json', 'pdmodel')  # of the graph: Paddle 3's, Paddle 2's

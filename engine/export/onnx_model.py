@@ -18,9 +18,10 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from engine.errors import UserError
-from engine.export.exported_folder import GRAPH, INPUT, ONNX, OUTPUT, VERSION
+from engine.export.exported_folder import GRAPH, INPUT, ONNX, OUTPUT
 from engine.machine import cpu, home
 from predictor.onnx_engines import import_onnxruntime
+from predictor.version import VERSION
 
 OPSET = 17
 REPOSITORY = Path(__file__).resolve().parents[2]
