@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable, Optional
+from typing import Callable, Optional
 
-from engine import models
+from engine.config.keys import Config, Data, Model
 from engine.errors import UserError
-
-if TYPE_CHECKING:
-    from engine.config import Config, Data, Model
+from engine.models.names import parse
 
 Refuse = Callable[[str, str], None]
 
@@ -54,7 +52,7 @@ def check(config: Config, origin: Callable[[str], str]) -> None:
 
 def _check_model(model: Model, refuse: Refuse) -> None:
     try:
-        spec = models.parse(model.name)
+        spec = parse(model.name)
     except ValueError as error:
         refuse('model.name', str(error))
     if model.dropout and not spec.preactivated:
