@@ -17,7 +17,7 @@ from typing import Any, Callable, NoReturn, Optional, Sequence
 
 from engine import config as configs
 from engine import console
-from engine.config import reading
+from engine.config import help, hints, reading
 from engine.config.recipes import find_config
 from engine.errors import EXIT_DIVERGED, EXIT_STOPPED, EXIT_USER, Diverged, Stopped, UserError
 from engine.machine import failures, home, processes
@@ -57,7 +57,7 @@ class Parser(argparse.ArgumentParser):
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, width=reading.WIDTH)
+        super().__init__(prog, width=help.WIDTH)
 
 
 class ConfigParser(Parser):
@@ -120,10 +120,10 @@ class ConfigParser(Parser):
         if near:
             return f'{unknown}; did you mean {near[0]}?'
         name = option.lstrip('-').replace('-', '_')
-        keys = list(reading.leaves(configs.Config))
+        keys = list(configs.all_keys())
         if name in keys:
             return f'{word}: config keys follow -o: write -o {shlex.quote(f"{name}={value}")}'
-        hint = reading.hint(name, keys)
+        hint = hints.for_key(name)
         meant = hint.rpartition('did you mean ')[2].rstrip('?')
         if meant in keys:
             return f'{unknown}: write -o {meant}={_if_fitting(meant, value)}'
@@ -143,8 +143,8 @@ class ConfigParser(Parser):
 def _if_fitting(name: str, value: str) -> str:
     """The value as one of that key, or ... where it cannot be one (--use_gpu True)."""
     try:
-        key, setting = reading.read_override(f'{name}={value}', configs.Config)
-        reading.build(configs.Config, {key: setting})
+        key, setting = reading.read_override(f'{name}={value}')
+        reading.build({key: setting})
     except UserError:
         return '...'
     return shlex.quote(value)

@@ -61,7 +61,7 @@ def parsed(words: list[str], monkeypatch) -> None:
     if words[0] in ('train.py', 'eval.py', 'export.py'):
         if args.config is None and getattr(args, 'weights', None):  # with their run's own config
             for text in args.override:
-                reading.read_override(text, config.Config)
+                reading.read_override(text)
         else:
             config.load_config(find_config(args.config or DEFAULT_CONFIG), args.override)
     return None

@@ -7,7 +7,7 @@ import re
 import pytest
 from conftest import REPOSITORY
 
-from engine.config import Config, load_config, reading, to_dict
+from engine.config import Config, all_keys, load_config, reading, to_dict
 
 PAGES = ('docs/recipes.md', 'docs/zh_cn/recipes.md')
 OURS = {'quickstart', 'finetune_folder', 'wrn16_2_cifar10_short', 'resnext29_4x8d_cifar10_short'}
@@ -48,11 +48,11 @@ def test_the_page_has_every_key_of_every_recipe(page):
     assert {*said, *OURS} == {*recipes}
     assert all(f'`{name}`' in (REPOSITORY / page).read_text(encoding='utf-8') for name in OURS)
     for name, rows in said.items():
-        given = reading.read_yaml(recipes[name], Config)
+        given = reading.read_yaml(recipes[name])
         assert not {*given} - {*rows}, f'{name}: keys that the page lacks'
         config = to_dict(load_config(recipes[name]))
         for key, text in rows.items():
-            value = reading.read_override(f'{key}={text}', Config)[1].value
+            value = reading.read_override(f'{key}={text}')[1].value
             assert at(config, key) == value, f'{name}: {key}'
 
 
@@ -80,7 +80,7 @@ def test_what_the_migrating_page_names_is_there():
         assert counts[0] == counts[1] > 4
     sections = '|'.join(known for known in to_dict(Config()) if known not in ('seed', 'device'))
     keys = {*re.findall(rf'\b(?:{sections})\.(?!py\b|log\b|pdparams\b)\w+', english)}
-    assert keys <= {*reading.leaves(Config)}
+    assert keys <= {*all_keys()}
     assert all(key in chinese for key in keys)
     for name in re.findall(r'configs/\w+\.yaml', english):
         assert (REPOSITORY / name).is_file()

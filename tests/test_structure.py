@@ -35,8 +35,6 @@ FROM_DEPLOY = ('predictor', 'installation')  # all of deploy/ that the engine ma
 EXCEPTIONS = {
     ('benchmarks.device_page', 'benchmarks.device'),
     ('benchmarks.device_suite', 'benchmarks.device'),
-    ('engine.config.checks', 'engine.config'),
-    ('engine.run.chosen_weights', 'engine.cli'),
     ('engine.training.trainer', 'engine.run.log'),
 }
 

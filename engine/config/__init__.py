@@ -17,10 +17,21 @@ from engine.config.keys import (
 )
 from engine.config.plain import chosen, differences, to_dict, to_yaml
 from engine.config.reading import load_config
-from engine.config.recipes import DEFAULT_CONFIG, find_config
 
 __all__ = [
-    *('Config', 'Data', 'Eval', 'Model', 'Optimizer', 'Output', 'Schedule', 'Train'),
-    *('DEFAULT_CONFIG', 'all_keys', 'chosen', 'describe_keys', 'differences', 'find_config'),
-    *('load_config', 'to_dict', 'to_yaml'),
+    'Config',
+    'Data',
+    'Eval',
+    'Model',
+    'Optimizer',
+    'Output',
+    'Schedule',
+    'Train',
+    'all_keys',
+    'chosen',
+    'describe_keys',
+    'differences',
+    'load_config',
+    'to_dict',
+    'to_yaml',
 ]

@@ -180,10 +180,9 @@ class _Reader:
                 self._add(name, value_node, where, nested=bool(prefix))
 
     def _add(self, name: str, node: yaml.Node, where: str, *, nested: bool) -> None:
-        unknown_section = name.lower() in foreign_keys.SECTIONS or nested
-        if name not in all_keys() and unknown_section:
-            if isinstance(node, yaml.MappingNode) and node.value:
-                self.flatten(node, f'{name}.')  # which refuses the first of its keys
+        foreign = name.lower() in foreign_keys.SECTIONS or (nested and name not in all_keys())
+        if foreign and isinstance(node, yaml.MappingNode) and node.value:
+            self.flatten(node, f'{name}.')  # which refuses the first of its keys
         _require_known(name, where)
         try:
             value = self.loader.construct_object(node, deep=True)

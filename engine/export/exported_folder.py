@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Iterator, Optional
 
 import numpy as np
 
-from engine.config import reading
+from engine.config import yaml_text
 from engine.errors import UserError
 from engine.files import beside, locked, sha256_of, sync_folder, sync_tree
 from engine.machine import devices
@@ -107,7 +107,7 @@ def write_description(
         },
         'versions': {'exporter': VERSION, **devices.versions()},
     }
-    text = HEADS[image.type] + WHAT_COMES_OUT + reading.dump(content)
+    text = HEADS[image.type] + WHAT_COMES_OUT + yaml_text.dump(content)
     (folder / DESCRIPTION).write_text(text, encoding='utf-8')
 
 
