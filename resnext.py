@@ -67,16 +67,16 @@ def arrange(images: Tensor, data_format: str) -> Tensor:
     return images if data_format == 'NCHW' else images.transpose([0, 2, 3, 1])
 
 
-def norm_relu(norm: nn.Layer, x: Tensor) -> Tensor:
-    """ReLU(norm(x)), at once where the layer can do that (engine/cpu_conv on a CPU; its hooks
-    are then passed over)."""
-    at_once = getattr(norm, 'with_relu', None)
-    return F.relu(norm(x)) if at_once is None else at_once(x)
-
-
 def global_mean(x: Tensor, data_format: str) -> Tensor:
     """Global average pooling, to [N, C]."""
     return x.mean([data_format.index('H'), data_format.index('W')])
+
+
+class NormReLU(nn.Layer):
+    """ReLU(norm(x)). It has no weights: `norm` is a batch norm of the block that calls it."""
+
+    def forward(self, norm: nn.Layer, x: Tensor) -> Tensor:
+        return F.relu(norm(x))
 
 
 class Bottleneck(nn.Layer):
@@ -100,6 +100,7 @@ class Bottleneck(nn.Layer):
         super().__init__()
         conv2d = partial(conv, data_format=data_format)
         norm = partial(nn.BatchNorm2D, data_format=data_format)
+        self.norm_relu = NormReLU()
         self.conv1 = conv2d(in_channels, inner_channels, 1)
         self.bn1 = norm(inner_channels)
         self.conv2 = conv2d(inner_channels, inner_channels, 3, stride=stride, groups=cardinality)
@@ -115,8 +116,8 @@ class Bottleneck(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        out = norm_relu(self.bn1, self.conv1(x))
-        out = norm_relu(self.bn2, self.conv2(out))
+        out = self.norm_relu(self.bn1, self.conv1(x))
+        out = self.norm_relu(self.bn2, self.conv2(out))
         out = self.bn3(self.conv3(out))
         return F.relu(out + shortcut)
 
@@ -183,6 +184,7 @@ class ResNeXt(nn.Layer):
         self.data_format = data_format
         self.conv1 = conv(3, STEM, 7, stride=2, data_format=data_format)
         self.bn1 = nn.BatchNorm2D(STEM, data_format=data_format)
+        self.norm_relu = NormReLU()
         self.maxpool = nn.MaxPool2D(3, stride=2, padding=1, data_format=data_format)
         self.layer1, self.layer2, self.layer3, self.layer4 = _stages(
             BLOCKS[depth], cardinality, width, zero_init_last_bn, data_format
@@ -191,7 +193,7 @@ class ResNeXt(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv1(arrange(x, self.data_format))
-        out = self.maxpool(norm_relu(self.bn1, out))
+        out = self.maxpool(self.norm_relu(self.bn1, out))
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
         return self.fc(global_mean(out, self.data_format))
 
@@ -224,6 +226,7 @@ class CifarResNeXt(nn.Layer):
         self.data_format = data_format
         self.conv1 = conv(3, STEM, 3, data_format=data_format)
         self.bn1 = nn.BatchNorm2D(STEM, data_format=data_format)
+        self.norm_relu = NormReLU()
         self.layer1, self.layer2, self.layer3 = _stages(
             [(depth - 2) // 9] * 3, cardinality, width, zero_init_last_bn, data_format
         )
@@ -231,12 +234,12 @@ class CifarResNeXt(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv1(arrange(x, self.data_format))
-        out = norm_relu(self.bn1, out)
+        out = self.norm_relu(self.bn1, out)
         out = self.layer3(self.layer2(self.layer1(out)))
         return self.fc(global_mean(out, self.data_format))
 
 
-# The networks of sections 5.1 and 5.2, each with num_classes=1000 unless told otherwise.
+# The networks of sections 5.1 and 5.2, num_classes=1000 by default.
 resnext50_32x4d = partial(ResNeXt, depth=50, cardinality=32, width=4)
 resnext50_64x4d = partial(ResNeXt, depth=50, cardinality=64, width=4)
 resnext101_32x4d = partial(ResNeXt, depth=101, cardinality=32, width=4)

@@ -68,7 +68,7 @@ def open_log(config: Config, settings: str, machine: list[str]) -> Log:
     from engine.run.log import Log, Silence
 
     log = Log() if processes.RANK == 0 else Silence()
-    log.line(cpu.describe_cpu(onednn=cpu_conv.choose(config)[0] is not None))
+    log.line(cpu.describe_cpu(onednn=cpu_conv.choose(config.train)[0] is not None))
     log.note(settings)
     for text in machine:
         log.line(text)
@@ -144,7 +144,7 @@ def build_model(
     assert dataset.train is not None
     settings = config.model
     classes = data.class_count(dataset, settings.num_classes)
-    onednn_dtype, about_it = cpu_conv.choose(config)
+    onednn_dtype, about_it = cpu_conv.choose(config.train)
     processes.require_same('what computes convolutions', lambda: str(onednn_dtype))
     model = models.build(
         settings.name,

@@ -19,7 +19,7 @@ from functools import partial
 
 from paddle import Tensor, nn
 
-from resnext import ResNeXt, arrange, classifier, conv, global_mean, norm_relu
+from resnext import NormReLU, ResNeXt, arrange, classifier, conv, global_mean
 
 
 class WideBlock(nn.Layer):
@@ -41,6 +41,7 @@ class WideBlock(nn.Layer):
         super().__init__()
         conv2d = partial(conv, data_format=data_format)
         norm = partial(nn.BatchNorm2D, data_format=data_format)
+        self.norm_relu = NormReLU()
         self.bn1 = norm(in_channels)
         self.conv1 = conv2d(in_channels, out_channels, 3, stride=stride)
         self.bn2 = norm(out_channels)
@@ -52,10 +53,10 @@ class WideBlock(nn.Layer):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = norm_relu(self.bn1, x)
+        out = self.norm_relu(self.bn1, x)
         shortcut = x if self.convShortcut is None else self.convShortcut(out)
         out = self.conv1(out)
-        out = self.conv2(self.dropout(norm_relu(self.bn2, out)))
+        out = self.conv2(self.dropout(self.norm_relu(self.bn2, out)))
         return out + shortcut
 
 
@@ -123,15 +124,16 @@ class WideResNet(nn.Layer):
         self.block2 = group(w1, w2, stride=2)
         self.block3 = group(w2, w3, stride=2)
         self.bn1 = nn.BatchNorm2D(w3, data_format=data_format)
+        self.norm_relu = NormReLU()
         self.fc = classifier(w3, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv1(arrange(x, self.data_format))
         out = self.block3(self.block2(self.block1(out)))
-        out = norm_relu(self.bn1, out)
+        out = self.norm_relu(self.bn1, out)
         return self.fc(global_mean(out, self.data_format))
 
 
-# ResNet-50 and -101 with 3x3 convolutions twice as wide, 1,000 classes unless told otherwise.
+# ResNet-50 and -101 with 3x3 convolutions twice as wide, 1,000 classes by default.
 wide_resnet50_2 = partial(ResNeXt, depth=50, cardinality=1, width=128)
 wide_resnet101_2 = partial(ResNeXt, depth=101, cardinality=1, width=128)

@@ -130,7 +130,7 @@ def _train(config: Config) -> tuple[list[float], str]:
     from engine.training.trainer import Trainer
 
     dataset = data.load_data(config)
-    onednn, _ = cpu_conv.choose(config)
+    onednn, _ = cpu_conv.choose(config.train)
     layout = 'NHWC' if onednn else support.data_format(config.train, config.model)
     model = models.build(config.model.name, num_classes=10, data_format=layout)
     rng = np.random.default_rng(0)

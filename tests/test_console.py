@@ -211,7 +211,7 @@ def test_the_first_line_is_short_and_the_log_has_the_settings(monkeypatch, tmp_p
     config = cli.configs.load_config(DEFAULT_CONFIG, [])
     with contextlib.redirect_stdout(io.StringIO()) as out:
         log = train.open_log(config, 'CPU: OMP_NUM_THREADS=1 (because)', ['device: cpu'])
-    onednn = ', oneDNN' if cpu_conv.choose(config)[0] else ''
+    onednn = ', oneDNN' if cpu_conv.choose(config.train)[0] else ''
     assert out.getvalue() == f'{cpu.describe_cpu()}{onednn}\ndevice: cpu\n'
     assert log._early[1] == 'CPU: OMP_NUM_THREADS=1 (because)'
 

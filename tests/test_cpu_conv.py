@@ -1,5 +1,5 @@
-"""Training on oneDNN is training on Paddle's own kernels, to rounding; whatever it cannot do is
-left to Paddle, and it is chosen only where it computes rightly."""
+"""Training with oneDNN equals training with Paddle's own kernels, to rounding. What oneDNN does not
+support is left to Paddle, and oneDNN is chosen only if its results are right."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import re
 import threading
 from functools import partial
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 import paddle
@@ -22,9 +21,10 @@ from paddle.nn import functional as F
 
 from engine import cpu_conv, models
 from engine.config import Config, Data, Model, Train, load_config
-from engine.cpu_conv import accelerate, kernels, layers, onednn
+from engine.cpu_conv import accelerate, kernels, layers, onednn, self_check
 from engine.errors import UserError
 from engine.machine import devices
+from resnext import NormReLU
 
 CONFIGS = sorted((REPOSITORY / 'configs').glob('*.yaml'))
 TOLERANCE = 1e-5  # of the largest value
@@ -50,9 +50,10 @@ def results(layer: nn.Layer, x: np.ndarray, *, relu: bool = False) -> list[np.nd
     """Output, and the gradients of its weighted sum by the input and the parameters."""
     images = paddle.to_tensor(x)
     images.stop_gradient = False
-    at_once = relu and hasattr(layer, 'with_relu')
-    output = layer.with_relu(images) if at_once else layer(images)
-    output = F.relu(output) if relu and not at_once else output
+    norm_relu = NormReLU()
+    if type(layer) is not nn.BatchNorm2D:
+        accelerate(norm_relu)
+    output = norm_relu(layer, images) if relu else layer(images)
     weights = paddle.to_tensor(numbers(*output.shape, seed=100).astype(x.dtype))
     layer.clear_gradients()
     (output * weights).sum().backward()
@@ -132,7 +133,7 @@ def check_convolution(case: Case, batch: int) -> None:
 
 
 @pytest.mark.parametrize('name', ['wide_resnet16_1', 'resnext20_2x4d', 'resnext50_2x4d'])
-def test_the_sides_of_the_list_are_those_that_a_network_has(name):
+def test_listed_convolutions_are_those_of_the_network(name):
     own = Config(model=Model(name), data=Data(name='synthetic', image_size=64))
     layers = models.build(name, num_classes=10)
     seen = set()
@@ -151,18 +152,18 @@ def test_the_sides_of_the_list_are_those_that_a_network_has(name):
 
 
 @pytest.mark.parametrize('case', SMALL, ids=str)
-def test_convolutions_of_small_images_are_paddles(case):
+def test_convolutions_of_small_images_equal_paddle(case):
     check_convolution(case, batch=2)
 
 
 @pytest.mark.parametrize('case', PHOTOS[::6], ids=str)
-def test_some_convolutions_of_photographs_are_paddles(case):
+def test_some_convolutions_of_photographs_equal_paddle(case):
     check_convolution(case, batch=1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('case', PHOTOS, ids=str)
-def test_convolutions_of_photographs_are_paddles(case):
+def test_convolutions_of_photographs_equal_paddle(case):
     check_convolution(case, batch=1)
 
 
@@ -178,7 +179,7 @@ def test_convolutions_of_photographs_are_paddles(case):
     ],
     ids=['stride 3', 'depthwise', 'odd groups', 'oblong', 'one pixel', 'just fits'],
 )
-def test_unusual_convolutions_are_paddles(layer, shape):
+def test_unusual_convolutions_equal_paddle(layer, shape):
     fast, plain = pair(layer())
     assert type(fast) is not type(plain)
     x = numbers(*shape)
@@ -190,7 +191,7 @@ def test_unusual_convolutions_are_paddles(layer, shape):
 
 @pytest.mark.parametrize('relu', [False, True])
 @pytest.mark.parametrize('shape', [(4, 6, 5, 24), (1, 5, 7, 3), (16, 1, 1, 8)], ids=str)
-def test_batch_norm_is_paddles_through_several_steps(shape, relu):
+def test_batch_norm_equals_paddle_for_several_steps(shape, relu):
     fast, plain = pair(NORM(shape[-1], momentum=0.7, epsilon=1e-3))
     for layer in (fast, plain):
         layer.weight.set_value(numbers(shape[-1], seed=5))
@@ -204,7 +205,7 @@ def test_batch_norm_is_paddles_through_several_steps(shape, relu):
 
 
 @pytest.mark.parametrize('relu', [False, True])
-def test_batch_norm_with_running_statistics_is_paddles_own(relu):
+def test_batch_norm_with_running_statistics_is_left_to_paddle(relu):
     for settings, training in (({}, False), ({'use_global_stats': True}, True)):
         fast, plain = pair(NORM(8, **settings))
         for layer in (fast, plain):
@@ -215,7 +216,7 @@ def test_batch_norm_with_running_statistics_is_paddles_own(relu):
         np.testing.assert_array_equal(fast._mean.numpy(), numbers(8))
 
 
-def test_no_gradient_passes_where_the_relu_is_at_0():
+def test_relu_passes_no_gradient_at_zero():
     fast, plain = pair(NORM(8))
     for layer in (fast, plain):
         layer.weight.set_value(np.zeros(8, np.float32))
@@ -226,7 +227,7 @@ def test_no_gradient_passes_where_the_relu_is_at_0():
         assert not mine.any()
 
 
-def test_large_means_cost_no_more_than_with_paddle():
+def test_large_means_lose_no_more_precision_than_paddle():
     fast, plain = pair(NORM(8))
     x = numbers(4, 9, 9, 8) + 1000
     wide = x.astype(np.float64)
@@ -249,7 +250,7 @@ def test_large_means_cost_no_more_than_with_paddle():
     ],
     ids=['wide', 'dropout', 'resnext', 'photographs', 'wide bottleneck'],
 )
-def test_ten_steps_end_where_paddles_do(name, side, settings):
+def test_ten_training_steps_equal_paddle(name, side, settings):
     """A small rate, and blocks that begin as shortcuts where there are many: otherwise each step
     multiplies the rounding of those before."""
     labels = paddle.to_tensor(np.arange(8) % 5)
@@ -306,7 +307,7 @@ def small() -> nn.Sequential:
     ids=['transposed', 'steps', 'offset', 'expanded'],
 )
 @pytest.mark.parametrize('relu', [False, True])
-def test_views_are_read_as_what_they_show(view, relu):
+def test_views_that_are_not_contiguous(view, relu):
     fast, plain = (nn.Sequential(*layers) for layers in pair(small()))
     ends = []
     for model in (fast, plain):
@@ -319,7 +320,7 @@ def test_views_are_read_as_what_they_show(view, relu):
     assert_same(*ends)
 
 
-def test_gradients_in_any_layout_are_read_as_what_they_are():
+def test_gradients_that_are_not_contiguous():
     def gradients(layer, use):
         x = paddle.to_tensor(numbers(2, 9, 9, 8))
         x.stop_gradient = False
@@ -335,7 +336,7 @@ def test_gradients_in_any_layout_are_read_as_what_they_are():
         assert_same(gradients(fast, use), gradients(plain, use))
 
 
-def test_only_what_is_asked_for_gets_a_gradient():
+def test_input_without_gradient_gets_none():
     fast, plain = pair(small())
     x = paddle.to_tensor(numbers(2, 9, 9, 8))
     first = [model(x) for model in (fast, plain)]
@@ -358,7 +359,7 @@ def test_frozen_weights_get_no_gradient_and_the_input_does(layer):
     assert fast.weight.grad is None
 
 
-def test_a_shift_may_be_trained_alone():
+def test_shift_can_be_trained_alone():
     """With Paddle's own, it is not."""
     fast, _ = pair(NORM(8))
     fast.weight.stop_gradient = True
@@ -367,7 +368,7 @@ def test_a_shift_may_be_trained_alone():
     assert fast.bias.grad.tolist() == [50.0] * 8
 
 
-def test_a_batch_norm_may_come_first():
+def test_batch_norm_can_be_the_first_layer():
     ends = []
     for layer in pair(NORM(8)):
         (layer(paddle.to_tensor(numbers(2, 5, 5, 8))) ** 3).sum().backward()
@@ -375,7 +376,7 @@ def test_a_batch_norm_may_come_first():
     assert_same(*ends)
 
 
-def test_gradients_add_up():
+def test_gradients_accumulate():
     (fast, _), x = pair(small()), paddle.to_tensor(numbers(2, 9, 9, 8))
     (fast(x) ** 3).sum().backward()
     once = fast[0].weight.grad.numpy().copy()
@@ -383,7 +384,7 @@ def test_gradients_add_up():
     assert error(fast[0].weight.grad.numpy(), 2 * once) < TOLERANCE
 
 
-def test_changed_weights_and_sizes_are_seen():
+def test_changed_weights_and_sizes_take_effect():
     fast, plain = pair(small())
     for step, shape in enumerate([(2, 9, 9, 8), (1, 4, 5, 8), (2, 9, 9, 8), (5, 9, 9, 8)] * 2):
         x = numbers(*shape, seed=step)
@@ -397,7 +398,7 @@ def test_changed_weights_and_sizes_are_seen():
 # ------------------------------------------------------------------ threads
 
 
-def test_threads_do_not_disturb_each_other():
+def test_kernels_are_thread_safe():
     """(Paddle's own backward pass crashes in threads, so these call the kernels themselves.)"""
     shapes = [((4, 8, 17, 17), (16, 8, 3, 3)), ((4, 8, 9, 9), (32, 4, 3, 3))]
     convolutions = [
@@ -418,13 +419,13 @@ def test_threads_do_not_disturb_each_other():
         return [tensor.numpy() for tensor in (result, of_images, of_filters)]
 
     jobs = [(0, 0), (0, 1), (1, 2), (1, 3)]
-    wanted = [once(*job) for job in jobs]
+    expected = [once(*job) for job in jobs]
     right = []
 
     def work(job: tuple[int, int], alone: list[np.ndarray]) -> None:
         right.extend(np.array_equal(*both) for _ in range(30) for both in zip(once(*job), alone))
 
-    threads = [threading.Thread(target=work, args=pair) for pair in zip(jobs, wanted)]
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(jobs, expected)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -452,7 +453,7 @@ def rounded(array: np.ndarray) -> paddle.Tensor:
     ('channels', 'groups', 'kernel', 'stride'),
     [(16, 1, 3, 1), (16, 1, 3, 2), (16, 1, 1, 2), (32, 8, 3, 1), (13, 1, 5, 3)],
 )
-def test_bfloat16_rounds_the_factors_and_nothing_else(channels, groups, kernel, stride):
+def test_bfloat16_rounds_only_the_factors(channels, groups, kernel, stride):
     """Products of two bfloat16 are float32, exactly: against float32 of rounded factors."""
     settings = {'stride': stride, 'padding': kernel // 2, 'groups': groups}
     fast = accelerate(CONV(channels, 32, kernel, **settings), 'bfloat16')
@@ -468,7 +469,7 @@ def test_bfloat16_rounds_the_factors_and_nothing_else(channels, groups, kernel, 
 
 
 @needs_bfloat16
-def test_evaluation_and_the_first_convolution_are_in_float32():
+def test_evaluation_and_first_convolution_are_float32():
     x = numbers(2, 9, 9, 16)
     fast, plain = accelerate(CONV(16, 8, 3), 'bfloat16'), CONV(16, 8, 3)
     plain.set_state_dict(fast.state_dict())
@@ -484,24 +485,20 @@ def test_evaluation_and_the_first_convolution_are_in_float32():
 
 @needs_bfloat16
 def test_mixed_precision_is_bfloat16():
-    changed = dataclasses.replace(config(), train=MIXED)
-    dtype, (line,) = cpu_conv.choose(changed)
+    dtype, (line,) = cpu_conv.choose(MIXED)
     assert dtype == 'bfloat16'
     assert 'in bfloat16' in line
-    half = dataclasses.replace(config(), train=Train(amp='O2', amp_dtype='float16'))
-    dtype, (_, line) = cpu_conv.choose(half)
+    dtype, (_, line) = cpu_conv.choose(Train(amp='O2', amp_dtype='float16'))
     assert dtype == 'float32'
     assert line == 'mixed precision: off: on a cpu, it needs train.amp_dtype: bfloat16'
 
 
-def test_without_bfloat16_or_onednn_a_line_says_that_mixed_precision_is_off(monkeypatch):
-    changed = dataclasses.replace(config(), train=MIXED)
+def test_mixed_precision_is_off_without_bfloat16_or_onednn(monkeypatch):
     monkeypatch.setattr(onednn.OneDNN, 'has_bfloat16', False)
-    dtype, (_, line) = cpu_conv.choose(changed)
+    dtype, (_, line) = cpu_conv.choose(MIXED)
     assert dtype == 'float32'
     assert line == 'mixed precision: off: this cpu has no bfloat16'
-    paddles = dataclasses.replace(MIXED, cpu_conv='paddle')
-    dtype, (_, line) = cpu_conv.choose(dataclasses.replace(config(), train=paddles))
+    dtype, (_, line) = cpu_conv.choose(dataclasses.replace(MIXED, cpu_conv='paddle'))
     assert dtype is None
     assert line == 'mixed precision: off: on a cpu, only oneDNN has it'
 
@@ -529,19 +526,19 @@ LEFT_ALONE = {
 
 
 @pytest.mark.parametrize('build', LEFT_ALONE.values(), ids=LEFT_ALONE)
-def test_what_onednn_cannot_do_here_stays_paddles(build):
+def test_unsupported_layers_are_left_to_paddle(build):
     fast, plain = pair(nn.Sequential(build()))
     x = paddle.to_tensor(numbers(2, 8, 8, 8))
     np.testing.assert_array_equal(fast(x).numpy(), plain(x).numpy())
     assert type(fast[0]) is type(plain[0])
 
 
-def test_synchronised_batch_norms_stay_what_they_are():
+def test_sync_batch_norm_is_left_to_paddle():
     layer = nn.SyncBatchNorm(8, data_format='NHWC')
     assert type(accelerate(nn.Sequential(layer))[0]) is nn.SyncBatchNorm
 
 
-def test_accelerating_twice_copying_and_names_change_nothing():
+def test_accelerating_twice_and_copying_change_nothing():
     plain = small()
     names, x = list(plain.state_dict()), numbers(2, 9, 9, 8)
     fast = accelerate(plain)
@@ -557,19 +554,31 @@ def test_accelerating_twice_copying_and_names_change_nothing():
     assert_same(results(fast, x), once, 1e-6)
 
 
+@pytest.mark.parametrize('kind', ['pre', 'post'])
+def test_hooks_of_a_batch_norm_are_called(kind):
+    """It is then not computed in one pass with its ReLU; the result is the same."""
+    paddle.seed(0)
+    model = accelerate(models.build('wide_resnet10_1', num_classes=3, data_format='NHWC'))
+    x, called = paddle.to_tensor(numbers(2, 3, 16, 16)), []
+    once = model(x).numpy()
+    norm = model.block1.layer[0].bn1
+    hook = getattr(norm, f'register_forward_{kind}_hook')(lambda *given: called.append(given[-1]))
+    np.testing.assert_allclose(model(x).numpy(), once, rtol=1e-5, atol=1e-6)
+    (seen,) = called
+    assert kind == 'pre' or seen.numpy().min() < 0  # before the ReLU
+    hook.remove()
+    model(x)
+    assert len(called) == 1
+
+
 # ------------------------------------------------------------------ choosing
 
 
-def config(cpu_conv: str = 'auto', *, to_static: bool = False) -> Config:
-    train = Train(cpu_conv=cpu_conv, to_static=to_static)
-    return dataclasses.replace(Config(), model=Model('wide_resnet10_1'), train=train)
-
-
 @pytest.fixture
-def forgetful():
-    """What is known of the library is found out anew, before and after."""
+def fresh_library():
+    """The library is loaded and checked again, before and after the test."""
 
-    def forget() -> None:
+    def clear() -> None:
         # What was made with one engine cannot run in another's stream.
         for function in (
             onednn.library,
@@ -580,45 +589,45 @@ def forgetful():
             function.cache_clear()
         cpu_conv.unavailable.cache_clear()
 
-    forget()
+    clear()
     yield
-    forget()
+    clear()
 
 
 def assert_falls_back(reason: str) -> None:
-    dtype, (line,) = cpu_conv.choose(config())
+    dtype, (line,) = cpu_conv.choose(Train())
     assert dtype is None
     assert re.fullmatch(rf"convolutions: Paddle's own \(.*{reason}.*\)", line)
     with pytest.raises(UserError, match=rf'^train\.cpu_conv: onednn is not available: .*{reason}'):
-        cpu_conv.choose(config('onednn'))
+        cpu_conv.choose(Train(cpu_conv='onednn'))
 
 
-def test_what_is_asked_for_is_chosen():
-    for wanted in ('auto', 'onednn'):
-        dtype, (line,) = cpu_conv.choose(config(wanted))
+def test_choice_follows_the_config():
+    for choice in ('auto', 'onednn'):
+        dtype, (line,) = cpu_conv.choose(Train(cpu_conv=choice))
         assert dtype == 'float32'
-        assert re.fullmatch(rf'convolutions: oneDNN 3\.\d+\.\d+ in float32 \({wanted}\)', line)
-    assert cpu_conv.choose(config('paddle')) == (
+        assert re.fullmatch(rf'convolutions: oneDNN 3\.\d+\.\d+ in float32 \({choice}\)', line)
+    assert cpu_conv.choose(Train(cpu_conv='paddle')) == (
         None,
         ["convolutions: Paddle's own (as asked)"],
     )
 
 
-def test_here_it_is_there_and_right():
+def test_onednn_is_available_here():
     assert cpu_conv.unavailable() is None
 
 
 @needs_bfloat16
-def test_here_it_is_right_in_bfloat16():
+def test_bfloat16_is_available_here():
     assert cpu_conv.unavailable('bfloat16') is None
 
 
-def test_on_another_device_paddle_computes(forgetful, monkeypatch):
+def test_accelerators_do_not_use_onednn(fresh_library, monkeypatch):
     monkeypatch.setattr(devices, 'is_accelerator', lambda: True)
-    assert cpu_conv.choose(config()) == (None, [])
+    assert cpu_conv.choose(Train()) == (None, [])
 
 
-def test_a_kernel_that_fails_in_the_backward_pass_is_not_used(forgetful, monkeypatch):
+def test_kernel_that_fails_in_the_backward_pass_is_not_used(fresh_library, monkeypatch):
     """Paddle makes something else of the exception."""
 
     class Failing(kernels.Convolution):
@@ -630,7 +639,7 @@ def test_a_kernel_that_fails_in_the_backward_pass_is_not_used(forgetful, monkeyp
     assert_falls_back('dnnl_primitive_create returned 3')
 
 
-def test_buffers_hold_what_they_are_asked_for():
+def test_buffers_are_aligned_and_large_enough():
     for size in (1, 63, 64, 65, 127, 128, 129, 1000, 1063, 1064):
         address = onednn._buffer(10**6, size)
         held = onednn._buffers[10**6]
@@ -639,59 +648,58 @@ def test_buffers_hold_what_they_are_asked_for():
         assert address + size <= held.ctypes.data + held.nbytes
 
 
-def test_without_the_library_paddle_computes(forgetful, monkeypatch):
+def test_fallback_without_the_library(fresh_library, monkeypatch):
     monkeypatch.setattr(onednn, 'LIBRARY', 'libabsent.so.3')
     assert_falls_back('brings no libabsent.so.3')
 
 
 @pytest.mark.parametrize('place', range(4))
 @pytest.mark.parametrize('wrong', [1.001, np.nan])
-def test_a_library_that_computes_wrongly_is_not_used(forgetful, monkeypatch, wrong, place):
-    true = cpu_conv._results
+def test_library_with_wrong_results_is_not_used(fresh_library, monkeypatch, wrong, place):
+    true = self_check._results
 
-    def off(layer: nn.Layer, x: paddle.Tensor, relu: bool) -> list[np.ndarray]:
-        found = true(layer, x, relu)
-        if type(layer) is not nn.BatchNorm2D and place < len(found) and hasattr(layer, 'with_relu'):
+    def off(layer: nn.Layer, *arguments: object) -> list[np.ndarray]:
+        found = true(layer, *arguments)
+        if isinstance(layer, layers._BatchNorm2D):
             found[place] = found[place] * np.float32(wrong)
         return found
 
-    monkeypatch.setattr(cpu_conv, '_results', off)
+    monkeypatch.setattr(self_check, '_results', off)
     assert_falls_back('self-check')
 
 
-def test_a_batch_norm_that_forgets_its_relu_is_not_used(forgetful, monkeypatch):
-    plain = layers._BatchNorm2D.forward
-    monkeypatch.setattr(layers._BatchNorm2D, 'with_relu', plain)
+def test_batch_norm_without_its_relu_is_not_used(fresh_library, monkeypatch):
+    monkeypatch.setattr(layers._NormReLU, 'forward', lambda self, norm, x: norm(x))
     assert_falls_back('self-check')
 
 
 @needs_bfloat16
-def test_without_right_products_in_bfloat16_training_is_in_float32(forgetful, monkeypatch):
+def test_wrong_bfloat16_results_fall_back_to_float32(fresh_library, monkeypatch):
     def cut_off(tensor: paddle.Tensor, dtype: int) -> paddle.Tensor:
         result = rounded(tensor, dtype)
         return result if dtype == onednn.FLOAT32 else result * 1.1
 
     rounded = layers._rounded
     monkeypatch.setattr(layers, '_rounded', cut_off)
-    dtype, (_, line) = cpu_conv.choose(dataclasses.replace(config(), train=MIXED))
+    dtype, (_, line) = cpu_conv.choose(MIXED)
     assert dtype == 'float32'
     assert re.fullmatch(r'mixed precision: off: oneDNN is off by \S+ in .*bfloat16', line)
 
 
-def test_a_compiled_network_is_paddles():
-    dtype, (line,) = cpu_conv.choose(config(to_static=True))
+def test_compiled_network_is_left_to_paddle():
+    dtype, (line,) = cpu_conv.choose(Train(to_static=True))
     assert dtype is None
     assert 'train.to_static' in line
     with pytest.raises(UserError, match=r'^train\.cpu_conv: onednn .*train\.to_static'):
-        cpu_conv.choose(config('onednn', to_static=True))
+        cpu_conv.choose(Train(cpu_conv='onednn', to_static=True))
 
 
-def test_choosing_draws_no_random_numbers(forgetful):
+def test_choosing_draws_no_random_numbers(fresh_library):
     paddle.seed(7)
-    wanted: Optional[np.ndarray] = paddle.rand([4]).numpy()
+    expected = paddle.rand([4]).numpy()
     paddle.seed(7)
-    cpu_conv.choose(config())
-    np.testing.assert_array_equal(paddle.rand([4]).numpy(), wanted)
+    cpu_conv.choose(Train())
+    np.testing.assert_array_equal(paddle.rand([4]).numpy(), expected)
 
 
 # ------------------------------------------------------------------ a run
@@ -712,10 +720,10 @@ def runs(tmp_path_factory):
 
     @functools.cache
     def run_of(name):
-        (said, changes), output = RUNS[name], f'output.dir={name}'
+        (line, changes), output = RUNS[name], f'output.dir={name}'
         run = execute(folder, 'train.py', '-c', quick, '-o', *settings, *changes, output)
         assert (run.returncode, run.stderr) == (0, '')
-        assert f'\nconvolutions: {said}' in run.stdout
+        assert f'\nconvolutions: {line}' in run.stdout
         losses = [float(loss) for loss in re.findall(r'^iter:\d+ +loss:(\S+)', run.stdout, re.M)]
         assert len(losses) == 8
         return folder / name, losses
@@ -723,19 +731,19 @@ def runs(tmp_path_factory):
     return run_of
 
 
-def test_a_run_is_the_same_with_both(runs):
+def test_run_with_onednn_equals_run_with_paddle(runs):
     assert runs('onednn')[1] == pytest.approx(runs('paddle')[1], abs=1.5e-4)  # of four digits
 
 
 @needs_bfloat16
-def test_a_run_in_bfloat16_is_near(runs):
+def test_run_in_bfloat16_is_close(runs):
     assert runs('bfloat16')[1] != runs('onednn')[1]
     assert runs('bfloat16')[1] == pytest.approx(runs('onednn')[1], rel=2e-2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['onednn', 'bfloat16'])
-def test_what_a_run_says_of_its_accuracy_eval_says_in_paddles_float32(runs, name):
+def test_eval_reproduces_the_accuracy_of_the_run(runs, name):
     folder, _ = runs(name)
     record = json.loads((folder / 'metrics.jsonl').read_text().splitlines()[-1])
     measured = execute(folder.parent, 'eval.py', '-w', name)
@@ -745,10 +753,10 @@ def test_what_a_run_says_of_its_accuracy_eval_says_in_paddles_float32(runs, name
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_with_other_kernels_says_so(runs, tmp_path):
+def test_resume_with_other_kernels_is_reported(runs, tmp_path):
     folder, _ = runs('onednn')
     changes = ('-o', 'train.cpu_conv=paddle', 'train.max_steps=9', f'output.dir={tmp_path / "on"}')
     result = execute(tmp_path, 'train.py', '--resume', str(folder), *changes)
     assert result.returncode == 0, result.stderr
-    said = 'resume: convolutions are computed by Paddle now, not by oneDNN in float32'
-    assert f'\n{said}' in result.stdout
+    line = 'resume: convolutions are computed by Paddle now, not by oneDNN in float32'
+    assert f'\n{line}' in result.stdout

@@ -456,6 +456,24 @@ def test_impossible_layouts(build, value):
 # ------------------------------------------------------------------ copied elsewhere
 
 
+def run_alone(folder: Path, program: str, *files: str) -> list[str]:
+    """The printed lines of a program in a folder that has only these files of the repository."""
+    for file in files:
+        shutil.copy(ROOT / file, folder)
+    (folder / 'program.py').write_text(program)
+    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    done = subprocess.run(
+        [sys.executable, 'program.py'],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
 @pytest.mark.parametrize(
     ('files', 'program'),
     [
@@ -473,8 +491,6 @@ def test_impossible_layouts(build, value):
     ids=['resnext.py', 'both'],
 )
 def test_files_work_alone(tmp_path, files, program):
-    for file in files:
-        shutil.copy(ROOT / file, tmp_path)
     program += (
         'import paddle, sys\n'
         'print(list(model(paddle.zeros([2, 3, 32, 32])).shape))\n'
@@ -482,15 +498,62 @@ def test_files_work_alone(tmp_path, files, program):
         f'             if (getattr(m, "__file__", "") or "").startswith({str(ROOT) + os.sep!r})\n'
         '             and "site-packages" not in m.__file__))\n'  # a .venv may lie inside it
     )
-    (tmp_path / 'program.py').write_text(program)
-    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
-    done = subprocess.run(
-        [sys.executable, 'program.py'],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-2:] == ['[2, 10]', '[]']  # nothing of the repository is loaded
+    printed = run_alone(tmp_path, program, *files)
+    assert printed[-2:] == ['[2, 10]', '[]']  # nothing of the repository is loaded
+
+
+PLAIN_PADDLE = """
+import copy
+import numpy as np
+import paddle
+from paddle import nn
+from resnext import CifarResNeXt, NormReLU
+from wide_resnet import WideResNet
+
+images = paddle.to_tensor(np.random.default_rng(0).normal(size=(4, 3, 32, 32)).astype('float32'))
+paddle.seed(0)
+for build in (
+    lambda layout: CifarResNeXt(depth=11, cardinality=2, width=4, data_format=layout),
+    lambda layout: WideResNet(depth=10, widen_factor=1, data_format=layout),
+):
+    model = build('NCHW')
+    model(images)  # moves the statistics
+    names = list(model.state_dict())
+
+    def assert_same(other, mode='eval'):
+        assert list(other.state_dict()) == names
+        # Each computes with statistics of its own, which training moves.
+        pair = [model, other] if mode == 'eval' else [copy.deepcopy(model), other]
+        for one in pair:
+            getattr(one, mode)()
+        found, expected = (one(images).numpy() for one in pair)
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+    nhwc = build('NHWC')
+    nhwc.set_state_dict(model.state_dict())
+    assert_same(nhwc)
+    assert_same(nhwc, 'train')
+    for mode in ('eval', 'train'):
+        assert_same(paddle.jit.to_static(copy.deepcopy(model)), mode)
+
+    hooked, seen = copy.deepcopy(model), []
+    for layer in hooked.sublayers():
+        if isinstance(layer, nn.BatchNorm2D):
+            layer.register_forward_post_hook(lambda *given: seen.append(given[-1].numpy().min()))
+    assert_same(hooked)
+    count = sum(isinstance(layer, nn.BatchNorm2D) for layer in model.sublayers())
+    assert len(seen) == count and max(seen) < 0, seen  # each is called, and before the ReLU
+
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+    kinds = [type(layer) for layer in synchronised.sublayers()]
+    assert (kinds.count(nn.SyncBatchNorm), kinds.count(nn.BatchNorm2D)) == (count, 0)
+    nn.SyncBatchNorm.forward = nn.layer.norm._BatchNormBase.forward  # which a CPU has
+    nn.SyncBatchNorm._check_data_format = nn.SyncBatchNorm._check_input_dim = lambda *_: None
+    assert_same(synchronised)
+print('right')
+"""
+
+
+def test_files_work_with_plain_paddle(tmp_path):
+    """NHWC, to_static, forward hooks on batch norms, and conversion to SyncBatchNorm."""
+    assert run_alone(tmp_path, PLAIN_PADDLE, 'resnext.py', 'wide_resnet.py')[-1] == 'right'

@@ -1,4 +1,4 @@
-"""Layers that are Paddle's, but compute by oneDNN; with their backward passes."""
+"""The layers that replace Paddle's and the papers' in training, with their backward passes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any, Optional
 import paddle
 from paddle import Tensor, nn
 from paddle.autograd import PyLayer
-from paddle.nn import functional as F
 
 from engine.cpu_conv import kernels, onednn
+from resnext import NormReLU
 
 COLOURS = 4  # channels of images: the first convolution's factors are never rounded
 
@@ -28,6 +28,8 @@ def accelerate(model: nn.Layer, dtype: str = 'float32') -> nn.Layer:
             layer.trains_in = onednn.FLOAT32 if of_colours else onednn.DTYPES[dtype]
         elif type(layer) is nn.BatchNorm2D and _has_all(layer):
             layer.__class__ = _BatchNorm2D
+        elif type(layer) is NormReLU:
+            layer.__class__ = _NormReLU
     return model
 
 
@@ -54,22 +56,27 @@ class _Conv2D(nn.Conv2D):
 
 
 class _BatchNorm2D(nn.BatchNorm2D):
-    """In training; where running statistics are used, Paddle computes."""
+    """Uses oneDNN in training; Paddle computes with running statistics."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._normalise(x, relu=False)
+        if not self.can_normalise(x):
+            return super().forward(x)
+        return _Normalise.apply(x, self.weight, self.bias, self, False)
 
-    def with_relu(self, x: Tensor) -> Tensor:
-        """Both in one pass over memory (resnext.norm_relu calls this)."""
-        return self._normalise(x, relu=True)
-
-    def _normalise(self, x: Tensor, *, relu: bool) -> Tensor:
+    def can_normalise(self, x: Tensor) -> bool:
         by_batch = self.training and not self._use_global_stats
         ours = _is_float32_of(self._num_features, x, self.weight, self.bias)
-        if not by_batch or not ours or x.size <= self._num_features:
-            result = super().forward(x)
-            return F.relu(result) if relu else result
-        return _Normalise.apply(x, self.weight, self.bias, self, relu)
+        return by_batch and ours and x.size > self._num_features
+
+
+class _NormReLU(NormReLU):
+    """Batch norm and ReLU in one pass over memory, unless the batch norm has hooks to call."""
+
+    def forward(self, norm: nn.Layer, x: Tensor) -> Tensor:
+        hooks = norm._forward_pre_hooks or norm._forward_post_hooks
+        if not isinstance(norm, _BatchNorm2D) or hooks or not norm.can_normalise(x):
+            return super().forward(norm, x)
+        return _Normalise.apply(x, norm.weight, norm.bias, norm, True)
 
 
 def _is_float32_of(channels: int, images: Tensor, *weights: Tensor) -> bool:
