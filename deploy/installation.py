@@ -1,7 +1,7 @@
-"""What the commands need to be installed: where something is missing, one line, before all else.
+"""Which packages are installed, and which the commands need. What is missing is one line.
 
-`engine` and `predictor` call `require` as soon as they are imported, before any package that may be
-missing. So this file needs none, and runs on Python 3.7.
+`engine` and `predictor` call `require` when they are imported, before they import any package that
+may be missing. So this file imports none of them, and runs on Python 3.7.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Mapping, Optional
 
-PYTHON, PADDLE = (3, 9), (2, 6, 2)  # the oldest that will do
+PYTHON, PADDLE = (3, 9), (2, 6, 2)  # the oldest supported
 DEV = Path('/dev')
 
 # Modules by the command that needs them; 'all': every command of that folder.
@@ -35,7 +35,7 @@ ENGINES = ('paddle', 'onnxruntime', 'openvino')  # for deploy/ one of them is en
 
 
 def require(root: Path, needed: Mapping[str, tuple[str, ...]]) -> None:
-    """End a command of ours, in `root`, that cannot run: one line, exit code 2.
+    """Exit with one line and code 2 if a command of ours, in `root`, cannot run.
 
     Other programs that import our modules get Python's own ImportError.
     """
@@ -55,7 +55,7 @@ def _is_command(path: Path, needed: Mapping[str, tuple[str, ...]]) -> bool:
 
 
 def find_problem(root: Path, modules: tuple[str, ...], one_of: tuple[str, ...]) -> Optional[str]:
-    """What is missing or too old, and the command that mends it; None if all is there."""
+    """What is missing or too old, and the command that fixes it; None if nothing is."""
     python = shlex.quote(sys.executable or 'python3')
     if sys.version_info[:2] < PYTHON:
         found = '.'.join(map(str, sys.version_info[:3]))
@@ -80,7 +80,7 @@ def installed(module: str) -> bool:
 
 
 def version(*packages: str) -> Optional[str]:
-    """Of the first that is installed."""
+    """Of the first of these packages that is installed."""
     from importlib import metadata
 
     for name in packages:
@@ -90,7 +90,7 @@ def version(*packages: str) -> Optional[str]:
 
 
 def paddle_problem() -> Optional[str]:
-    """Where the installed Paddle is too old."""
+    """A line if the installed Paddle is too old."""
     found, package = paddle_version(), 'paddlepaddle'
     numbers = tuple(int(part) for part in re.findall(r'\d+', found)[:3])
     if numbers >= PADDLE or not any(numbers):  # 0.0.0: built from its sources
@@ -104,7 +104,7 @@ def paddle_problem() -> Optional[str]:
 
 
 def paddle_version() -> str:
-    """Of the installed Paddle, without importing it; 0.0.0 where it does not say."""
+    """Of the installed Paddle, without importing it; 0.0.0 if unknown."""
     found = re.search(r"^full_version *= *'([\d.]+)", _about_paddle(), re.M)
     return found.group(1) if found else '0.0.0'
 
@@ -124,7 +124,7 @@ def _about_paddle() -> str:
 
 
 def unused_card() -> Optional[str]:
-    """The line about a card that the installed Paddle cannot use; None if there is none."""
+    """A line about a card that the installed Paddle cannot use; None if all can be used."""
     python = shlex.quote(sys.executable)
     hidden = os.environ.get('CUDA_VISIBLE_DEVICES', '0') in ('', '-1')
     if (DEV / 'nvidia0').exists() and built_for('cpu') and not hidden:

@@ -49,6 +49,8 @@ def installed(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
     """These packages and no other; _ stands for -."""
     found = {name.replace('_', '-'): version for name, version in versions.items()}
     for_gpus = 'paddlepaddle-gpu' in found
+    paddles = [version for name, version in found.items() if name.startswith('paddle')]
+    monkeypatch.setattr(installation, 'paddle_version', lambda: paddles[0] if paddles else '0.0.0')
     monkeypatch.setattr(installation, 'built_for', lambda kind: for_gpus == (kind == 'gpu'))
     monkeypatch.setattr(
         installation, 'version', lambda *names: next((found[n] for n in names if n in found), None)

@@ -97,7 +97,7 @@ def test_numbers_that_count_from_1_are_refused(labels):
         ('a.png 0\nb.png,' + 200_000 * 'x', "line 2: 'xxx"),
         ('a.png 0\nb.png ' + 5000 * '9', "line 2: '999"),
         ('a\\' + 300 * 'b' + ' 0', 'list.txt has no line for a.png'),
-        ('a.png 0\na\0/b.png 1\n', 'list.txt is not a list of lines: it holds zero bytes'),
+        ('a.png 0\na\0/b.png 1\n', 'list.txt is not a list of lines: it contains zero bytes'),
         ('b.png 0\n', 'list.txt has no line for a.png; its first line is for '),
         ('', 'list.txt has no line for a.png'),
         ('a.png 家猫'.encode('gbk'), 'list.txt is not in UTF-8; save it as UTF-8'),

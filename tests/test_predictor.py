@@ -457,8 +457,7 @@ def test_a_graph_of_paddle_3_is_refused_in_paddle_2(tmp_path, monkeypatch):
     files = exported.listed(folder, 'inference.json', 'inference.pdiparams')
     (folder / 'inference.yml').write_text(yaml.safe_dump({**about, 'files': files}))
     if PADDLE > 2:
-        versions = {'paddlepaddle': '2.6.2'}
-        monkeypatch.setattr(installation, 'version', lambda *names: versions.get(names[0]))
+        monkeypatch.setattr(installation, 'paddle_version', lambda: '2.6.2')
     error = user_error(folder, engine='paddle')
     assert error.startswith('engine paddle cannot run here: inference.json needs Paddle 3')
     assert '--format pdmodel' in error

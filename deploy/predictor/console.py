@@ -1,4 +1,4 @@
-"""What the commands share on the command line: an engine's options, and the ways to end."""
+"""What predict.py, serve.py and benchmark.py share: options, exit codes, lines for the user."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import Any, Callable, NoReturn
 
 from predictor.errors import UserError
 
-# The disk or the system says no, which a user can mend; any other OSError is a bug of ours.
+# Errors of the disk or the system that a user can fix; any other OSError is a bug of ours.
 REFUSALS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EADDRINUSE),
     *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO),
 )
-SIGPIPE = 13  # Windows has no such signal
+SIGPIPE = 13  # missing from `signal` on Windows
 Group = Any  # argparse's own is private
 ENGINES = ('auto', 'paddle', 'tensorrt', 'onnxruntime', 'openvino')
 
 
 class Parser(argparse.ArgumentParser):
-    """Help of 80 columns that begins with an example; a mistake is one line and exit code 2."""
+    """Help of 80 columns that starts with an example; a wrong option is one line, exit code 2."""
 
     def __init__(self, description: str, *, example: str) -> None:
         def formatter(prog: str) -> argparse.HelpFormatter:
@@ -97,23 +97,23 @@ def positive_number(text: str) -> float:
 
 
 def report(text: str) -> None:
-    """Everything but answers: standard output is for them."""
+    """On standard error: standard output is for answers."""
     print(text, file=sys.stderr, flush=True)
 
 
 def run(main: Callable[[], int]) -> NoReturn:
-    """Run a command and leave with its exit code; only our own bugs show a traceback."""
+    """Run a command and exit with its code; only our own bugs show a traceback."""
     name = Path(sys.argv[0]).name
     _open_closed_streams()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name must not end it, in whatever encoding
+    if isinstance(sys.stdout, io.TextIOWrapper):  # for names that it cannot encode
         sys.stdout.reconfigure(errors='backslashreplace')
     try:
         code = main()
-        sys.stdout.flush()  # here, where it may still fail
+        sys.stdout.flush()  # here, where an error can still be handled
         sys.exit(code)
     except UserError as error:
         print(f'{name}: {error}', file=sys.stderr)
-    except BrokenPipeError:  # `predict.py ... | head`: the reader has gone, which is no error
+    except BrokenPipeError:  # `predict.py ... | head`: not an error
         _abandon_output()
         sys.exit(128 + SIGPIPE)
     except KeyboardInterrupt:
@@ -127,9 +127,9 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 def _open_closed_streams() -> None:
-    """What is written to a stream that the shell has closed (`>&-`) goes nowhere.
+    """Open streams that the shell has closed (`>&-`), on the null device.
 
-    Python has None for it, and the next file to be opened would get its number.
+    Python has None for them, and the next file to be opened would get their number.
     """
     number = 0
     while number <= 2:
@@ -141,7 +141,7 @@ def _open_closed_streams() -> None:
 
 
 def _abandon_output() -> None:
-    """Else Python fails to write its buffer again when it ends, and makes that the exit code."""
-    with contextlib.suppress(OSError):  # what can still be written, is
+    """Otherwise Python flushes again at its end, fails again, and changes the exit code."""
+    with contextlib.suppress(OSError):  # write what can still be written
         sys.stdout.flush()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -1,4 +1,4 @@
-"""What a user can mend, as one line; `predictor.console.run` makes exit code 2 of it."""
+"""Errors that the user can fix: one line, exit code 2 (`predictor.console.run`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class UserError(Exception):
 
 
 def in_a_line(error: Exception) -> str:
-    """What an engine says, without the headings, rules and C++ frames around it."""
+    """An engine's message, without the headings, rules and C++ frames around it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = [line for line in lines if not re.fullmatch(r'.*:|\d+ .*|[^a-zA-Z]*', line)]
-    return (said or lines or [type(error).__name__])[0]
+    text = [line for line in lines if not re.fullmatch(r'.*:|\d+ .*|[^a-zA-Z]*', line)]
+    return (text or lines or [type(error).__name__])[0]

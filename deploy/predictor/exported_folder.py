@@ -1,9 +1,9 @@
 """The folder that export.py writes: inference.yml, and the graph in one form or more.
 
-inference.yml                           what goes in, what comes out, the classes, every file's hash
+inference.yml                           input, output, classes, every file's hash
 inference.json    inference.pdiparams   the graph for Paddle 3, or
 inference.pdmodel inference.pdiparams   for Paddle 2.6 and 3
-model.onnx        model.int8.onnx       for ONNX Runtime and OpenVINO; not always there
+model.onnx        model.int8.onnx       for ONNX Runtime and OpenVINO; optional
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ class Input:
 
 @dataclass(frozen=True)
 class Description:
-    """An exported folder whose files are all there and whole."""
+    """An exported folder whose files are complete."""
 
     folder: Path
     model: str
     input: Input
     output: str
     classes: list[str]
-    accuracy: Optional[dict[str, Any]]  # that the training run measured
+    accuracy: Optional[dict[str, Any]]  # as measured by the training run
     files: dict[str, str]  # name -> SHA-256
 
     @property
@@ -66,7 +66,7 @@ class Description:
         return self.folder / PARAMETERS
 
     def onnx(self, precision: str) -> Optional[Path]:
-        """For ONNX Runtime and OpenVINO, if there is one of that precision."""
+        """For ONNX Runtime and OpenVINO, if the folder has one of that precision."""
         name = ONNX.get(precision)
         return self.folder / name if name in self.files else None
 
@@ -77,11 +77,11 @@ class Description:
 
 
 def open_folder(folder: Union[str, Path]) -> Description:
-    """UserError unless it is what export.py wrote, to the last byte; or a run that holds such."""
+    """Of a run, its inference/. UserError unless it is what export.py wrote, to the last byte."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f'{folder} is not a folder; name one that export.py has written')
-    inner = folder / 'inference'  # where export.py puts what it makes of a run
+    inner = folder / 'inference'  # where export.py writes by default
     if not (folder / DESCRIPTION).exists():
         if (inner / DESCRIPTION).exists():
             folder = inner

@@ -1,4 +1,4 @@
-"""Pictures on disk: which ones an argument means, and their pixels, read ahead."""
+"""The pictures that predict.py's arguments name: which files, and their pixels, read ahead."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from predictor.exported_folder import Input
 from predictor.listing import describe_left_out, walk
 from predictor.pictures import MAX_PIXELS, SUFFIXES, BadPicture, centre, read_picture
 
-MAX_BYTES = 2**30  # of a file: a larger one is an accident
+MAX_BYTES = 2**30  # of a file
 BATCHES_AHEAD = 2
 STANDARD_INPUT = Path('-')  # a file of this name is ./-
 
@@ -31,41 +31,34 @@ class Picture(NamedTuple):
 def find_pictures(arguments: Sequence[str], *, report: Callable[[str], None]) -> list[Path]:
     """What arguments name, in order: files, all pictures below folders, matches of patterns.
 
-    What is missing stays in the list, and reading it is an error. UserError if all is missing.
+    What is missing stays in the list, and reading it is an error. UserError if all are missing.
     """
     found: dict[Path, None] = {}
-    lacks: dict[Path, str] = {}
+    problems: dict[Path, str] = {}
     for argument in arguments:
-        paths = [Path(argument)]
-        if not paths[0].exists() and paths[0] != STANDARD_INPUT:
-            paths = [Path(match) for match in sorted(glob.glob(argument, recursive=True))]
-        if not paths:
-            paths = [Path(argument)]
-            lacks[paths[0]] = f'{argument}: no such file or folder'
-        for path in paths:
-            files = [path]
+        matches = [Path(argument)]
+        if not matches[0].exists() and matches[0] != STANDARD_INPUT:
+            matches = [Path(match) for match in sorted(glob.glob(argument, recursive=True))]
+        if not matches:
+            matches = [Path(argument)]
+            problems[matches[0]] = f'{argument}: no such file or folder'
+        for path in matches:
+            files, others = [path], list[str]()
             if path.is_dir():
-                files, others = _below(path)
-                if others and files:
-                    report(f'left out of {path}: {describe_left_out(others)}')
-                if not files:
-                    there = f', but {describe_left_out(others)}' if others else ''
-                    lacks[path] = f'{path} has no pictures ({", ".join(SUFFIXES)}){there}'
-                    files = [path]
-            found.update(dict.fromkeys(files))
-    if len(lacks) == len(found):
-        raise UserError(next(iter(lacks.values())))
+                files = sorted(map(Path, walk(str(path), SUFFIXES, others)))
+            if files and others:
+                report(f'left out of {path}: {describe_left_out(others)}')
+            if not files:
+                text = f', but {describe_left_out(others)}' if others else ''
+                problems[path] = f'{path} has no pictures ({", ".join(SUFFIXES)}){text}'
+            found.update(dict.fromkeys(files or [path]))
+    if len(problems) == len(found):
+        raise UserError(next(iter(problems.values())))
     return list(found)
 
 
-def _below(folder: Path) -> tuple[list[Path], list[str]]:
-    """Pictures, and other files."""
-    others: list[str] = []
-    return sorted(map(Path, walk(str(folder), SUFFIXES, others))), others
-
-
 def _content(path: Path) -> bytes:
-    """BadPicture instead of waiting for a pipe, or for the end of a device."""
+    """BadPicture for what never ends, such as a pipe or a device, and for what is too large."""
     if path == STANDARD_INPUT:
         data = sys.stdin.buffer.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
@@ -84,7 +77,7 @@ def _content(path: Path) -> bytes:
 def read_ahead(
     paths: Sequence[Path], view: Input, *, batch: int, workers: int, max_pixels: int = MAX_PIXELS
 ) -> Iterator[list[Picture]]:
-    """The pictures in batches; while one is used, the next ones are read by threads."""
+    """The pictures in batches; while one is used, threads read the next ones."""
 
     def read(path: Path) -> Picture:
         try:
@@ -98,7 +91,7 @@ def read_ahead(
     def start(path: Path) -> Future[Picture]:
         if path != STANDARD_INPUT:
             return pool.submit(read, path)
-        done: Future[Picture] = Future()  # a thread that waits for it could not be interrupted
+        done: Future[Picture] = Future()  # a thread that waits for input cannot be interrupted
         done.set_result(read(path))
         return done
 

@@ -1,4 +1,4 @@
-"""The labels of pictures, to measure accuracy: the names of their folders, or a list of lines."""
+"""Labels of pictures, to measure accuracy: the names of their folders, or a file of lines."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ UTF_16 = (b'\xff\xfe', b'\xfe\xff')  # which Windows calls Unicode
 
 
 def find_labels(source: str, pictures: Sequence[Path], classes: Sequence[str]) -> list[int]:
-    """The class of each picture: 'folder': that it lies in; or a file of lines `picture class`.
+    """The class of each picture. source: 'folder', or a file of lines `picture class`.
 
-    In a file, paths are relative to its own folder, and a class is a number or a name.
+    With 'folder', the class is the name of the folder that the picture is in. In a file, paths are
+    relative to the file's own folder, and a class is a number or a name.
     """
     numbers = {name: number for number, name in enumerate(classes)}
     if source == 'folder':

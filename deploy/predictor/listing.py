@@ -1,6 +1,6 @@
-"""Which files below a folder are pictures, and what a file is that is none.
+"""Which files below a folder are pictures, and what other files are.
 
-Training lists its folders with this, so that both leave out the same.
+Training lists its folders with this, so that both skip the same files.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from typing import Iterator, Optional, Sequence
 
 JPEG_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.jfi', '.jif', '.pjpeg', '.pjp')
 OTHER_SUFFIXES = ('.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.pbm', '.pnm')
-SUFFIXES = (*JPEG_SUFFIXES, *OTHER_SUFFIXES)  # read everywhere; pictures.SUFFIXES are those here
+SUFFIXES = (
+    *JPEG_SUFFIXES,
+    *OTHER_SUFFIXES,
+)  # always readable; pictures.SUFFIXES has all that are readable here
 
-# Read where Pillow, or a plug-in for it, is able to: format -> its suffixes, and what is needed.
+# Readable if Pillow, or a plug-in for it, supports them: format -> suffixes, and what is needed.
 OPTIONAL = {
     'AVIF': (('.avif',), 'Pillow 11.3 or later'),
     'JPEG 2000': (('.jp2', '.j2k', '.jpf', '.jpx', '.j2c'), 'a Pillow with OpenJPEG'),
@@ -36,7 +39,7 @@ SYSTEM_NAMES = frozenset(
 )
 _CHKDSK = re.compile(r'found\.\d{3}')
 
-# Offset, what stands there, and what the file is: pictures, then others.
+# Offset, bytes at that offset, and what the file is: pictures, then others.
 _PICTURES = (
     (4, rb'ftyp(avif|avis)', 'AVIF'),
     (4, rb'ftyp(hei[cxms]|hev[cxms]|mif1|msf1)', 'HEIC'),

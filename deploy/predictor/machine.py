@@ -1,4 +1,4 @@
-"""The machine: its processor, the cores that this process may use, and the folder for our cache."""
+"""The machine: processor, cores that this process may use, and the folder of our cache."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import platform
 from pathlib import Path
 
 CGROUP = Path('/sys/fs/cgroup')
-_HOME = os.path.expanduser('~')  # '~' for a container's user who has none
+_HOME = os.path.expanduser('~')  # '~' for a container's user without a home
 _CACHES = Path('/' if _HOME == '~' else _HOME, '.cache')
 CACHE = Path(os.environ.get('XDG_CACHE_HOME') or _CACHES) / 'wide-resnet-resnext'
 
 
 def cores() -> int:
-    """That this process may use."""
+    """The number that this process may use."""
     if not hasattr(os, 'sched_getaffinity'):  # macOS
         return os.cpu_count() or 1
     return math.ceil(min(len(os.sched_getaffinity(0)), _container_limit()))
 
 
 def _container_limit() -> float:
-    """The cores' worth of time that a container may use (docker run --cpus 2)."""
+    """The number of cores that a container may use (docker run --cpus 2)."""
     for files in (['cpu.max'], ['cpu/cpu.cfs_quota_us', 'cpu/cpu.cfs_period_us']):  # version 2, 1
         with contextlib.suppress(OSError, ValueError):  # ValueError: 'max'
             quota, period = ' '.join((CGROUP / file).read_text() for file in files).split()

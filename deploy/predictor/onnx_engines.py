@@ -1,4 +1,4 @@
-"""What runs model.onnx: ONNX Runtime and OpenVINO."""
+"""The engines that run model.onnx: ONNX Runtime and OpenVINO."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class OnnxRuntime:
     @staticmethod
     def missing(description: Description, setting: Setting) -> Optional[str]:
         if setting.kind == 'npu':
-            return 'ONNX Runtime has no NPU here'
+            return 'ONNX Runtime is not for NPUs here'
         if setting.kind == 'gpu' and installation.version('onnxruntime-gpu') is None:
             return 'onnxruntime-gpu is not installed'
         return _onnx_missing(description, setting, 'onnxruntime')
@@ -31,13 +31,13 @@ class OnnxRuntime:
         options.log_severity_level = 3
         providers: list[Any] = ['CPUExecutionProvider']
         if setting.kind == 'gpu':
-            # The default tries all algorithms at the first batch of each size, for seconds.
+            # The default tries all algorithms for seconds, at the first batch of each size.
             options_of_cuda = {'device_id': setting.number, 'cudnn_conv_algo_search': 'HEURISTIC'}
             providers = [('CUDAExecutionProvider', options_of_cuda)]
         self._session = onnxruntime.InferenceSession(
             str(description.onnx(setting.precision)), options, providers=providers
         )
-        # It falls back to the CPU silently where CUDA's libraries are missing.
+        # Without CUDA's libraries it falls back to the CPU silently.
         if setting.kind == 'gpu' and 'CUDAExecutionProvider' not in self._session.get_providers():
             raise RuntimeError('onnxruntime-gpu does not find CUDA')
         self._names = [description.output], description.input.name
@@ -57,7 +57,7 @@ class OpenVino:
     @staticmethod
     def missing(description: Description, setting: Setting) -> Optional[str]:
         if setting.kind != 'cpu':
-            return 'OpenVINO is used on a CPU'
+            return 'OpenVINO is for CPUs here'
         return _onnx_missing(description, setting, 'openvino')
 
     def __init__(self, description: Description, setting: Setting) -> None:
@@ -77,7 +77,7 @@ class OpenVino:
 
 
 def import_onnxruntime() -> Any:
-    """Without its telemetry: a device id in ~/.cache, and messages to its maker."""
+    """Without its telemetry: a device id in ~/.cache, and network messages."""
     os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')  # its documented switch
     import onnxruntime
 
@@ -85,10 +85,10 @@ def import_onnxruntime() -> Any:
 
 
 def import_openvino() -> Any:
-    """Without its telemetry: files in ~/intel, messages, and a crash where there is no home.
+    """Without its telemetry: files in ~/intel, network messages, and a crash without a home.
 
-    Without the package openvino_telemetry, which is made unimportable here, it uses a stub. The
-    documented switch, `opt_in_out --opt_out`, writes a file in the home and sends a last message.
+    If openvino_telemetry cannot be imported, it uses a stub. The documented switch,
+    `opt_in_out --opt_out`, writes into the home and sends a last message.
     """
     if 'openvino' not in sys.modules:
         sys.modules.setdefault('openvino_telemetry', None)  # type: ignore[arg-type]
@@ -99,7 +99,7 @@ def import_openvino() -> Any:
 
 def _onnx_missing(description: Description, setting: Setting, module: str) -> Optional[str]:
     if setting.precision == 'float16':
-        return 'there is no float16 model.onnx'
+        return 'model.onnx has no float16 form'
     if description.onnx(setting.precision) is None:
         option = '--int8' if setting.precision == 'int8' else '--onnx'
         return f'the folder has no {ONNX[setting.precision]} (export.py writes it with {option})'

@@ -14,11 +14,11 @@ import numpy as np
 import installation
 from predictor import paddle_import
 from predictor.exported_folder import Description
-from predictor.paddle_import import import_paddle, paddle_version
+from predictor.paddle_import import import_paddle
 from predictor.setting import Setting
 
-GPU_MEMORY_MB = 256  # to begin with; it grows
-_LOCK = threading.Lock()  # a second thread would take the first one's /dev/null for the stream
+GPU_MEMORY_MB = 256  # at first; it grows
+_LOCK = threading.Lock()  # a second thread would save the first one's /dev/null as the stream
 
 
 class Paddle:
@@ -26,15 +26,25 @@ class Paddle:
 
     @staticmethod
     def missing(description: Description, setting: Setting) -> Optional[str]:
-        if setting.precision == 'float16' and setting.kind == 'cpu':
+        if setting.precision == 'int8':
+            return 'int8 runs through ONNX Runtime or OpenVINO'
+        if not installation.installed('paddle'):
+            return 'paddlepaddle is not installed'
+        if problem := installation.paddle_problem() or paddle_import.failure:
+            return problem
+        version, half = installation.paddle_version(), setting.precision == 'float16'
+        if half and setting.kind == 'cpu':
             return 'float16 needs a GPU or an NPU'
-        if (
-            setting.precision == 'float16'
-            and setting.kind == 'npu'
-            and not paddle_version().startswith('2')
-        ):
-            return 'Paddle 3 computes in float32 on an NPU, whatever is asked for'
-        return paddle_missing(description, setting)
+        if half and setting.kind == 'npu' and not version.startswith('2.'):
+            return 'Paddle 3 computes in float32 on an NPU, even if float16 is asked for'
+        if setting.kind == 'gpu' and not installation.built_for('gpu'):
+            return 'the installed Paddle is for CPUs'
+        if description.graph.suffix == '.json' and version.startswith('2.'):
+            return (
+                f'inference.json needs Paddle 3, and {version} is installed '
+                '(export: --format pdmodel)'
+            )
+        return None
 
     def __init__(self, description: Description, setting: Setting) -> None:
         inference = import_paddle().inference
@@ -78,24 +88,9 @@ class Paddle:
         return np.asarray(self._output.copy_to_cpu())
 
 
-def paddle_missing(description: Description, setting: Setting) -> Optional[str]:
-    if setting.precision == 'int8':
-        return 'int8 runs through ONNX Runtime or OpenVINO'
-    if not installation.installed('paddle'):
-        return 'paddlepaddle is not installed'
-    if problem := installation.paddle_problem() or paddle_import._failure:
-        return problem
-    if setting.kind == 'gpu' and not installation.built_for('gpu'):
-        return 'the installed Paddle is for CPUs'
-    found = paddle_version()
-    if description.graph.suffix == '.json' and found.startswith('2.'):
-        return f'inference.json needs Paddle 3, and {found} is installed (export: --format pdmodel)'
-    return None
-
-
 @contextlib.contextmanager
 def quiet(*streams: int) -> Iterator[None]:
-    """Nothing is printed within, not even by C++, on standard output (1) or standard error (2)."""
+    """Within, nothing is printed, not even by C++, on standard output (1) or standard error (2)."""
     with _LOCK:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -107,7 +102,7 @@ def quiet(*streams: int) -> Iterator[None]:
             yield
         finally:
             with contextlib.suppress(OSError, TypeError):  # Windows
-                ctypes.CDLL(None).fflush(None)  # what C has written may be in its buffer still
+                ctypes.CDLL(None).fflush(None)  # C's own buffer may not be empty
             for stream, descriptor in kept.items():
                 os.dup2(descriptor, stream)
                 os.close(descriptor)

@@ -22,36 +22,31 @@ NPU_FLAGS = {
     'FLAGS_use_stride_kernel': '0',  # its kernels expect contiguous memory
     'FLAGS_allocator_strategy': 'auto_growth',
 }
-_failure: Optional[str] = None  # of the first import; another try fails in an unclear way
-
-
-def paddle_version() -> str:
-    """Of a paddle that was built under another name: taken for a new one."""
-    return installation.version('paddlepaddle', 'paddlepaddle-gpu') or '3.0.0'
+failure: Optional[str] = None  # of the first import; another try fails in an unclear way
 
 
 def import_paddle() -> Any:
-    """UserError where it, or its plug-in for an NPU, does not load."""
-    global _failure
-    if _failure is None:
+    """UserError if it, or its plug-in for an NPU, does not load."""
+    global failure
+    if failure is None:
         try:
             return _imported()
         except ImportError as error:
-            _failure = f'paddle does not load: {error}'
+            failure = f'paddle does not load: {error}'
         except ValueError as error:
-            _failure = plugin_problem(str(error))
-            if _failure is None:
+            failure = plugin_problem(str(error))
+            if failure is None:
                 raise
-    raise UserError(_failure)
+    raise UserError(failure)
 
 
 def _imported() -> Any:
-    # To be set before paddle is imported. MKL takes a slow path on AMD otherwise.
+    # Read by Paddle at its import. Without the second, MKL takes a slow path on AMD.
     os.environ.setdefault('GLOG_minloglevel', '2')
     os.environ.setdefault('MKL_DEBUG_CPU_TYPE', '5')
     set_npu_flags()
     with warnings.catch_warnings(), _no_folders():
-        warnings.simplefilter('ignore')  # of a missing ccache, with which it compiles plug-ins
+        warnings.simplefilter('ignore')  # about ccache, with which it compiles plug-ins
         import paddle
         import paddle.inference
     return paddle
@@ -59,7 +54,7 @@ def _imported() -> Any:
 
 @contextlib.contextmanager
 def _no_folders() -> Iterator[None]:
-    """Importing paddle leaves ~/.cache/paddle/dataset, empty, where a home can be written to."""
+    """Within, paddle is imported; the empty ~/.cache/paddle/dataset that it makes is removed."""
     home = Path(os.path.expanduser('~'))
     path = home / '.cache' / 'paddle' / 'dataset'
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -72,20 +67,20 @@ def _no_folders() -> Iterator[None]:
 
 
 def may_have_npu() -> bool:
-    """Whether importing paddle loads plug-ins of devices: without the variable, those of pip."""
+    """Whether importing paddle loads device plug-ins: without the variable, those from pip."""
     folder = os.environ.get('CUSTOM_DEVICE_ROOT')
     return installation.version('paddle-custom-npu') is not None if folder is None else folder != ''
 
 
 def set_npu_flags() -> None:
-    """Before paddle is imported, where it may load a plug-in. What the user has set stays."""
+    """Call it before paddle is imported. The user's own settings are kept."""
     if may_have_npu():
         for name, value in NPU_FLAGS.items():
             os.environ.setdefault(name, value)
 
 
 def plugin_problem(text: str) -> Optional[str]:
-    """What to do about an exception with this text; None if it is not of a plug-in."""
+    """What to do about an exception with this text; None if no plug-in raised it."""
     found = PLUGIN.search(text)
     return found and (
         f'the plug-in {found[1]} cannot be loaded: {found[2].strip()}; source the set_env.sh of '

@@ -1,4 +1,4 @@
-"""How an engine is to run, and what an engine is."""
+"""How an engine runs (`Setting`), and what an engine is (`Engine`)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Setting:
-    """How an engine is to run: never 'auto'."""
+    """How an engine runs; nothing is 'auto' here."""
 
     device: str  # cpu, gpu:0, npu:0
     threads: int  # of a CPU
-    batch: int  # the largest that will come; others run too, except with TensorRT
+    batch: int  # the largest; TensorRT refuses larger ones
     precision: str  # float32, float16 or int8
     onednn: bool
 

@@ -18,7 +18,7 @@ import installation
 from predictor import machine
 from predictor.errors import in_a_line
 from predictor.exported_folder import PARAMETERS, Description
-from predictor.paddle_engine import Paddle, paddle_missing
+from predictor.paddle_engine import Paddle
 from predictor.paddle_import import import_paddle
 from predictor.setting import Setting
 
@@ -33,7 +33,7 @@ class TensorRT(Paddle):
         old = description.graph.suffix == '.pdmodel'
         if setting.kind != 'gpu':
             return f'TensorRT needs an NVIDIA GPU, and the device is {setting.device}'
-        if problem := paddle_missing(description, setting):
+        if problem := Paddle.missing(description, setting):
             return problem
         if description.input.type == 'uint8':
             return 'it takes no uint8: export the model without --uint8'
