@@ -25,7 +25,7 @@ TRAINING = {
     'train.py': ('paddle', 'setuptools', 'sklearn', 'matplotlib', 'visualdl'),
     'eval.py': ('paddle', 'setuptools', 'sklearn', 'matplotlib'),
     'export.py': ('paddle', 'setuptools', 'sklearn'),
-    'models.py': ('paddle', 'setuptools'),
+    'engine.models': ('paddle', 'setuptools'),
 }
 SERVING = {
     'all': ('numpy', 'yaml', 'PIL'),
@@ -41,17 +41,17 @@ def require(root: Path, needed: Mapping[str, tuple[str, ...]]) -> None:
     """
     path = Path(sys.argv[0] if sys.argv else '')
     as_module = str(path) == '-m'  # python3 -m engine.data, which Python is still looking for
-    if not as_module and not (root in path.resolve().parents and _is_command(path, needed)):
+    name = 'engine' if as_module else path.name
+    if name == '__main__.py':
+        name = f'engine.{path.parent.name}'
+    is_command = name in needed or path.resolve().parent == Path(__file__).resolve().parent
+    if not as_module and not (root in path.resolve().parents and is_command):
         return
-    modules = needed['all'] + needed.get(path.name, ())
+    modules = needed['all'] + needed.get(name, ())
     problem = find_problem(root, modules, ENGINES if needed is SERVING else ())
     if problem is not None:
-        sys.stderr.write(f'{"engine" if as_module else path.name}: {problem}\n')
+        sys.stderr.write(f'{name}: {problem}\n')
         raise SystemExit(2)
-
-
-def _is_command(path: Path, needed: Mapping[str, tuple[str, ...]]) -> bool:
-    return path.name in needed or path.resolve().parent == Path(__file__).resolve().parent
 
 
 def find_problem(root: Path, modules: tuple[str, ...], one_of: tuple[str, ...]) -> Optional[str]:

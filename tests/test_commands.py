@@ -22,7 +22,7 @@ import eval as evaluation_command
 import export as export_command
 from engine import data, models, plots
 from engine.config import Config, all_keys
-from engine.config.help import is_read
+from engine.config.key_help import is_read
 from engine.errors import UserError
 from engine.evaluation import evaluate
 from engine.run import chosen_weights

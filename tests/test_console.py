@@ -21,7 +21,8 @@ from conftest import REPOSITORY, TINY
 from PIL import Image
 
 import train
-from engine import cli, console, cpu_conv
+from engine import console, cpu_conv
+from engine.config import load_config
 from engine.config.recipes import DEFAULT_CONFIG
 from engine.machine import cpu
 from engine.run.checkpoint import load
@@ -31,7 +32,7 @@ from engine.run.log import Log
 def trained(folder, monkeypatch, *overrides, columns=80):
     """What train.py prints in this process, to a terminal of its own."""
     settings = [*TINY, f'output.dir={folder}', *overrides]
-    config = cli.configs.load_config(DEFAULT_CONFIG, settings)
+    config = load_config(DEFAULT_CONFIG, settings)
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 24, columns, 0, 0))
     with ThreadPoolExecutor() as pool, monkeypatch.context() as patch:
@@ -89,7 +90,7 @@ def test_training_goes_on_without_its_terminal_or_pipe(tmp_path, monkeypatch, ki
     """In a session of its own, so that no SIGHUP comes; the log has what nobody reads any more."""
     reader, writer = os.openpty() if kind == 'terminal' else os.pipe()
     settings = [*TINY, f'output.dir={tmp_path / "run"}', 'train.epochs=2']
-    config = cli.configs.load_config(DEFAULT_CONFIG, settings)
+    config = load_config(DEFAULT_CONFIG, settings)
     begun = threading.Event()
 
     def read_a_line():
@@ -208,7 +209,7 @@ def test_the_first_line_is_short_and_the_log_has_the_settings(monkeypatch, tmp_p
         assert cpu.describe_cpu(onednn=True) == f'CPU: 2 threads{whose}, oneDNN'
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     assert cpu.describe_cpu().startswith('CPU: 1 thread (')
-    config = cli.configs.load_config(DEFAULT_CONFIG, [])
+    config = load_config(DEFAULT_CONFIG, [])
     with contextlib.redirect_stdout(io.StringIO()) as out:
         log = train.open_log(config, 'CPU: OMP_NUM_THREADS=1 (because)', ['device: cpu'])
     onednn = ', oneDNN' if cpu_conv.choose(config.train)[0] else ''

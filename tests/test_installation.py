@@ -64,11 +64,11 @@ def test_an_old_python_can_parse_the_files_up_to_the_check(file):
 
 
 def test_the_table_of_networks_needs_paddle(monkeypatch, capsys):
-    monkeypatch.setattr(sys, 'argv', [str(REPOSITORY / 'engine' / 'models.py')])
+    monkeypatch.setattr(sys, 'argv', [str(REPOSITORY / 'engine' / 'models' / '__main__.py')])
     monkeypatch.setattr(installation, 'installed', lambda name: name != 'paddle')
     with pytest.raises(SystemExit, match=r'^2$'):
         cli.run(lambda: pytest.fail('it was run'))
-    assert capsys.readouterr().err.startswith(f'models.py: {sys.executable} lacks paddle: ')
+    assert capsys.readouterr().err.startswith(f'engine.models: {sys.executable} lacks paddle: ')
 
 
 @pytest.fixture

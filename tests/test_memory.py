@@ -13,8 +13,8 @@ import pytest
 from conftest import TINY
 
 import train
-from engine import cli, cpu_conv, models
-from engine.config import Config, Data, Model, Train
+from engine import cpu_conv, models
+from engine.config import Config, Data, Model, Train, load_config
 from engine.config.recipes import DEFAULT_CONFIG
 from engine.errors import UserError
 from engine.run.log import Log
@@ -134,7 +134,7 @@ def test_no_step_has_more_images_than_the_set(monkeypatch):
 def test_a_refused_training_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, 'free_memory', lambda: 1e6)
     run = tmp_path / 'run'
-    config = cli.configs.load_config(DEFAULT_CONFIG, [*TINY, f'output.dir={run}'])
+    config = load_config(DEFAULT_CONFIG, [*TINY, f'output.dir={run}'])
     with pytest.raises(UserError, match='out of memory'):
         train.train(config, train.RunFolder(run), None, Log())
     assert not run.exists()

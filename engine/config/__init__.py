@@ -3,7 +3,7 @@
 Nothing here imports paddle: a wrong key is answered in milliseconds.
 """
 
-from engine.config.help import describe_keys
+from engine.config.key_help import describe_keys
 from engine.config.keys import (
     Config,
     Data,

@@ -52,7 +52,7 @@ class Data:
         'cifar10', 'the data set; folder: pictures in a folder a class'
     )
     root: str = key('data', 'folder or archive that holds it')
-    download: bool = key(True, 'fetch CIFAR into data.root when it is nowhere to be found')
+    download: bool = key(True, 'download CIFAR into data.root when it is not found')
     batch_size: int = key(128, 'training images in a batch, per card', low=1)
     mean: Optional[tuple[float, ...]] = key(
         None, "per channel, 0-255; null: the data set's own", example=[125.3, 123.0, 113.9]
@@ -71,7 +71,7 @@ class Data:
         None, 'folder: where the test images are; null: val, test or the like in data.root'
     )
     holdout: float = key(
-        0.0, 'share of each class of the training images to test with', low=0, below=1
+        0.0, 'fraction of each class of the training images to test with', low=0, below=1
     )
     on_bad_file: Literal['stop', 'skip'] = key('stop', 'folder: when a picture cannot be read')
     max_pixels_million: int = key(134, 'folder: a larger picture counts as bad', low=1)
@@ -112,10 +112,10 @@ class Optimizer:
     decay_bn_and_bias: bool = key(True, 'false: no weight decay on batch norms and biases')
     clip_norm: Optional[float] = key(None, 'largest global gradient norm; null: no clipping', low=0)
     lr_scaling: Literal['none', 'linear'] = key(
-        'none', 'linear: lr times images a step / reference_batch'
+        'none', 'linear: lr is multiplied by global batch size / reference_batch'
     )
     reference_batch: Optional[int] = key(
-        None, 'lr_scaling linear: the images a step that lr is for', low=1
+        None, 'lr_scaling linear: the global batch size that lr is for', low=1
     )
 
 
@@ -132,12 +132,12 @@ class Schedule:
     gamma: float = key(
         0.1, 'factor of step, of exponential (per epoch), of piecewise without values', low=0
     )
-    end_lr: float = key(0.0, 'last rate of cosine and one_cycle', low=0)
-    phase_pct: float = key(0.3, 'one_cycle: share of the steps that rises', low=0, below=1)
+    end_lr: float = key(0.0, 'last rate of cosine and one_cycle; not scaled with lr', low=0)
+    phase_pct: float = key(0.3, 'one_cycle: fraction of the steps that rises', low=0, below=1)
     divide_factor: float = key(25.0, 'one_cycle: peak / first rate', low=1)
     anneal_strategy: Literal['cos', 'linear'] = key('cos', 'one_cycle: form of the two ramps')
     warmup_epochs: float = key(0.0, 'linear rise before any of them', low=0)
-    warmup_start_lr: float = key(0.0, 'where that rise starts', low=0)
+    warmup_start_lr: float = key(0.0, 'where that rise starts; not scaled with lr', low=0)
 
 
 @dataclass(frozen=True)
