@@ -20,7 +20,7 @@ class Parser(argparse.ArgumentParser):
     """Help of 80 columns that begins with an example; a mistake is one line and exit code 2."""
 
     def __init__(
-        self, description: str, *, example: str, epilog: str = '', prog: Optional[str] = None
+        self, description: str, *, example: str = '', epilog: str = '', prog: Optional[str] = None
     ) -> None:
         super().__init__(
             prog=prog,
