@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -18,7 +19,7 @@ from predictor.exported_folder import Description, open_folder
 from server import sockets
 from server.limits import Limits
 
-DRAIN_S = 20  # after SIGTERM; Kubernetes kills after 30
+report = functools.partial(print, flush=True)
 
 
 def main() -> int:
@@ -108,6 +109,17 @@ def load(description: Description, args: argparse.Namespace) -> list[Predictor]:
     return [first, *(first.another() for _ in range(args.instances - 1))]
 
 
+def limits_of(args: argparse.Namespace) -> Limits:
+    return Limits(
+        max_batch=args.max_batch,
+        max_delay_s=args.max_delay_ms / 1e3,
+        queue=args.queue,
+        body_bytes=args.max_body_mb << 20,
+        pixels=args.max_pixels_million * 1_000_000,
+        answer_s=args.timeout_s,
+    )
+
+
 def serve(predictors: list[Predictor], listener: socket.socket, args: argparse.Namespace) -> int:
     """Until SIGTERM or Ctrl-C."""
     from server.listening import Server  # imports uvicorn
@@ -115,18 +127,7 @@ def serve(predictors: list[Predictor], listener: socket.socket, args: argparse.N
     from server.service import Service
 
     logging.basicConfig(format='%(asctime)s %(message)s', level=logging.ERROR)
-    limits = Limits(
-        body_bytes=args.max_body_mb << 20,
-        pixels=args.max_pixels_million * 1_000_000,
-        answer_s=args.timeout_s,
-    )
-    service = Service(
-        predictors,
-        limits,
-        max_batch=args.max_batch,
-        max_delay_s=args.max_delay_ms / 1e3,
-        capacity=args.queue,
-    )
+    service = Service(predictors, limits_of(args))
 
     def on_stop() -> None:
         service.stop()
@@ -136,8 +137,7 @@ def serve(predictors: list[Predictor], listener: socket.socket, args: argparse.N
     ready = f'{service.description.model}: {sockets.url(listener)} (Ctrl-C ends it)'
     server = Server(
         make_app(service, args.cors),
-        limits,
-        drain_s=DRAIN_S,
+        service.limits,
         on_ready=lambda: report(ready),
         on_stop=on_stop,
         refuse=service.metrics.count_refusal,
@@ -149,10 +149,6 @@ def serve(predictors: list[Predictor], listener: socket.socket, args: argparse.N
         sys.stdout.flush()
         os._exit(0)  # a network still runs, but no client waits for it
     return 0
-
-
-def report(line: str) -> None:
-    print(line, flush=True)
 
 
 if __name__ == '__main__':

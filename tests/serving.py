@@ -146,22 +146,12 @@ class Client:
 class InThread(Client):
     """A whole server, but for its signals and its command line."""
 
-    def __init__(
-        self,
-        predictors: list[Any],
-        limits: Limits,
-        *,
-        drain_s: int,
-        origins: Sequence[str] = (),
-        **batches: Any,
-    ) -> None:
+    def __init__(self, predictors: list[Any], limits: Limits, origins: Sequence[str] = ()) -> None:
         ready = threading.Event()
-        batches = {'max_batch': 4, 'max_delay_s': 0.002, 'capacity': 16, **batches}
-        self.service = Service(predictors, limits, **batches)
+        self.service = Service(predictors, limits)
         self.server = Server(
             make_app(self.service, origins),
             limits,
-            drain_s=drain_s,
             on_ready=ready.set,
             on_stop=self.service.stop,
             refuse=self.service.metrics.count_refusal,
@@ -183,9 +173,15 @@ class InThread(Client):
 
 @contextlib.contextmanager
 def in_thread(
-    predictors: list[Any], limits: Optional[Limits] = None, *, drain_s: int = 5, **batches: Any
+    predictors: list[Any],
+    limits: Optional[Limits] = None,
+    *,
+    origins: Sequence[str] = (),
+    **more: Any,
 ) -> Iterator[InThread]:
-    server = InThread(predictors, limits or Limits(), drain_s=drain_s, **batches)
+    """more: limits other than the tests' own"""
+    given = {'max_batch': 4, 'queue': 16, 'drain_s': 5, **more}
+    server = InThread(predictors, replace(limits or Limits(), **given), origins)
     try:
         yield server
     finally:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from server.forms import BadForm, file_in_form
+from server.errors import BadRequest
+from server.forms import file_in_form
 
 
 def form(*parts: tuple[bytes, bytes], end: bytes = b'--\r\n') -> bytes:
@@ -34,7 +35,7 @@ def test_the_file_of_a_form_is_found_to_the_byte():
 def test_a_content_type_made_to_hurt_is_refused_before_it_does():
     """Python's parser takes the square of its length, and holds the lock."""
     for kind in (KIND + ';' * 2000, KIND + '; x="' + ';' * 200_000):
-        with pytest.raises(BadForm, match=r'^a Content-Type of [\d,]+ letters$'):
+        with pytest.raises(BadRequest, match=r'^a Content-Type of [\d,]+ letters$'):
             file_in_form(kind, form((file_head(), b'x')))
 
 
@@ -56,5 +57,5 @@ def test_a_content_type_made_to_hurt_is_refused_before_it_does():
     ],
 )
 def test_forms_that_are_wrong(kind, body, says):
-    with pytest.raises(BadForm, match=says):
+    with pytest.raises(BadRequest, match=says):
         file_in_form(kind, body)

@@ -700,7 +700,7 @@ def test_clients_that_leave_take_their_uploads_with_them(fake, monkeypatch):
     go, size = threading.Event(), 1 << 20
     monkeypatch.setattr('server.classify.read_picture', lambda *_, **__: go.wait(20) and 1 / 0)
     threads = min(cores(), 4)
-    with in_thread([fake], Limits(body_bytes=size), capacity=100) as server:
+    with in_thread([fake], Limits(body_bytes=size), queue=100) as server:
         tracemalloc.start()
         try:
             for _ in range(12):
@@ -881,7 +881,7 @@ def test_requests_in_a_row_on_one_connection(live):
 
 
 def test_a_full_queue(fake):
-    with in_thread([fake], max_batch=1, capacity=2) as server:
+    with in_thread([fake], max_batch=1, queue=2) as server:
         fake.go.clear()
         asked = [in_background(server.classify, PICTURE)]
         assert fake.running.wait(10)

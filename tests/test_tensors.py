@@ -8,11 +8,11 @@ import time
 import numpy as np
 import pytest
 
-from server.tensors import BadRequest, Signature, read_request, write_response
+from server.errors import BadRequest
+from server.tensors import Signature, read_request, write_response
 
 FLOATS = Signature(
     model='net',
-    platform='paddle',
     input='image',
     type='float32',
     shape=(3, 2, 2),

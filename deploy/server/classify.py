@@ -15,13 +15,12 @@ from starlette.responses import JSONResponse, Response
 from predictor import softmax
 from predictor.pictures import BadPicture, centre, read_picture
 from server.batching import Answer
-from server.errors import Refused
+from server.errors import Refused, require
 from server.forms import file_in_form, hint
 from server.service import Service, unless_disconnected
-from server.tensors import BadRequest
 from server.uploads import Body
 
-TOP = 5
+TOP = '5'
 
 
 @dataclass(frozen=True)
@@ -35,39 +34,20 @@ class Decoded:
 
 
 class Pictures:
-    """The routes for people."""
-
     def __init__(self, service: Service) -> None:
-        self._service = service
+        self._service, self._description = service, service.description
 
     async def classify(self, request: Request) -> Response:
         """POST /classify?top=5: the classes of the picture in the body."""
         start = time.perf_counter()
-        top = _top(request)
+        top = request.query_params.get('top', TOP)
+        valid = top.isascii() and top.isdecimal() and int(top[:9]) >= 1
+        require(valid, 'top: must be a whole number above 0')
         kind = request.headers.get('content-type', '')
         with contextlib.closing(await self._service.uploads.read(request)) as body:
             picture, answer = await unless_disconnected(request, self._run(kind, body))
-        seconds = self._service.metrics.seconds
-        seconds['decode'].observe(picture.seconds)
-        seconds['queue'].observe(answer.queue_s)
-        seconds['whole'].observe(time.perf_counter() - start)
-        return JSONResponse(self._message(picture, answer, top))
-
-    async def about(self, request: Request) -> Response:
-        predictor, limits = self._service.predictor, self._service.limits
-        description = self._service.description
-        image = description.input
-        return JSONResponse(
-            {
-                'model': description.model,
-                'classes': len(description.classes),
-                'engine': predictor.engine,
-                'reason': predictor.reason,
-                'input': {'size': image.size, 'resize': image.resize},
-                'accuracy': description.accuracy,
-                'limits': {'bytes': limits.body_bytes, 'pixels': limits.pixels},
-            }
-        )
+        self._service.metrics.count_request(start, decode=picture.seconds, queue=answer.queue_s)
+        return JSONResponse(self._message(picture, answer, int(top[:9])))
 
     async def _run(self, content_type: str, body: Body) -> tuple[Decoded, Answer]:
         service, deadline = self._service, self._service.deadline()
@@ -85,7 +65,7 @@ class Pictures:
             picture = read_picture(body, max_pixels=self._service.limits.pixels)
         except BadPicture as error:
             raise BadPicture(hint(body) or str(error)) from None
-        image = self._service.description.input
+        image = self._description.input
         pixels = centre(picture, size=image.size, resize=image.resize)
         images = self._service.predictor.prepare(pixels[np.newaxis])
         return Decoded(images, picture.width, picture.height, time.perf_counter() - start)
@@ -94,27 +74,35 @@ class Pictures:
         probabilities = softmax(answer.logits)[0]
         if not np.isfinite(probabilities).all():
             raise Refused(500, 'failed', "the network's logits are not finite")
-        names = self._service.description.classes
         best = np.argsort(-probabilities, kind='stable')[:top].tolist()
-        stages = {
+        names = self._description.classes
+        seconds = {
             'decode': picture.seconds,
             'queue': answer.queue_s,
             'network': answer.network_s,
         }
         return {
-            'model': self._service.description.model,
+            'model': self._description.model,
             'width': picture.width,
             'height': picture.height,
             'classes': [
                 {'name': names[i], 'index': i, 'probability': float(probabilities[i])} for i in best
             ],
-            'milliseconds': {name: round(1e3 * s, 3) for name, s in stages.items()},
+            'milliseconds': {stage: round(1e3 * s, 3) for stage, s in seconds.items()},
             'batch': answer.batch,
         }
 
-
-def _top(request: Request) -> int:
-    text = request.query_params.get('top', str(TOP))
-    if not (text.isascii() and text.isdecimal() and int(text[:9]) >= 1):
-        raise BadRequest('top: must be a whole number above 0')
-    return int(text[:9])
+    async def about(self, request: Request) -> Response:
+        predictor, limits = self._service.predictor, self._service.limits
+        image = self._description.input
+        return JSONResponse(
+            {
+                'model': self._description.model,
+                'classes': len(self._description.classes),
+                'engine': predictor.engine,
+                'reason': predictor.reason,
+                'input': {'size': image.size, 'resize': image.resize},
+                'accuracy': self._description.accuracy,
+                'limits': {'bytes': limits.body_bytes, 'pixels': limits.pixels},
+            }
+        )

@@ -9,14 +9,10 @@ from starlette.responses import JSONResponse
 
 from predictor.pictures import BadPicture
 from server.batching import DeadlineExceeded, NetworkFailed, QueueFull, Stopping
-from server.forms import BadForm
 from server.limits import Limits
-from server.tensors import BadRequest
 
 RETRY_AFTER = {'Retry-After': '1'}
 TEXTS: dict[type[Exception], tuple[int, str, str]] = {
-    BadRequest: (400, 'bad_request', '{error}'),
-    BadForm: (400, 'bad_request', '{error}'),
     BadPicture: (400, 'bad_picture', 'the body {error}'),
     QueueFull: (503, 'queue', 'too many images are waiting; try again'),
     Stopping: (503, 'stopping', 'the server is stopping'),
@@ -30,10 +26,23 @@ class Refused(Exception):
     """A request that is not answered: the status, a reason for the metrics, and one line why."""
 
     def __init__(
-        self, status: int, reason: str, text: str, headers: Optional[dict[str, str]] = None
+        self, status: int, reason: str, text: str, headers: Optional[Mapping[str, str]] = None
     ) -> None:
         super().__init__(text)
         self.status, self.reason, self.headers = status, reason, headers
+
+
+class BadRequest(Refused):
+    """The client has made a mistake; the text says which."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(400, 'bad_request', text)
+
+
+def require(condition: bool, text: str) -> None:
+    """BadRequest unless the condition holds."""
+    if not condition:
+        raise BadRequest(text)
 
 
 def refusal(error: Exception, limits: Limits) -> Refused:

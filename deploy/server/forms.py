@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from email.message import Message
 
+from server.errors import BadRequest, require
+
 MAX_PARTS = 1000
 MAX_CONTENT_TYPE = 1000  # letters: Python's parser takes time proportional to the square
 
 
-class BadForm(Exception):
-    """The form is not as it should be; the text says why."""
-
-
 def file_in_form(content_type: str, body: bytes) -> bytes:
-    """The one file of a multipart/form-data body. BadForm if there is none, or more than one."""
-    if len(content_type) > MAX_CONTENT_TYPE:
-        raise BadForm(f'a Content-Type of {len(content_type):,} letters')
+    """The one file of a multipart/form-data body. BadRequest if there is none, or more than one."""
+    letters = len(content_type)
+    require(letters <= MAX_CONTENT_TYPE, f'a Content-Type of {letters:,} letters')
     message = Message()
     message['Content-Type'] = content_type
     try:
@@ -23,18 +21,17 @@ def file_in_form(content_type: str, body: bytes) -> bytes:
     except ValueError:  # it names an encoding that is unknown
         boundary = None
     if not boundary:
-        raise BadForm('multipart/form-data without a boundary')
+        raise BadRequest('multipart/form-data without a boundary')
     mark = b'\r\n--' + boundary.encode('latin-1', 'replace')
     parts = (b'\r\n' + body).split(mark, MAX_PARTS)[1:]
-    if not parts or not parts[-1].startswith(b'--'):
-        raise BadForm('the form is cut short')
+    require(bool(parts) and parts[-1].startswith(b'--'), 'the form is cut short')
     split = [part.partition(b'\r\n\r\n') for part in parts[:-1]]
     fields = [(head.lower(), content) for head, blank, content in split if blank]
     files = [content for head, content in fields if b'filename=' in head or b'filename*=' in head]
     if not files and len(fields) == 1:  # from a client that gives no file name
         files = [fields[0][1]]
-    if len(files) != 1:
-        raise BadForm(f'the form has {len(files)} files; send one: curl -F file=@picture.jpg')
+    count = len(files)
+    require(count == 1, f'the form has {count} files; send one: curl -F file=@picture.jpg')
     return files[0]
 
 

@@ -10,10 +10,10 @@ from types import FrameType
 from typing import Any, Callable, Optional
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from server.connection import MAX_HEAD, Connection
 from server.limits import Limits
-from server.middleware import App
 from server.sockets import BACKLOG, accept_all, max_connections
 
 KEEP_ALIVE_S = 5  # between two requests
@@ -23,16 +23,15 @@ class Server(uvicorn.Server):
     """`serve(sockets=[listener])` until SIGTERM or Ctrl-C; a second signal ends it at once.
 
     on_ready: called when it listens
-    on_stop: called when it stops; requests in flight have `drain_s` to be answered
+    on_stop: called when it stops; requests in flight have `limits.drain_s` to be answered
     refuse: a callback with the reason why a connection is refused or dropped
     """
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
         limits: Limits,
         *,
-        drain_s: int,
         on_ready: Callable[[], None],
         on_stop: Callable[[], None],
         refuse: Callable[[str], None],
@@ -52,7 +51,7 @@ class Server(uvicorn.Server):
             backlog=BACKLOG,
             h11_max_incomplete_event_size=MAX_HEAD,
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=drain_s,
+            timeout_graceful_shutdown=limits.drain_s,
         )
         super().__init__(config)
         self._on_ready = on_ready

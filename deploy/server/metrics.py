@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -48,6 +49,11 @@ class Metrics:
         self.images.inc(images)
         self.batch.observe(images)
         self.seconds['network'].observe(seconds)
+
+    def count_request(self, start: float, **stages: float) -> None:
+        """An answered one. start: of time.perf_counter(); stages: their seconds"""
+        for stage, seconds in {**stages, 'whole': time.perf_counter() - start}.items():
+            self.seconds[stage].observe(seconds)
 
     def count_refusal(self, reason: str) -> None:
         self.refused.labels(reason).inc()

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import MutableMapping
-from typing import Any, Awaitable, Callable, Optional
+from typing import Optional
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import RETRY_AFTER, error_response
 from server.limits import Limits
 from server.metrics import Metrics
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 HEADERS = {
     'Content-Security-Policy': "default-src 'self'; img-src 'self' blob: data:; "
@@ -31,10 +27,10 @@ ENCODED = [(name.lower().encode(), text.encode()) for name, text in HEADERS.item
 class Middleware:
     """ASGI: wraps the routes."""
 
-    def __init__(self, app: App, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics) -> None:
         self._app, self._limits, self._metrics = app, limits, metrics
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope['path'].lower().startswith(('http://', 'https://')):  # as sent to a proxy
             scope['path'] = '/' + ''.join(scope['path'].split('/', 3)[3:])
         exchange = Exchange(scope, receive, send, self._limits)
@@ -59,7 +55,7 @@ class Exchange:
     notices the answer when its upload stalls.
     """
 
-    def __init__(self, scope: Message, receive: Receive, send: Send, limits: Limits) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
         headers = dict(scope['headers'])
         self.status: Optional[int] = None
         self._uploading = (

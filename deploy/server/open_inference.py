@@ -10,13 +10,13 @@ from typing import Optional
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from predictor.version import VERSION
+from predictor.version import VERSION as SERVER_VERSION
 from server.batching import Answer
 from server.errors import Refused
 from server.service import Service, unless_disconnected
 from server.tensors import (
     HEADER_LENGTH,
-    VERSIONS,
+    VERSION,
     InferRequest,
     Signature,
     read_request,
@@ -29,17 +29,16 @@ EXTENSIONS = ('binary_tensor_data', 'classification', 'model_configuration', 'st
 
 class OpenInference:
     def __init__(self, service: Service) -> None:
-        self._service = service
-        self._model = service.description.model
+        description = service.description
+        self._service, self._model = service, description.model
         self._signature = Signature(
-            model=self._model,
-            platform=service.predictor.engine,
-            input=service.description.input.name,
-            type=service.description.input.type,
-            shape=service.description.input.shape,
-            output=service.description.output,
-            labels=tuple(service.description.classes),
-            max_batch=service.batcher.max_batch,
+            model=description.model,
+            input=description.input.name,
+            type=description.input.type,
+            shape=description.input.shape,
+            output=description.output,
+            labels=tuple(description.classes),
+            max_batch=service.limits.max_batch,
         )
 
     async def infer(self, request: Request) -> Response:
@@ -50,9 +49,7 @@ class OpenInference:
         with contextlib.closing(await self._service.uploads.read(request)) as body:
             asked, answer = await unless_disconnected(request, self._run(length, body))
         content, head = write_response(self._signature, asked, answer.logits)
-        seconds = self._service.metrics.seconds
-        seconds['queue'].observe(answer.queue_s)
-        seconds['whole'].observe(time.perf_counter() - start)
+        self._service.metrics.count_request(start, queue=answer.queue_s)
         if not asked.binary:
             return Response(content, media_type='application/json')
         headers = {HEADER_LENGTH: str(head)}
@@ -67,7 +64,8 @@ class OpenInference:
 
     async def server_metadata(self, request: Request) -> Response:
         name = 'wide-resnet-resnext'
-        return JSONResponse({'name': name, 'version': VERSION, 'extensions': list(EXTENSIONS)})
+        metadata = {'name': name, 'version': SERVER_VERSION, 'extensions': list(EXTENSIONS)}
+        return JSONResponse(metadata)
 
     async def live(self, request: Request) -> Response:
         return JSONResponse({'live': True})
@@ -78,7 +76,17 @@ class OpenInference:
 
     async def model_metadata(self, request: Request) -> Response:
         self._require_model(request)
-        return JSONResponse(self._signature.metadata())
+        tensors = self._signature
+        image, classes = [-1, *tensors.shape], [-1, len(tensors.labels)]
+        return JSONResponse(
+            {
+                'name': self._model,
+                'versions': [VERSION],
+                'platform': self._service.predictor.engine,
+                'inputs': [{'name': tensors.input, 'datatype': tensors.datatype, 'shape': image}],
+                'outputs': [{'name': tensors.output, 'datatype': 'FP32', 'shape': classes}],
+            }
+        )
 
     async def model_ready(self, request: Request) -> Response:
         self._require_model(request)
@@ -86,20 +94,33 @@ class OpenInference:
         return JSONResponse({'name': self._model, 'ready': True})
 
     async def model_configuration(self, request: Request) -> Response:
+        """The part of Triton's that applies here."""
         self._require_model(request)
-        return JSONResponse(self._signature.configuration())
+        tensors = self._signature
+        image, classes = list(tensors.shape), [len(tensors.labels)]
+        datatype = f'TYPE_{tensors.datatype}'
+        return JSONResponse(
+            {
+                'name': self._model,
+                'platform': self._service.predictor.engine,
+                'max_batch_size': tensors.max_batch,
+                'input': [{'name': tensors.input, 'data_type': datatype, 'dims': image}],
+                'output': [{'name': tensors.output, 'data_type': 'TYPE_FP32', 'dims': classes}],
+                'dynamic_batching': {},
+            }
+        )
 
     async def model_statistics(self, request: Request) -> Response:
         """Since the start; also GET /v2/models/stats."""
         if 'model' in request.path_params:
             self._require_model(request)
         statistics = self._service.metrics.statistics()
-        entry = {'name': self._model, 'version': VERSIONS[-1], **statistics}
+        entry = {'name': self._model, 'version': VERSION, **statistics}
         return JSONResponse({'model_stats': [entry]})
 
     async def repository_index(self, request: Request) -> Response:
         state, reason = ('UNAVAILABLE', 'stopping') if self._service.stopping else ('READY', '')
-        entry = {'name': self._model, 'version': VERSIONS[-1], 'state': state, 'reason': reason}
+        entry = {'name': self._model, 'version': VERSION, 'state': state, 'reason': reason}
         return JSONResponse([entry])
 
     async def not_offered(self, request: Request) -> Response:
@@ -110,5 +131,5 @@ class OpenInference:
     def _require_model(self, request: Request) -> None:
         if request.path_params['model'] != self._model:
             raise Refused(404, 'unknown', f'no such model; this is {self._model}')
-        if request.path_params.get('version', VERSIONS[-1]) not in VERSIONS:
-            raise Refused(404, 'unknown', f'no such version; there is {", ".join(VERSIONS)}')
+        if request.path_params.get('version', VERSION) != VERSION:
+            raise Refused(404, 'unknown', f'no such version; there is {VERSION}')

@@ -11,11 +11,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from server.classify import Pictures
 from server.errors import TEXTS, Refused, error_response, refusal
 from server.metrics import CONTENT_TYPE
-from server.middleware import App, Middleware
+from server.middleware import Middleware
 from server.open_inference import OpenInference
 from server.service import Service
 from server.tensors import HEADER_LENGTH
@@ -28,7 +29,7 @@ PAGE_FILES = {  # the only files that are served, read when the server starts
 }
 
 
-def make_app(service: Service, origins: Sequence[str] = ()) -> App:
+def make_app(service: Service, origins: Sequence[str] = ()) -> ASGIApp:
     """For an ASGI server.
 
     origins: of web pages elsewhere that may send requests; '*': any

@@ -21,29 +21,19 @@ MAX_DECODERS = 4  # threads: a large picture takes a gigabyte while it is decode
 
 
 class Service:
-    """predictors: one for each thread that runs the network
-    capacity: images that may wait
-    """
+    """predictors: one for each thread that runs the network"""
 
-    def __init__(
-        self,
-        predictors: Sequence[Predictor],
-        limits: Limits,
-        *,
-        max_batch: int,
-        max_delay_s: float,
-        capacity: int,
-    ) -> None:
+    def __init__(self, predictors: Sequence[Predictor], limits: Limits) -> None:
         self.predictor = predictors[0]
         self.description = self.predictor.description
         self.limits = limits
         self.stopping = False
-        self.metrics = Metrics(max_batch=max_batch)
+        self.metrics = Metrics(max_batch=limits.max_batch)
         self.batcher = Batcher(
             [predictor.logits for predictor in predictors],
-            max_batch=max_batch,
-            max_delay_s=max_delay_s,
-            capacity=capacity,
+            max_batch=limits.max_batch,
+            max_delay_s=limits.max_delay_s,
+            capacity=limits.queue,
             on_batch=self.metrics.count_batch,
         )
         threads = min(machine.cores(), MAX_DECODERS)

@@ -17,8 +17,10 @@ from typing import Any, Optional
 
 import numpy as np
 
+from server.errors import BadRequest, require
+
 HEADER_LENGTH = 'Inference-Header-Content-Length'
-VERSIONS = ('1',)
+VERSION = '1'  # of the model
 TYPES = {'float32': ('FP32', '<f4'), 'uint8': ('UINT8', '|u1')}
 MAX_OTHER_SIGNS = 1000  # commas, brackets and quotes that a request may have besides its numbers'
 MAX_DIGITS = 1000  # of one number
@@ -29,16 +31,11 @@ OUTPUT_KEYS = ('name', 'parameters')
 UNSUPPORTED = ('shared_memory_', 'sequence_')  # prefixes of parameters
 
 
-class BadRequest(Exception):
-    """The client has made a mistake; the text says which."""
-
-
 @dataclass(frozen=True)
 class Signature:
-    """The inputs and outputs of the model."""
+    """The input and the output of the model."""
 
     model: str
-    platform: str
     input: str
     type: str  # float32 or uint8
     shape: tuple[int, ...]  # without the batch
@@ -46,32 +43,9 @@ class Signature:
     labels: tuple[str, ...]
     max_batch: int
 
-    def metadata(self) -> dict[str, Any]:
-        """The answer to GET /v2/models/{model}."""
-        datatype, _ = TYPES[self.type]
-        image = {'name': self.input, 'datatype': datatype, 'shape': [-1, *self.shape]}
-        logits = {'name': self.output, 'datatype': 'FP32', 'shape': [-1, len(self.labels)]}
-        return {
-            'name': self.model,
-            'versions': list(VERSIONS),
-            'platform': self.platform,
-            'inputs': [image],
-            'outputs': [logits],
-        }
-
-    def configuration(self) -> dict[str, Any]:
-        """The answer to GET /v2/models/{model}/config: the part of Triton's that applies here."""
-        datatype, _ = TYPES[self.type]
-        image = {'name': self.input, 'data_type': f'TYPE_{datatype}', 'dims': list(self.shape)}
-        logits = {'name': self.output, 'data_type': 'TYPE_FP32', 'dims': [len(self.labels)]}
-        return {
-            'name': self.model,
-            'platform': self.platform,
-            'max_batch_size': self.max_batch,
-            'input': [image],
-            'output': [logits],
-            'dynamic_batching': {},
-        }
+    @property
+    def datatype(self) -> str:
+        return TYPES[self.type][0]
 
 
 @dataclass(frozen=True)
@@ -90,18 +64,14 @@ def read_request(signature: Signature, body: bytes, header_length: Optional[str]
     request = _parse(signature, body[:length])
     _check_keys(request, REQUEST_KEYS, 'the request')
     name = request.get('id')
-    if name is not None and not isinstance(name, str):
-        raise BadRequest('id: must be a string')
+    require(name is None or isinstance(name, str), 'id: must be a string')
     binary = _flag(_parameters(request, ''), 'binary_data_output')
     images = _read_images(signature, request.get('inputs'), memoryview(body)[length:])
     if not request.get('outputs'):  # none named: all of them
         return InferRequest(images, name, binary)
-    output = _single(request['outputs'], 'outputs', signature.output)
-    _check_keys(output, OUTPUT_KEYS, f'outputs: {signature.output}')
-    parameters = _parameters(output, f'outputs: {signature.output}: ')
+    _, parameters = _single(request['outputs'], 'outputs', signature.output, OUTPUT_KEYS)
     top = parameters.get('classification', 0)
-    if type(top) is not int or top < 0:
-        raise BadRequest('classification: must be a whole number, of classes')
+    require(type(top) is int and top >= 0, 'classification: must be a whole number, of classes')
     return InferRequest(images, name, _flag(parameters, 'binary_data', default=binary), top)
 
 
@@ -120,11 +90,11 @@ def write_response(
         values, data = logits.ravel().tolist(), logits.astype('<f4').tobytes()
     if request.binary:
         output['parameters'] = {'binary_data_size': len(data)}
-    elif np.isfinite(logits).all():
-        output['data'] = values
     else:
-        raise BadRequest('the logits of these images are not finite: JSON has no such numbers')
-    response: dict[str, Any] = {'model_name': signature.model, 'model_version': VERSIONS[-1]}
+        finite = bool(np.isfinite(logits).all())
+        require(finite, 'the logits of these images are not finite: JSON has no such numbers')
+        output['data'] = values
+    response: dict[str, Any] = {'model_name': signature.model, 'model_version': VERSION}
     if request.id is not None:
         response['id'] = request.id
     head = json.dumps({**response, 'outputs': [output]}).encode()
@@ -141,8 +111,8 @@ def _top_classes(signature: Signature, logits: np.ndarray, count: int) -> list[l
 
 
 def _read_length(text: str, most: int) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= most):
-        raise BadRequest(f'{HEADER_LENGTH}: must be a whole number, and at most {most}')
+    valid = text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= most
+    require(valid, f'{HEADER_LENGTH}: must be a whole number, and at most {most}')
     return int(text)
 
 
@@ -151,18 +121,18 @@ def _parse(signature: Signature, text: bytes) -> dict[str, Any]:
     elements = math.prod(signature.shape)
     numbers = signature.max_batch * elements
     for sign, most in {b',': numbers, b'[': numbers // 2, b'{': 0, b'"': 0}.items():
-        if text.count(sign) > most + MAX_OTHER_SIGNS:
-            raise BadRequest(
-                f'more than {signature.max_batch} images of {elements:,} numbers can need: '
-                f'{text.count(sign):,} {sign.decode()}'
-            )
+        count = text.count(sign)
+        require(
+            count <= most + MAX_OTHER_SIGNS,
+            f'more than {signature.max_batch} images of {elements:,} numbers can need: '
+            f'{count:,} {sign.decode()}',
+        )
     try:
         request = json.loads(text, parse_int=_parse_int, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # of Unicode, too
         raise BadRequest(f'not JSON: {str(error).splitlines()[0][:200]}') from None
-    if not isinstance(request, dict):
-        raise BadRequest('the request must be a JSON object')
-    return request
+    require(isinstance(request, dict), 'the request must be a JSON object')
+    return dict(request)
 
 
 def _parse_int(digits: str) -> float:
@@ -184,71 +154,59 @@ def _check_keys(given: dict[str, Any], known: tuple[str, ...], where: str) -> No
 
 def _parameters(given: dict[str, Any], where: str) -> dict[str, Any]:
     """Clients send many that mean nothing here; only what would change the answer is refused."""
-    parameters = given.get('parameters')
-    if parameters is None:
-        return {}
-    if not isinstance(parameters, dict):
-        raise BadRequest(f'{where}parameters: must be an object')
+    parameters = {} if given.get('parameters') is None else given['parameters']
+    require(isinstance(parameters, dict), f'{where}parameters: must be an object')
     for name in parameters:
         if name.startswith(UNSUPPORTED):
             raise BadRequest(f'{where}parameter {name[:50]!r} is not supported here')
-    return parameters
+    return dict(parameters)
 
 
 def _flag(parameters: dict[str, Any], name: str, *, default: bool = False) -> bool:
     value = parameters.get(name, default)
-    if not isinstance(value, bool):
-        raise BadRequest(f'{name}: must be true or false')
-    return value
+    require(isinstance(value, bool), f'{name}: must be true or false')
+    return bool(value)
 
 
-def _single(given: Any, what: str, name: str) -> dict[str, Any]:
-    """The only one of the request's inputs or outputs."""
-    if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
-        raise BadRequest(f'{what}: must be a list of objects')
-    if len(given) != 1:
-        raise BadRequest(f'{what}: {len(given)} given; the model has one, {name!r}')
-    tensor: dict[str, Any] = given[0]
-    if tensor.get('name') != name:
-        raise BadRequest(f'{what}: the model has none of that name; it has {name!r}')
-    return tensor
+def _single(
+    given: Any, what: str, name: str, keys: tuple[str, ...]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The only one of the request's inputs or outputs, and its parameters."""
+    listed = isinstance(given, list) and all(isinstance(tensor, dict) for tensor in given)
+    require(listed, f'{what}: must be a list of objects')
+    require(len(given) == 1, f'{what}: {len(given)} given; the model has one, {name!r}')
+    named = given[0].get('name') == name
+    require(named, f'{what}: the model has none of that name; it has {name!r}')
+    _check_keys(given[0], keys, f'{what}: {name}')
+    return given[0], _parameters(given[0], f'{what}: {name}: ')
 
 
 def _read_images(signature: Signature, inputs: Any, rest: memoryview) -> np.ndarray:
-    given = _single(inputs, 'inputs', signature.input)
+    given, parameters = _single(inputs, 'inputs', signature.input, INPUT_KEYS)
     where = f'inputs: {signature.input}: '
-    _check_keys(given, INPUT_KEYS, where.rstrip(': '))
-    datatype, dtype = TYPES[signature.type]
-    if given.get('datatype') != datatype:
-        raise BadRequest(f'{where}datatype must be {datatype}')
+    known = given.get('datatype') == signature.datatype
+    require(known, f'{where}datatype must be {signature.datatype}')
     shape = _shape(signature, given.get('shape'), where)
-    size = _parameters(given, where).get('binary_data_size')
-    if (size is None) == ('data' not in given):
-        raise BadRequest(f'{where}give either data or the parameter binary_data_size')
-    if size is not None:
-        images = _from_bytes(rest, size, dtype, shape, where)
-    elif rest:
-        raise BadRequest(f'{len(rest):,} bytes follow the JSON, and no input takes them')
-    else:
+    size = parameters.get('binary_data_size')
+    one_of_them = (size is None) == ('data' in given)
+    require(one_of_them, f'{where}give either data or the parameter binary_data_size')
+    if size is None:
+        require(not rest, f'{len(rest):,} bytes follow the JSON, and no input takes them')
         images = _from_numbers(given['data'], signature.type, shape, where)
-    if not np.isfinite(images).all():
-        raise BadRequest(f'{where}a number is not finite')
+    else:
+        images = _from_bytes(rest, size, TYPES[signature.type][1], shape, where)
+    require(bool(np.isfinite(images).all()), f'{where}a number is not finite')
     return images
 
 
 def _shape(signature: Signature, given: Any, where: str) -> tuple[int, ...]:
-    if (
-        not isinstance(given, list)
-        or not all(type(side) is int for side in given)
-        or tuple(given[1:]) != signature.shape
-        or given[0] < 1
-    ):
-        sides = ', '.join(map(str, signature.shape))
-        raise BadRequest(f'{where}shape must be [images, {sides}], with one image or more')
-    if given[0] > signature.max_batch:
-        raise BadRequest(
-            f'{where}{given[0]} images; this server takes at most {signature.max_batch} a request'
-        )
+    valid = isinstance(given, list) and all(type(side) is int for side in given)
+    valid = valid and tuple(given[1:]) == signature.shape and given[0] >= 1
+    sides, most = ', '.join(map(str, signature.shape)), signature.max_batch
+    require(valid, f'{where}shape must be [images, {sides}], with one image or more')
+    require(
+        given[0] <= most, f'{where}{given[0]} images; this server takes at most {most} a request'
+    )
     return tuple(given)
 
 
@@ -257,13 +215,13 @@ def _from_bytes(
 ) -> np.ndarray:
     """A view of the body's bytes."""
     expected = math.prod(shape) * np.dtype(dtype).itemsize
-    if type(size) is not int or size != expected:
-        raise BadRequest(f'{where}binary_data_size must be {expected:,} for this shape')
-    if len(rest) != expected:
-        raise BadRequest(
-            f'{len(rest):,} bytes follow the JSON, and the inputs have {expected:,}; is '
-            f'{HEADER_LENGTH} right?'
-        )
+    fits = type(size) is int and size == expected
+    require(fits, f'{where}binary_data_size must be {expected:,} for this shape')
+    require(
+        len(rest) == expected,
+        f'{len(rest):,} bytes follow the JSON, and the inputs have {expected:,}; is '
+        f'{HEADER_LENGTH} right?',
+    )
     return np.frombuffer(rest, dtype).reshape(shape)
 
 
@@ -273,15 +231,15 @@ def _from_numbers(data: Any, kind: str, shape: tuple[int, ...], where: str) -> n
         cells = np.array(data, dtype=object)
     except ValueError:
         cells = np.empty(0, dtype=object)
-    if not isinstance(data, list) or cells.shape not in (shape, (math.prod(shape),)):
-        raise BadRequest(
-            f'{where}data must be {math.prod(shape):,} numbers, in one list or nested as the shape'
-        )
-    types = set(map(type, cells.ravel().tolist()))
-    if not types <= ({int} if kind == 'uint8' else {int, float}):
-        raise BadRequest(f'{where}data must be {"whole " * (kind == "uint8")}numbers only')
+    require(
+        isinstance(data, list) and cells.shape in (shape, (math.prod(shape),)),
+        f'{where}data must be {math.prod(shape):,} numbers, in one list or nested as the shape',
+    )
+    whole = kind == 'uint8'
+    allowed = set(map(type, cells.ravel().tolist())) <= ({int} if whole else {int, float})
+    require(allowed, f'{where}data must be {"whole " * whole}numbers only')
     with np.errstate(over='ignore'):  # what is too large becomes infinite, and is refused as such
         numbers = cells.astype(np.float64).reshape(shape)
-        if kind == 'uint8' and (numbers.min() < 0 or numbers.max() > 255):
-            raise BadRequest(f'{where}data must be between 0 and 255')
+        in_range = not whole or (numbers.min() >= 0 and numbers.max() <= 255)
+        require(in_range, f'{where}data must be between 0 and 255')
         return np.ascontiguousarray(numbers, kind)

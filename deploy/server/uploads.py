@@ -103,7 +103,7 @@ class Uploads:
 
     def reserve(self, size: int) -> None:
         with self.lock:
-            if self.held + size > self._limits.uploads_bytes:
+            if self.held + size > self._limits.bodies * self._limits.body_bytes:
                 raise Refused(503, 'memory', 'too many uploads at once; try again', RETRY_AFTER)
             self.held += size
 
