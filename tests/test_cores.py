@@ -12,7 +12,7 @@ import pytest
 from conftest import REPOSITORY
 
 from engine.machine import cpu
-from predictor import machine, paddle_import
+from predictor import container, machine, paddle_import
 
 V1 = 'cpu/cpu.cfs_{}_us'
 CONTAINERS = {  # files of /sys/fs/cgroup, and the limit
@@ -35,7 +35,7 @@ def limit(request, tmp_path, monkeypatch) -> float:
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    monkeypatch.setattr(machine, 'CGROUP', tmp_path)
+    monkeypatch.setattr(container, 'CGROUP', tmp_path)
     monkeypatch.setattr(os, 'sched_getaffinity', lambda process: set(range(64)), raising=False)
     monkeypatch.delenv('PADDLE_LOCAL_SIZE', raising=False)
     return limit

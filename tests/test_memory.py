@@ -20,6 +20,7 @@ from engine.errors import UserError
 from engine.run.log import Log
 from engine.training import memory
 from engine.training.precision import Precision
+from predictor import container
 
 
 def network(name, onednn):
@@ -147,7 +148,8 @@ def test_a_refused_training_leaves_nothing(tmp_path, monkeypatch):
 def linux(tmp_path, monkeypatch):
     """Write files of /proc and of the control groups; 8 GB are available, 1 GB of swap is free."""
     monkeypatch.setattr(memory, 'PROC', tmp_path / 'proc')
-    monkeypatch.setattr(memory, 'CGROUP', tmp_path / 'cgroup')
+    monkeypatch.setattr(container, 'PROC', tmp_path / 'proc')
+    monkeypatch.setattr(container, 'CGROUP', tmp_path / 'cgroup')
     monkeypatch.delenv('PADDLE_LOCAL_SIZE', raising=False)
 
     def write(path, text):

@@ -8,7 +8,8 @@ import os
 import platform
 from pathlib import Path
 
-CGROUP = Path('/sys/fs/cgroup')
+from predictor import container
+
 _HOME = os.path.expanduser('~')  # '~' for a container's user without a home
 _CACHES = Path('/' if _HOME == '~' else _HOME, '.cache')
 CACHE = Path(os.environ.get('XDG_CACHE_HOME') or _CACHES) / 'wide-resnet-resnext'
@@ -18,17 +19,7 @@ def cores() -> int:
     """The number that this process may use."""
     if not hasattr(os, 'sched_getaffinity'):  # macOS
         return os.cpu_count() or 1
-    return math.ceil(min(len(os.sched_getaffinity(0)), _container_limit()))
-
-
-def _container_limit() -> float:
-    """The number of cores that a container may use (docker run --cpus 2)."""
-    for files in (['cpu.max'], ['cpu/cpu.cfs_quota_us', 'cpu/cpu.cfs_period_us']):  # version 2, 1
-        with contextlib.suppress(OSError, ValueError):  # ValueError: 'max'
-            quota, period = ' '.join((CGROUP / file).read_text() for file in files).split()
-            if float(quota) > 0:
-                return float(quota) / float(period)
-    return math.inf
+    return math.ceil(min(len(os.sched_getaffinity(0)), container.cpu_limit()))
 
 
 def processor() -> str:

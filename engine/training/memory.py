@@ -12,7 +12,6 @@ import contextlib
 import gc
 import math
 import os
-from pathlib import Path
 from typing import Callable, Iterator, Optional
 
 import paddle
@@ -25,7 +24,7 @@ from engine.errors import UserError
 from engine.machine import processes
 from engine.machine.cpu import PROC
 from engine.training.precision import Precision
-from predictor.machine import CGROUP
+from predictor import container
 
 PROBE = {False: 32, True: 64}  # pixels of the small images; of networks for photographs
 LARGE = 2  # a network for small images sees some that are so many times as high
@@ -130,7 +129,7 @@ def free_memory() -> Optional[float]:
     if kind == 'gpu':
         return float(paddle.device.cuda.get_device_properties().total_memory - _in_use())
     if kind == 'cpu':
-        free = min(_host_memory(), _left_by_container())
+        free = min(_host_memory(), container.memory_left())
         here = int(os.environ.get('PADDLE_LOCAL_SIZE', processes.WORLD_SIZE))
         return None if math.isinf(free) else free / here
     return None
@@ -145,34 +144,6 @@ def _host_memory() -> float:
     with contextlib.suppress(AttributeError, ValueError, OSError):  # not on Windows
         return float(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
     return math.inf
-
-
-def _left_by_container() -> float:
-    """Bytes left by the limits of the control groups that this process is in (docker run -m)."""
-    left = math.inf
-    for folder, limit, used, prefix in _groups():
-        with contextlib.suppress(OSError, ValueError):  # ValueError: 'max'
-            stat = dict(s.split() for s in (folder / 'memory.stat').read_text().splitlines())
-            files = sum(int(stat.get(f'{prefix}{kind}_file', 0)) for kind in ('active', 'inactive'))
-            taken = int((folder / used).read_text()) - files  # what was read can be dropped
-            left = min(left, max(0, int((folder / limit).read_text()) - taken))
-    return left
-
-
-def _groups() -> Iterator[tuple[Path, str, str, str]]:
-    """Folders of the groups of this process and those around it, with their files' names."""
-    names = ('memory.max', 'memory.current', '')  # version 2
-    older = ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_')
-    with contextlib.suppress(OSError, ValueError):
-        for line in (PROC / 'self' / 'cgroup').read_text().splitlines():
-            _, controllers, path = line.split(':', 2)
-            if controllers in ('', 'memory'):
-                root = CGROUP / controllers
-                own = root / path.strip('/')
-                for folder in (own, *own.parents):
-                    yield (folder, *(older if controllers else names))
-                    if folder == root:
-                        break
 
 
 def amount(size: float) -> str:
