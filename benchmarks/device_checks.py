@@ -126,7 +126,6 @@ def losses(
 def _train(config: Config) -> tuple[list[float], str]:
     """The losses, and a checksum of the weights."""
     from engine import cpu_conv, data
-    from engine.run.log import Silence
     from engine.training.trainer import Trainer
 
     dataset = data.load_data(config)
@@ -146,10 +145,9 @@ def _train(config: Config) -> tuple[list[float], str]:
         config,
         batches=data.train_batches(dataset, config),
         classes=dataset.classes,
-        log=Silence(),
     )
     said: list[float] = []
-    trainer.train_one_epoch(after_step=lambda collected: said.append(trainer.last_loss))
+    trainer.train_one_epoch(after_step=lambda _: said.append(trainer.last_loss))
     digest = hashlib.sha256()
     for name, array in sorted(trainer.snapshot().model.items()):
         if not name.endswith(('_mean', '_variance')):  # each process's own, but for sync_bn

@@ -29,7 +29,7 @@ from engine.data.batches import Batches
 from engine.errors import UserError
 from engine.models import parse
 from engine.run.folder import load_run_config
-from engine.training.schedule import lr_factor, make_schedule
+from engine.training.schedule import make_schedule, peak_lr
 
 NOT_HERE = {
     'model': ('init', 'zero_init_last_bn', 'pretrained'),
@@ -108,7 +108,7 @@ def train(config: Config, batches: Batches) -> nn.Module:
     model = model.to(memory_format=torch.channels_last)
     lr_at = make_schedule(
         config.schedule,
-        lr=config.optimizer.lr * lr_factor(config.optimizer, batches.global_batch_size),
+        lr=peak_lr(config.optimizer, batches.global_batch_size),
         epochs=config.train.epochs,
         steps_per_epoch=len(batches),
     )

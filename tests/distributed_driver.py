@@ -47,7 +47,6 @@ def course(*settings: str, frozen: bool, kind: str = 'Trainer') -> dict[str, Any
 
     from engine import data, models
     from engine.config import load_config
-    from engine.run.log import Silence
 
     config = load_config(REPOSITORY / 'configs' / 'quickstart.yaml', [*SMALL, *settings])
     devices.seed_everything(config.seed)
@@ -57,13 +56,11 @@ def course(*settings: str, frozen: bool, kind: str = 'Trainer') -> dict[str, Any
     for layer in model.sublayers():
         if isinstance(layer, nn.BatchNorm2D) and frozen:
             layer._use_global_stats = True
-    trainer = recording(trainers()[kind])(
-        model, config, batches=batches, classes=dataset.classes, log=Silence()
-    )
+    trainer = recording(trainers()[kind])(model, config, batches=batches, classes=dataset.classes)
     losses: list[float] = []
     images: list[int] = []
     while trainer.step < trainer.steps:
-        trainer.train_one_epoch(after_step=lambda _: losses.append(trainer.last_loss))
+        trainer.train_one_epoch(after_step=lambda step: losses.append(step.measured.loss))
         images.append(trainer.progress.sums.images)
         trainer.end_epoch(None)
     snapshot = trainer.snapshot()
@@ -82,21 +79,21 @@ def trainers() -> dict[str, Any]:
     class Summing(Trainer):
         """The sum of the processes' gradients instead of their mean."""
 
-        def _forward_backward(self, batch, share, *, last):
-            return super()._forward_backward(batch, share * processes.WORLD_SIZE, last=last)
+        def _forward_backward(self, batch, weight, *, last):
+            return super()._forward_backward(batch, weight * processes.WORLD_SIZE, last=last)
 
     class Sharing(Trainer):
         """Every process's mean counts alike, however many images it is of."""
 
-        def _forward_backward(self, batch, share, *, last):
+        def _forward_backward(self, batch, weight, *, last):
             return super()._forward_backward(batch, 1.0, last=last)
 
     class Lonely(Trainer):
         """Every process takes its own gradients."""
 
-        def _forward_backward(self, batch, share, *, last):
+        def _forward_backward(self, batch, weight, *, last):
             with collectives.without_averaging(self._forward):
-                return super()._forward_backward(batch, share, last=last)
+                return super()._forward_backward(batch, weight, last=last)
 
     class Doubling(Trainer):
         """Every process takes the first one's images."""

@@ -166,7 +166,7 @@ def test_killed_in_mid_epoch_and_resumed_equals_undisturbed_to_the_bit(finished,
     process.communicate()
     result = command('train.py', *arguments, '--resume')
     assert result.returncode == 0, result.stderr
-    assert re.search(r'going on from \S+epoch_0000_batch_0000[24], step [24]', result.stdout)
+    assert re.search(r'continuing from \S+epoch_0000_batch_0000[24], step [24]', result.stdout)
     run = tmp_path / 'output' / 'quickstart'
     assert weights(run) == weights(finished[0])
     kept = ('train_loss', 'train_accuracy', 'eval_loss', 'eval_accuracy', 'lr', 'step')
@@ -211,7 +211,7 @@ def test_a_signal_in_an_evaluation_saves_and_the_same_command_goes_on(finished, 
     assert saved.is_dir()
     result = command('train.py', *QUICK, '--resume')
     assert result.returncode == 0, result.stderr
-    assert f'going on from {saved.relative_to(tmp_path)}, step 5' in result.stdout
+    assert f'continuing from {saved.relative_to(tmp_path)}, step 5' in result.stdout
     assert weights(tmp_path / 'output' / 'quickstart') == weights(finished[0])
 
 
@@ -239,8 +239,8 @@ def test_the_best_weights_are_of_an_epoch_that_counts(finished, tmp_path, here, 
     rewrite(second, 'state.json', json.dumps(state))
     result = here('train.py', '--resume', str(run), '-o', 'optimizer.lr=5')
     assert result.returncode == 0, result.stderr
-    assert ('the best is chosen anew' in result.stdout) == (kept != ours)
-    assert ('runs again; written anew' in result.stdout) == (kept == ours)
+    assert ('the best is chosen again' in result.stdout) == (kept != ours)
+    assert ('runs again; written again' in result.stdout) == (kept == ours)
     weights = chosen_weights.read_chosen(run / 'best.pdparams')
     assert (weights.sha256 == ours) == (kept == ours)
     recorded = chosen_weights.recorded_accuracy(weights)
@@ -324,7 +324,7 @@ def test_damaged_checkpoint_is_skipped_for_the_one_before_and_said(finished, tmp
     result = command('train.py', *QUICK, '--resume')
     assert result.returncode == 0, result.stderr
     assert re.search(r'skipped a checkpoint: \S+epoch_0003\S+ has [\d,]+ bytes', result.stdout)
-    assert 'going on from output/quickstart/checkpoints/epoch_0002' in result.stdout
+    assert 'continuing from output/quickstart/checkpoints/epoch_0002' in result.stdout
     assert weights(run) == weights(finished[0])
 
 
@@ -336,7 +336,7 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path, command):
     first.send_signal(signal.SIGTERM)
     first.communicate(timeout=60)
     assert second.returncode == 2
-    assert f': process {first.pid}; kill {first.pid} has it save' in one_line(second.stderr)
+    assert f': process {first.pid}; kill {first.pid} makes it save' in one_line(second.stderr)
 
 
 def test_the_estimate_names_shorter_configs_and_goes_on(tmp_path, command):
@@ -547,7 +547,7 @@ def test_without_a_run_those_that_are_there_are_named(finished, monkeypatch):
     with pytest.raises(UserError) as refused:
         chosen_weights.resolve_weights(evaluation_command.parse_arguments())
     assert str(refused.value) == (
-        'output/wrn16_2_cifar10_short holds no run yet; there are -w output/quickstart'
+        'output/wrn16_2_cifar10_short is not a run yet; there are -w output/quickstart'
     )
 
 

@@ -126,7 +126,7 @@ def test_a_terminal_that_is_closed_has_the_run_saved(tmp_path):
     run = tmp_path / 'output' / 'quickstart'
     saved = load(run / 'checkpoints' / (run / 'checkpoints' / 'latest').read_text().strip())
     last = re.findall(
-        r'SIGHUP: saved in output/quickstart; .* goes on', (run / 'train.log').read_text()
+        r'SIGHUP: saved in output/quickstart; .* continues', (run / 'train.log').read_text()
     )
     assert len(last) == 1
     assert saved.state['step'] >= 5

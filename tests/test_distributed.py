@@ -308,7 +308,7 @@ def test_another_number_of_processes_goes_on_inside_the_epoch(launch, tmp_path, 
     made_of = f' (8 x {processes} processes)' if processes > 1 else ''
     assert f'\nstep: {now} images{made_of}' in log
     assert f'resume: {now} images a step now, not 16; the order of the images stays' in log
-    assert re.search(r'going on from \S+/epoch_0001_batch_00002, step \d+$', log, re.M)
+    assert re.search(r'continuing from \S+/epoch_0001_batch_00002, step \d+$', log, re.M)
 
     before, after = rows_of(first), rows_of(second)
     assert [len(step) for step in after] == [processes] * len(after)
@@ -337,7 +337,7 @@ def test_a_process_that_is_killed_ends_the_job_which_goes_on(launch, tmp_path, k
     if killed == 1:  # of the other processes' logs, the launcher shows nothing
         assert job.console.count(said) >= 1
     resumed = run_alone(tmp_path, TRAIN, *arguments, '--resume')
-    assert re.search(r'^resume: going on from \S+epoch_0000_batch_\d+', resumed, re.M)
+    assert re.search(r'^resume: continuing from \S+epoch_0000_batch_\d+', resumed, re.M)
     assert 'resume: 8 images a step now, not 16' in resumed
     assert 'finished after epoch 2' in resumed
 
@@ -353,13 +353,13 @@ def test_sigterm_saves_everything_and_the_run_goes_on_as_if_undisturbed(
     job.wait_until_nobody_is_left()
     log = job.log(0)
     assert only_line(log, ': saved in') == (
-        f'train.py: SIGTERM: saved in {RUN}; the same command with --resume goes on'
+        f'train.py: SIGTERM: saved in {RUN}; the same command with --resume continues'
     )
     assert 'Traceback' not in job.everything()
     (saved,) = (tmp_path / RUN / 'checkpoints').glob('epoch_*')
     assert re.fullmatch(r'epoch_0000_batch_000\d\d', saved.name)
     resumed = launch.run(tmp_path, TRAIN, *HALVES, '--resume')
-    assert f'going on from {RUN / "checkpoints" / saved.name}' in resumed.console
+    assert f'continuing from {RUN / "checkpoints" / saved.name}' in resumed.console
     require_equal_runs(tmp_path / RUN, undisturbed[0])
 
 

@@ -113,7 +113,7 @@ def test_the_quick_start_on_an_npu_has_the_losses_and_weights_that_it_has_on_a_c
 
 def test_a_run_on_an_npu_goes_on_from_inside_an_epoch_as_if_undisturbed(trained, resumed):
     (whole, undisturbed), (folder, process) = trained['npu'], resumed
-    assert f'going on from {whole / INSIDE}, step 5\n' in process.stdout
+    assert f'continuing from {whole / INSIDE}, step 5\n' in process.stdout
     assert steps(process.stdout).tolist() == steps(undisturbed.stdout)[5:].tolist()
     assert files(folder / END) == files(whole / END) != files(whole / INSIDE)
     assert records(folder) == records(whole)

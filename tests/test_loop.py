@@ -13,7 +13,6 @@ import paddle
 import pytest
 from paddle import nn
 
-import train
 from engine import data, models
 from engine.config import Config, Data, Eval, Model, Optimizer, Schedule, Train, to_dict
 from engine.data import ArrayBatches, Batches, DataSet, Images
@@ -21,8 +20,8 @@ from engine.data.batches import Batch
 from engine.errors import Diverged, UserError
 from engine.evaluation import Evaluation, evaluate
 from engine.run.checkpoint import Checkpoints
-from engine.run.log import Silence
-from engine.training import optimizers
+from engine.training import network, optimizers
+from engine.training.progress import StepRecord
 from engine.training.snapshot import Snapshot
 from engine.training.trainer import Trainer, is_due
 from engine.weights import Arrays, state_arrays
@@ -73,14 +72,14 @@ def new_trainer(
     else:
         model = Smallest(dropout=config.model.dropout)
     batches = data.train_batches(data.load_data(config), config)
-    return Trainer(model, config, batches=batches, classes=classes or list(CLASSES), log=Silence())
+    return Trainer(model, config, batches=batches, classes=classes or list(CLASSES))
 
 
 class Pause(Exception):
     pass
 
 
-def ignore(collected: bool) -> None:
+def ignore(step: StepRecord) -> None:
     pass
 
 
@@ -89,7 +88,7 @@ def goes_on(trainer: Trainer) -> bool:
 
 
 def pause_at(trainer: Trainer, step: int):
-    def after_step(collected: bool) -> None:
+    def after_step(done: StepRecord) -> None:
         if trainer.step == step:
             raise Pause
 
@@ -287,7 +286,7 @@ def test_saving_and_logging_leave_no_trace(log_every):
     watched = new_trainer(changed(CONFIG, train={'log_every': log_every}))
     records = []
     while goes_on(watched):
-        watched.train_one_epoch(after_step=lambda collected: watched.snapshot())
+        watched.train_one_epoch(after_step=lambda step: watched.snapshot())
         with watched.evaluated_weights() as model:
             evaluation = evaluate(model, thirteen())
         records.append(watched.end_epoch(evaluation))
@@ -457,16 +456,6 @@ class Noting(ArrayBatches):
             yield batch
 
 
-class Told(Silence):
-    """What would be printed."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
-
-
 def noting_trainer(batch_size: int, accumulate: int = 1) -> Trainer:
     config = changed(CONFIG, data={'batch_size': batch_size}, train={'accumulate': accumulate})
     images = data.load_data(config).train
@@ -480,7 +469,7 @@ def noting_trainer(batch_size: int, accumulate: int = 1) -> Trainer:
         seed=config.seed,
     )
     paddle.seed(config.seed)
-    return Trainer(Smallest(), config, batches=batches, classes=list(CLASSES), log=Told())
+    return Trainer(Smallest(), config, batches=batches, classes=list(CLASSES))
 
 
 OTHER_BATCHES = [(1, 1), (4, 1), (7, 1), (8, 1), (9, 1), (16, 1), (100, 1), (2, 2), (3, 4)]
@@ -502,7 +491,7 @@ def test_restore_inside_an_epoch_of_other_batches_sees_every_image_once(
     snapshot = through_disk(first.snapshot(), tmp_path, first.progress.name)
 
     second = noting_trainer(batch_size, accumulate)
-    second.restore(snapshot)
+    lines = second.restore(snapshot)
     together = batch_size * accumulate
     assert second.step == second.progress.batch == stop * BATCH // together
     record = run_epoch(second)
@@ -520,8 +509,8 @@ def test_restore_inside_an_epoch_of_other_batches_sees_every_image_once(
     assert sorted(row for rows in second.batches.noted for row in rows[:IMAGES]) == sorted(
         [*range(IMAGES), *order[stop * BATCH :]]
     )
-    told = f'resume: {together} images a step now, not 8; the order of the images stays'
-    assert [told] * (together != BATCH) == second.log.lines
+    change = f'{together} images a step now, not 8; the order of the images stays'
+    assert (change in lines) == (together != BATCH)
 
 
 @pytest.mark.parametrize('batch_size', [4, 9, 16])
@@ -600,9 +589,9 @@ def test_a_step_has_as_many_parts_where_images_could_not_be_read(left, monkeypat
     seen = []
     forward = trainer._forward_backward
 
-    def record(part: Batch, share: float, *, last: bool):
+    def record(part: Batch, weight: float, *, last: bool):
         seen.append((part.labels.tolist(), last))
-        return forward(part, share, last=last)
+        return forward(part, weight, last=last)
 
     monkeypatch.setattr(trainer, '_forward_backward', record)
     trainer._train_step(batch)
@@ -676,7 +665,7 @@ def test_linear_scaling_multiplies_the_rate_by_the_images_of_a_step(batch_size, 
     plain = new_trainer(changed(config, optimizer={'lr_scaling': 'none', 'reference_batch': None}))
     assert plain.lr_at(steps) == pytest.approx(0.3)
     used = []
-    trainer.train_one_epoch(after_step=lambda collected: used.append(trainer.optimizer.get_lr()))
+    trainer.train_one_epoch(after_step=lambda step: used.append(trainer.optimizer.get_lr()))
     assert used == pytest.approx([trainer.lr_at(step) for step in range(steps)], rel=1e-6)
 
 
@@ -1074,7 +1063,7 @@ def test_rate_of_each_step_is_the_schedules():
     trainer = new_trainer()
     used = []
 
-    def note(collected: bool) -> None:
+    def note(step: StepRecord) -> None:
         used.append(trainer.optimizer.get_lr())
 
     while goes_on(trainer):
@@ -1109,7 +1098,8 @@ def built_by_train(**keys) -> Arrays:
     config = changed(CONFIG, model={'dropout': 0.0, **keys})
     paddle.seed(0)
     dataset = data.load_data(config)
-    return state_arrays(train.build_model(config, dataset, Silence(), None))
+    classes = data.class_count(dataset, config.model.num_classes)
+    return state_arrays(network.build(config.model, config.train, classes)[0])
 
 
 def test_train_builds_the_network_that_the_config_describes():
@@ -1158,7 +1148,6 @@ def test_a_few_epochs_learn_the_digits():
         config,
         batches=data.train_batches(few, config),
         classes=few.classes,
-        log=Silence(),
     )
     records = []
     while goes_on(trainer):
@@ -1192,8 +1181,7 @@ def test_sync_bn_exchanges_the_batch_norms_and_nothing_else(name):
     for sync_bn in (False, True):
         config = changed(CONFIG, model={'name': name, 'dropout': 0.0}, train={'sync_bn': sync_bn})
         paddle.seed(3)
-        dataset = data.load_data(config)
-        networks.append(train.build_model(config, dataset, Silence(), None))
+        networks.append(network.build(config.model, config.train, 10)[0])
     plain, synchronised = networks
     wanted = state_arrays(plain)
     assert list(wanted) == list(state_arrays(synchronised))

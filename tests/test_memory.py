@@ -68,12 +68,10 @@ def test_estimating_changes_nothing():
 
 
 def checked(config, monkeypatch, free, images=10**6):
-    """The lines that are said of WRN-10-1."""
+    """The lines about WRN-10-1."""
     monkeypatch.setattr(memory, 'free_memory', lambda: free)
-    lines = []
     model = network(config.model.name, onednn=False)
-    memory.check(model, Precision(config.train), config, images=images, tell=lines.append)
-    return lines
+    return memory.check(model, Precision(config.train), config, images=images)
 
 
 def test_what_a_step_needs_is_said(monkeypatch):

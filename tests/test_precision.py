@@ -113,7 +113,6 @@ from engine.machine import collectives, support
 from engine.training import optimizers
 from engine.config import Config, Data, Model, Optimizer, Schedule, Train
 from engine.errors import UserError
-from engine.run.log import Silence
 from engine.training.trainer import Trainer
 from engine.training.precision import Precision, full_precision
 from engine.weights import float32_arrays, state_arrays
@@ -232,7 +231,7 @@ def trainer(seed, config=CONFIG):
     exact = state_arrays(model)
     batches = data.train_batches(data.load_data(config), config)
     classes = [str(i) for i in range(10)]
-    return exact, Trainer(model, config, batches=batches, classes=classes, log=Silence())
+    return exact, Trainer(model, config, batches=batches, classes=classes)
 
 
 def same(arrays, others):

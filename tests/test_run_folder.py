@@ -117,7 +117,7 @@ def holder(tmp_path):
 
 def test_the_process_that_trains_there_is_named(tmp_path, holder):
     run, number = RunFolder(tmp_path / 'run'), holder.pid
-    wanted = re.escape(f'run: process {number}; kill {number} has it save and end')
+    wanted = re.escape(f'run: process {number}; kill {number} makes it save and end')
     for attempt in (run.require_free, lambda: run.open(Config(), ['a'])):
         with pytest.raises(UserError, match=f'another process is training in .*{wanted}'):
             attempt()
@@ -219,7 +219,7 @@ def test_a_run_whose_config_is_gone_is_not_taken_for_one_of_the_default(tmp_path
     run = a_run(tmp_path / 'run')
     run.config_file.unlink()
     for texts in (['-w', str(run.path / of)], ['-o', f'output.dir={run.path}']):
-        with pytest.raises(UserError, match=r'run: config\.yaml of this run is gone; name the'):
+        with pytest.raises(UserError, match=r'run: config\.yaml of this run is missing; name the'):
             chosen_weights.resolve_weights(arguments(*texts))
     recipe = str(REPOSITORY / 'configs' / 'quickstart.yaml')
     config, _ = chosen_weights.resolve_weights(arguments('-w', str(run.path / of), '-c', recipe))

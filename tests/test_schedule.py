@@ -202,7 +202,7 @@ def recipe_schedule(config: configs.Config) -> Callable[[int], float]:
 )
 def test_the_factor_of_the_rate_is_that_of_the_images_of_a_step(scaling, reference, images, factor):
     config = Optimizer(lr_scaling=scaling, reference_batch=reference)
-    assert schedules.lr_factor(config, images) == factor
+    assert schedules.peak_lr(config, images) == config.lr * factor
 
 
 @pytest.mark.parametrize('name', SAME)

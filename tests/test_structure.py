@@ -35,7 +35,6 @@ FROM_DEPLOY = ('predictor', 'installation')  # all of deploy/ that the engine ma
 EXCEPTIONS = {
     ('benchmarks.device_page', 'benchmarks.device'),
     ('benchmarks.device_suite', 'benchmarks.device'),
-    ('engine.training.trainer', 'engine.run.log'),
 }
 
 

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 
-import train
 from engine import data
 from engine.config import load_config
-from engine.run.log import Silence
+from engine.run.chosen_weights import initial_weights
 from engine.weights import read_weights
 from engine.weights.__main__ import convert
 
@@ -85,6 +84,6 @@ def test_a_resumed_run_goes_on_with_them():
     config = load_config(PAPER[1], ['model.pretrained=gone.pdparams'])
     before = {'data': {'mean': [1.0, 2.0, 3.0], 'std': list(CONTRIB)}}
     snapshot = SimpleNamespace(state={'config': before})
-    resumed, content = train.start_from(config, snapshot, Silence())
+    resumed, content = initial_weights(config, snapshot, print)
     assert resumed.data.std == CONTRIB
     assert content is None

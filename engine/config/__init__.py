@@ -15,7 +15,7 @@ from engine.config.keys import (
     Train,
     all_keys,
 )
-from engine.config.plain import chosen, differences, to_dict, to_yaml
+from engine.config.plain import chosen, differences, fingerprint, to_dict, to_yaml
 from engine.config.reading import load_config
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     'chosen',
     'describe_keys',
     'differences',
+    'fingerprint',
     'load_config',
     'to_dict',
     'to_yaml',

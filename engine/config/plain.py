@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from typing import Any, Mapping, Sequence
 
 from engine.config import yaml_text
@@ -26,6 +27,15 @@ def chosen(config: Config, *, but: Sequence[str] = ()) -> dict[str, Any]:
     """{'optimizer.lr': 0.05} for every key that differs from its default, except those of `but`."""
     changed = _changes(to_dict(Config()), to_dict(config))
     return {name: value for name, (_, value) in changed.items() if name not in but}
+
+
+def fingerprint(config: Config) -> str:
+    """What all processes of a job must have in common: the keys that differ from their defaults,
+    and a checksum of the defaults, which another version may have changed."""
+    changed = chosen(config, but=('device', 'output.dir', 'data.root'))
+    defaults = zlib.crc32(to_yaml(Config()).encode())
+    keys = [f'{name}={value}' for name, value in changed.items()]
+    return ', '.join([*keys, f'defaults {defaults:08x}'])
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
-"""The weights that -w names, for the commands that take them as they are: eval.py and export.py.
+"""The weights that the user has chosen: with -w to measure or export, or to start training from.
 
-They are a weight file, a checkpoint, a run folder or official weights; without -w, the newest
-checkpoint of the run in output.dir. Nothing here imports paddle.
+-w names a weight file, a checkpoint, a run folder or official weights; without it, eval.py and
+export.py take the newest checkpoint of the run in output.dir. Nothing here imports paddle.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from engine.run.folder import (
     read_snapshot,
     resolve_config,
 )
+from engine.training.snapshot import Snapshot
 from engine.weights import OFFICIAL, Converted, read_weights, resolve
 from engine.weights.official import on_disk
 from engine.weights.shards import file_in
@@ -59,9 +60,9 @@ def add_option(parser: argparse.ArgumentParser) -> None:
 
 
 def resolve_weights(args: argparse.Namespace) -> tuple[Config, Path]:
-    """The config to work with, and where the weights are.
+    """The config, and the path of the weights.
 
-    Weights that lie in a run are taken with that run's own config, unless -c names another.
+    Weights inside a run come with the config of that run, unless -c names another.
     """
     if args.weights is not None:
         path = on_disk(args.weights)
@@ -70,12 +71,12 @@ def resolve_weights(args: argparse.Namespace) -> tuple[Config, Path]:
         return resolve_config(args, path), path
     run = Path(resolve_config(args, None).output.dir)
     if not is_run(run):
-        raise UserError(f'{run} holds no run yet; {_runs_beside(run)}')
+        raise UserError(f'{run} is not a run yet; {_runs_beside(run)}')
     return load_run_config(run, args.override), run
 
 
 def _runs_beside(run: Path) -> str:
-    """What to write instead of a run that is not there: the newest of those that are."""
+    """What to write instead of a run that does not exist: the newest of those that do."""
     folders = run.parent.iterdir() if run.parent.is_dir() else ()
     runs = [folder for folder in folders if (folder / 'config.yaml').is_file()]
     if not runs:
@@ -87,7 +88,7 @@ def _runs_beside(run: Path) -> str:
 
 
 def read_chosen(path: Path) -> Weights:
-    """Arrays of a file, of a checkpoint, or of a run's newest checkpoint that is sound."""
+    """Read a file, a checkpoint, or the newest sound checkpoint of a run."""
     path = file_in(path) or path if path.is_dir() else resolve(path)
     if not path.is_dir():
         run = find_run(path)
@@ -96,7 +97,7 @@ def read_chosen(path: Path) -> Weights:
         return Weights(content, path, 'as they are in the file', classes, path, content.sha256)
     snapshot = read_snapshot(path, print)
     if snapshot is None:
-        raise UserError(f'{path}: no checkpoint there; -w takes a weight file, checkpoint or run')
+        raise UserError(f'{path}: no checkpoint found; -w takes a weight file, checkpoint or run')
     snapshot.require_current()
     where = snapshot.path or path
     arrays, kind, name = snapshot.model, 'of the last step', MODEL
@@ -107,14 +108,14 @@ def read_chosen(path: Path) -> Weights:
 
 
 def with_their_normalisation(
-    config: Config, content: Converted, say: Callable[[str], None]
+    config: Config, content: Converted, report: Callable[[str], None]
 ) -> Config:
-    """The config with the mean and std that the weights were trained with, where that is known of
-    them and none were given."""
+    """The config with the mean and std that the weights were trained with, if these are known and
+    the config gives none."""
     known, data = content.normalisation, config.data
     if known is None or known.data != data.name or data.mean is not None:
         return config
-    say(f'{known.as_keys()}, as these weights were trained')
+    report(f'{known.as_keys()}, as these weights were trained')
     data = dataclasses.replace(data, mean=known.mean, std=known.std)
     return dataclasses.replace(config, data=data)
 
@@ -129,8 +130,24 @@ def build_network(name: str, weights: Weights, num_classes: int) -> tuple[nn.Lay
     return model, report.lines() if weights.content.source else []
 
 
+def initial_weights(
+    config: Config, snapshot: Optional[Snapshot], report: Callable[[str], None]
+) -> tuple[Config, Optional[Converted]]:
+    """The weights of model.pretrained, None where a checkpoint brings its own; and the config, with
+    the mean and std of those weights if they are known to differ from the data set's."""
+    if config.model.pretrained is None:
+        return config, None
+    if snapshot is None:
+        content = read_weights(config.model.pretrained)
+        return with_their_normalisation(config, content, report), content
+    before, data = snapshot.state.get('config', {}).get('data', {}), config.data
+    if data.mean is None and before.get('mean') and before.get('std'):
+        data = dataclasses.replace(data, mean=tuple(before['mean']), std=tuple(before['std']))
+    return dataclasses.replace(config, data=data), None
+
+
 def recorded_accuracy(weights: Weights) -> Optional[dict[str, Any]]:
-    """What the run measured with exactly these weights, by their SHA-256; None if it did not."""
+    """What the run measured with exactly these weights (by SHA-256); None if it did not."""
     run = find_run(weights.path)
     for record in read_records(run) if run is not None else []:
         if record.get('weights_sha256') == weights.sha256:

@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, who may write there, and finding it from a path.
+"""The folder of a run: its files, who may write there, and how it is found from a path.
 
 output/<config name>/{config.yaml, classes.txt, train.log, metrics.jsonl, first_batch.png,
 curves.png, best.pdparams, vdl/, checkpoints/, eval/}
@@ -20,8 +20,11 @@ from engine.config import Config, Output, load_config, to_yaml
 from engine.config.recipes import DEFAULT_CONFIG, find_config
 from engine.errors import UserError
 from engine.files import write_atomically
-from engine.run.checkpoint import MANIFEST, Checkpoints, load
+from engine.machine import processes
+from engine.run.checkpoint import MANIFEST, Checkpoints, load, serialised
+from engine.training.progress import Progress
 from engine.training.snapshot import Snapshot
+from engine.weights import Arrays
 
 # What a start writes before there is anything to keep.
 BEGUN = (
@@ -45,15 +48,72 @@ class RunFolder:
         self.vdl_folder = path / 'vdl'
         self._lock_file = path / '.lock'
         self._lock: Optional[int] = None  # its descriptor, from `open` to `close`
-        self._holder = b''  # what this process has written there
+        self._holder = b''  # the content that this process has written
 
     def checkpoints(self, *, keep: int = 2) -> Checkpoints:
         return Checkpoints(self.path / 'checkpoints', keep=keep)
 
+    def find_snapshot(self, resume: str, report: Callable[[str], None]) -> Optional[Snapshot]:
+        """The checkpoint that --resume names, or the newest sound one of this run.
+
+        None where this run has not saved one yet. UserError where a named one is missing.
+        """
+        snapshot = read_snapshot(Path(resume) if resume else self.path, report)
+        if snapshot is None and resume:
+            raise UserError(
+                f'--resume {resume}: neither a checkpoint nor a run folder with a sound one'
+            )
+        if snapshot is None:
+            if processes.RANK == 0 and not self.config_file.exists():
+                self.require_new()
+            report(f'resume: no checkpoint in {self.path}; starting from the beginning')
+        return snapshot
+
+    def contains(self, path: Path) -> bool:
+        return self.path.resolve() in path.resolve().parents
+
+    def save(self, name: str, snapshot: Snapshot, *, keep: int) -> None:
+        """Write a checkpoint in the first process, while the others wait."""
+        if processes.RANK == 0:
+            self.require_ours()
+            self.checkpoints(keep=keep).save(name, snapshot)
+        processes.barrier()
+
+    def keep_evaluated(self, weights: Callable[[], Arrays], *, best: bool) -> str:
+        """In the first process, write the weights to best.pdparams if they are the best so far.
+
+        Returns their SHA-256, as they are saved here or in a checkpoint; '' in other processes.
+        """
+        if processes.RANK:
+            return ''
+        content, sha256 = serialised(weights())
+        self.require_ours()
+        if best:
+            write_atomically(self.best_file, lambda file: file.write(content))
+        return sha256
+
+    def restore_best(self, progress: Progress, weights: Callable[[], Arrays]) -> list[str]:
+        """Check that best.pdparams is what a checkpoint calls best: it may be of an epoch that will
+        run again. If it is, write `weights`, those of the checkpoint, or forget the best.
+
+        Returns lines about a change.
+        """
+        best = self.best_file
+        if progress.best_epoch is None:
+            return []
+        if best.is_file() and files.sha256_of(best) == progress.best_sha256:
+            return []
+        content, sha256 = serialised(weights())
+        if sha256 == progress.best_sha256:
+            write_atomically(best, lambda file: file.write(content))
+            return [f'{best} was of an epoch that runs again; written again']
+        progress.forget_best()
+        return [f'{best} is not of the epochs before this; the best is chosen again']
+
     def require_new(self) -> None:
         """UserError if there is anything to lose: a run is never overwritten.
 
-        What a start leaves that is killed before it has saved anything does not count.
+        What is left of a start that was killed before it saved anything does not count.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f'output.dir: {self.path} is a file')
@@ -70,7 +130,7 @@ class RunFolder:
         return names <= set(BEGUN) and not records and not self.checkpoints().exist
 
     def require_free(self) -> None:
-        """UserError if another process is training there; seen before anything slow."""
+        """UserError if another process is training there; checked before anything slow."""
         if self._lock_file.is_file():
             with contextlib.suppress(OSError):  # `open` will say what is wrong
                 descriptor = os.open(self._lock_file, os.O_RDWR)
@@ -108,7 +168,7 @@ class RunFolder:
             raise UserError(f'cannot write in output.dir {self.path}: {error.strerror}') from None
 
     def close(self) -> None:
-        """Give the lock back, if this process has it: a notebook's goes on after a command."""
+        """Release the lock, if this process has it: a notebook's process lives longer."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -121,8 +181,8 @@ class RunFolder:
             ours = False
         if not (ours and self.config_file.is_file()):
             raise UserError(
-                f'{self.path} was deleted, moved or taken by another process while this one '
-                'trained: it ends, and writes nothing more'
+                f'{self.path} was deleted, moved or taken by another process during training: '
+                'this one ends, and writes nothing more'
             )
 
     def _take(self, descriptor: int) -> None:
@@ -139,7 +199,7 @@ class RunFolder:
             number, host = self._lock_file.read_text(encoding='utf-8').split()
             if host != socket.gethostname():
                 return f': process {int(number)} on {host}'
-            return f': process {int(number)}; kill {number} has it save and end'
+            return f': process {int(number)}; kill {number} makes it save and end'
         return ''
 
 
@@ -163,7 +223,7 @@ def load_run_config(run: Path, overrides: Sequence[str]) -> Config:
     """The resolved config of a run, wherever its folder is now, with overrides on top."""
     if not (run / 'config.yaml').is_file():
         raise UserError(
-            f'{run}: config.yaml of this run is gone; name the config that it was trained with: '
+            f'{run}: config.yaml of this run is missing; name the config that it was trained with: '
             '-c FILE'
         )
     config = load_config(run / 'config.yaml', overrides)
@@ -187,7 +247,7 @@ def resolve_config(args: argparse.Namespace, path: Optional[Path]) -> Config:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder is a run's, perhaps not a whole one."""
+    """Whether a folder is a run's, perhaps with files missing."""
     return sum((path / name).exists() for name in MARKS) >= 2
 
 

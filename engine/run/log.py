@@ -1,4 +1,4 @@
-"""What a run tells: console and train.log, metrics.jsonl, VisualDL, curves.png.
+"""The log of a run: console and train.log, metrics.jsonl, VisualDL, curves.png.
 
 A terminal gets a progress bar and a line an epoch; a pipe, a notebook and train.log get a line
 every few steps, too. The beginnings of the lines (`Epoch 0: ... set learning rate to`,
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Optional, Sequence, TextIO
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Optional, Sequence, TextIO, Union
 
 import numpy as np
 from PIL import Image
@@ -26,23 +26,23 @@ from engine.run.folder import RunFolder, read_records
 
 if TYPE_CHECKING:
     from engine.data.batches import Batches
-    from engine.training.trainer import Trainer
+    from engine.training.progress import EpochStart, StepRecord, Sums
 
 CURVES_EVERY_S = 30.0
-HOPELESS_S = 2 * 86400.0
+TOO_LONG_S = 2 * 86400.0
 
 
 class Log:
-    """Usable at once; what is said before `attach` names the folder is kept and written then."""
+    """Usable at once; lines from before `attach` names the folder are kept and written then."""
 
     def __init__(self) -> None:
         self._early: list[str] = []
         self._file: Optional[TextIO] = None
         self._bar: Optional[tqdm[Any]] = None
         self._records: list[dict[str, Any]] = []
-        self._shown = (0, 0.0)
         self._drawn = -CURVES_EVERY_S
         self._step_ends: list[float] = []
+        self._place = ''  # epoch 1/8
 
     def attach(self, folder: RunFolder, *, step: int, epoch: int) -> None:
         """Begin or continue the files of a run; lines of epochs that will run again are dropped."""
@@ -59,11 +59,15 @@ class Log:
         write_atomically(self._folder.metrics_file, lambda file: file.write(text.encode()))
 
     def line(self, text: str) -> None:
-        """One line for everybody."""
+        """One line for the console and train.log."""
         if self._bar is not None:
             self._bar.clear()
         print(text, flush=True)
         self.note(text)
+
+    def lines(self, texts: Iterable[str], *, prefix: str = '') -> None:
+        for text in texts:
+            self.line(f'{prefix}{text}')
 
     def note(self, text: str) -> None:
         """One line for train.log alone."""
@@ -72,74 +76,65 @@ class Log:
         else:
             self._file.write(f'{text}\n')
 
-    def epoch_starts(self, trainer: Trainer) -> None:
-        progress = trainer.progress
-        schedule, lr = trainer.schedule_name, trainer.lr_at(trainer.step)
-        self.line(f'Epoch {progress.epoch}: {schedule} set learning rate to {lr:.6g}.')
-        self._shown = (progress.sums.images, progress.sums.seconds)
+    def epoch_starts(self, start: EpochStart) -> None:
+        self.line(f'Epoch {start.epoch}: {start.schedule} set learning rate to {start.lr:.6g}.')
+        self._place = f'epoch {start.epoch + 1}/{start.epochs}'
         if can_redraw(sys.stdout):
             self._bar = tqdm(
-                total=len(trainer.batches),
-                initial=progress.batch,
-                desc=_place(trainer),
+                total=start.batches,
+                initial=start.batch,
+                desc=self._place,
                 bar_format='{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}',
                 file=sys.stdout,
                 dynamic_ncols=True,
                 leave=False,
             )
 
-    def advance(self, trainer: Trainer, iteration: int, *, show: bool) -> None:
-        """A step is done; `show` says that its results have just been collected."""
+    def step(self, record: StepRecord) -> None:
         if self._bar is not None:
             self._bar.update()
-        self._estimate(trainer)
-        if not show:
+        self._estimate(record)
+        measured = record.measured
+        if measured is None:
             return
-        sums = trainer.progress.sums
-        images, seconds = sums.images - self._shown[0], sums.seconds - self._shown[1]
-        self._shown = (sums.images, sums.seconds)
-        speed = images / seconds
-        left = trainer.work_left * trainer.batches.global_batch_size / speed
-        lr = trainer.lr_at(trainer.step - 1)
-        loss, time_left = f'loss:{trainer.last_loss:.4f}', f'left:{duration(left)}'
-        pace = f'images/s:{speed:.1f}  wait:{100 * sums.waited / sums.seconds:.1f}%'
-        text = f'iter:{iteration}  {loss}  lr:{lr:.6g}  {pace}  {time_left}'
+        loss, time_left = f'loss:{measured.loss:.4f}', f'left:{duration(measured.seconds_left)}'
+        pace = f'images/s:{measured.images_per_second:.1f}  wait:{100 * measured.data_wait:.1f}%'
+        text = f'iter:{record.batch}  {loss}  lr:{record.lr:.6g}  {pace}  {time_left}'
         if self._bar is None:
             print(text, flush=True)
         else:  # a narrow terminal cuts the end
             self._bar.set_postfix_str(f'{time_left}  {loss}  {pace}')
         self.note(text)
         for tag, value in (
-            ('train/loss', trainer.last_loss),
-            ('train/learning_rate', lr),
-            ('train/images_per_second', speed),
+            ('train/loss', measured.loss),
+            ('train/learning_rate', record.lr),
+            ('train/images_per_second', measured.images_per_second),
         ):
-            self._vdl.add_scalar(tag, value, trainer.step - 1)
+            self._vdl.add_scalar(tag, value, record.step)
 
-    def _estimate(self, trainer: Trainer) -> None:
-        """After the second step: say so if this would take days, and what would not."""
+    def _estimate(self, record: StepRecord) -> None:
+        """After the second step: a line if this will take days, with recipes that take less."""
         if len(self._step_ends) == 2:
             return
         self._step_ends.append(time.monotonic())
         if len(self._step_ends) == 1:
             return
-        left = trainer.work_left * (self._step_ends[1] - self._step_ends[0])
-        if left > HOPELESS_S:
+        left = record.steps_left * (self._step_ends[1] - self._step_ends[0])
+        if left > TOO_LONG_S:
             self.line(
                 f'This run takes about {duration(left)} on this machine. Shorter ones: '
                 'configs/quickstart.yaml (a minute on two cores), '
                 'configs/wrn16_2_cifar10_short.yaml (half an hour). '
-                'Going on; Ctrl-C stops and saves.'
+                'Continuing; Ctrl-C stops and saves.'
             )
 
-    def training_ends(self, trainer: Trainer) -> None:
-        """What the epoch's steps gave; its evaluation follows."""
+    def training_ends(self, sums: Sums) -> None:
+        """The results of the epoch's steps; its evaluation follows."""
         self._close_bar()
-        sums = trainer.progress.sums
         self.line(
-            f'{_place(trainer)}: training loss {sums.loss / sums.images:.4f}, '
-            f'accuracy {100 * sums.correct / sums.images:.2f} %, '
-            f'{sums.images / sums.seconds:.1f} images/s, {duration(sums.seconds)}'
+            f'{self._place}: training loss {sums.mean_loss:.4f}, '
+            f'accuracy {100 * sums.accuracy:.2f} %, '
+            f'{sums.images_per_second:.1f} images/s, {duration(sums.seconds)}'
         )
 
     def _close_bar(self) -> None:
@@ -148,6 +143,7 @@ class Log:
             self._bar = None
 
     def epoch_ends(self, record: dict[str, Any], *, last: bool) -> None:
+        self._folder.require_ours()
         self._records.append(record)
         self._write_records()
         for name in ('train_loss', 'train_accuracy', 'eval_loss', 'eval_accuracy', 'eval_top5'):
@@ -158,7 +154,7 @@ class Log:
             self._drawn = time.monotonic()
 
     def first_batch(self, batches: Batches, classes: Sequence[str]) -> None:
-        """What the network sees: a picture of the first batch, augmented and labelled."""
+        """Draw what the network sees: the first batch, augmented and labelled."""
         boxes = fonts.choose([self._folder.path.resolve().name, *classes])
         if boxes:
             self.line(boxes)
@@ -171,12 +167,8 @@ class Log:
             self._vdl.add_image('first_batch', np.asarray(picture.convert('RGB')), 0)
 
     def flush(self) -> None:
-        """Keep on disk what a checkpoint is about to say is done."""
+        """Put on disk what a checkpoint is about to record as done."""
         self._vdl.flush()
-
-    @property
-    def last_record(self) -> Optional[dict[str, Any]]:
-        return self._records[-1] if self._records else None
 
     def close(self) -> None:
         self._close_bar()
@@ -185,36 +177,14 @@ class Log:
             self._vdl.close()
 
 
-class Silence(Log):
-    """The log of every process but the first."""
+class NullLog:
+    """The log of every process but the first: each of its methods does nothing."""
 
-    def note(self, text: str) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
-
-    def attach(self, folder: RunFolder, *, step: int, epoch: int) -> None:
-        pass
-
-    def line(self, text: str) -> None:
-        pass
-
-    def epoch_starts(self, trainer: Trainer) -> None:
-        pass
-
-    def advance(self, trainer: Trainer, iteration: int, *, show: bool) -> None:
-        pass
-
-    def epoch_ends(self, record: dict[str, Any], *, last: bool) -> None:
-        self._records = [record]
-
-    def first_batch(self, batches: Batches, classes: Sequence[str]) -> None:
-        pass
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments, **options: None
 
 
-def _place(trainer: Trainer) -> str:
-    return f'epoch {trainer.progress.epoch + 1}/{trainer.config.train.epochs}'
+AnyLog = Union[Log, NullLog]
 
 
 def duration(seconds: float) -> str:

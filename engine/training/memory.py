@@ -1,5 +1,5 @@
-"""How much memory a step of training needs, before the first one: too much of it ends a process
-without a word.
+"""The memory that a step of training needs, estimated before the first one: a process that takes
+too much is killed without a message.
 
 What the backward pass needs of one image is counted by Paddle's allocator while one and two small
 images go forward; it grows with their number and their pixels. Gradients and the optimizer's state
@@ -12,7 +12,7 @@ import contextlib
 import gc
 import math
 import os
-from typing import Callable, Iterator, Optional
+from typing import Iterator, Optional
 
 import paddle
 from paddle import nn
@@ -31,28 +31,13 @@ LARGE = 2  # a network for small images sees some that are so many times as high
 ROOM = 0.7  # of the free memory is offered: processes were seen to take half as much again
 
 
-def check(
-    model: nn.Layer,
-    precision: Precision,
-    config: Config,
-    *,
-    images: int,
-    tell: Callable[[str], None],
-) -> None:
-    """Say what a step needs. UserError, with what would fit, if the device has less.
+def check(model: nn.Layer, precision: Precision, config: Config, *, images: int) -> list[str]:
+    """Lines about what a step needs. UserError, with what would fit, if the device has less.
 
     `images` are those of the training set: no batch is larger.
     """
     spec, size = models.parse(config.model.name), preparation(config).size
-    shape = f'{size}x{size}'
-    advice = ''
-    if not spec.for_photos and size > LARGE * spec.image_size:
-        times = (size / spec.image_size) ** 2
-        advice = (
-            f'{config.model.name} is a network for images of {spec.image_size}x{spec.image_size}, '
-            f'and takes {times:.0f} times as long for {shape}; for photographs take -c '
-            'configs/finetune_folder.yaml or -o model.name=resnext50_32x4d'
-        )
+    advice = _advice(config.model.name, spec, size)
     batch, probe = min(config.data.batch_size, images), min(size, PROBE[spec.for_photos])
     image = 0.0
     if not config.train.to_static:  # would be compiled once more for this
@@ -61,25 +46,32 @@ def check(
     needed, free = batch * image + fixed, free_memory()
     has = '' if free is None else f', and {amount(free)} are free'
     text = f'a step of {batch} images needs about {amount(needed)} more ({amount(image)} an image'
-    if not image or free is None or needed <= free:
-        if image:  # 0: the plug-in of this device does not count
-            tell(f'memory: {text}){has}')
-        if advice:
-            tell(f'warning: {advice}')
-        return
-    raise UserError(
-        f'out of memory: {text} of {shape}){has}; '
-        f'{_what_fits(config, int((ROOM * free - fixed) / image))}{advice and f"; {advice}"}'
-    )
+    if image and free is not None and needed > free:
+        fitting = _what_fits(config, int((ROOM * free - fixed) / image))
+        problem = f'out of memory: {text} of {size}x{size}){has}; {fitting}'
+        raise UserError('; '.join([problem, *advice]))
+    lines = [f'memory: {text}){has}'] if image else []  # 0: this device's plug-in does not count
+    return [*lines, *(f'warning: {text}' for text in advice)]
+
+
+def _advice(name: str, spec: models.Spec, size: int) -> list[str]:
+    """For a network for small images that gets photographs."""
+    if spec.for_photos or size <= LARGE * spec.image_size:
+        return []
+    return [
+        f'{name} is a network for images of {spec.image_size}x{spec.image_size}, and takes '
+        f'{(size / spec.image_size) ** 2:.0f} times as long for {size}x{size}; for photographs '
+        'take -c configs/finetune_folder.yaml or -o model.name=resnext50_32x4d'
+    ]
 
 
 def _what_fits(config: Config, fitting: int) -> str:
     if fitting < 1:
         return 'not even one image fits: take a smaller network (model.name) or smaller images'
-    together = config.data.batch_size * config.train.accumulate
-    parts = math.ceil(together / fitting)
+    step = config.data.batch_size * config.train.accumulate
+    parts = math.ceil(step / fitting)
     return (
-        f'-o data.batch_size={math.ceil(together / parts)} would fit, and train.accumulate={parts} '
+        f'-o data.batch_size={math.ceil(step / parts)} would fit, and train.accumulate={parts} '
         'keeps as many images a step'
     )
 

@@ -25,13 +25,23 @@ PADDLE_NAMES = {
 }
 
 
+def peak_lr(optimizer: configs.Optimizer, global_batch_size: int) -> float:
+    """The rate that a schedule starts from or rises to: optimizer.lr, or scaled by the images of a
+    step if optimizer.lr_scaling is linear (Goyal et al. 2017, arXiv:1706.02677, section 2.1)."""
+    if optimizer.lr_scaling == 'none':
+        return optimizer.lr
+    assert optimizer.reference_batch is not None
+    return optimizer.lr * (global_batch_size / optimizer.reference_batch)
+
+
 def make_schedule(
     schedule: configs.Schedule, *, lr: float, epochs: int, steps_per_epoch: int
 ) -> LrAt:
     """step (0, 1, ...) -> learning rate.
 
-    The boundaries of piecewise count epochs of the whole training; every other form starts when the
-    warm-up ends and fits into the steps that remain.
+    `lr` comes from `peak_lr`. The values of piecewise are scaled so that it is the first of them;
+    end_lr and warmup_start_lr are not scaled. The boundaries of piecewise count epochs of the whole
+    training; every other form starts when the warm-up ends and fits into the steps that remain.
     """
     warmup = round(schedule.warmup_epochs * steps_per_epoch)
     steps = max(1, epochs * steps_per_epoch - warmup)
@@ -94,11 +104,3 @@ _FORMS = {
     'one_cycle': _one_cycle,
     'constant': _constant,
 }
-
-
-def lr_factor(config: configs.Optimizer, images_per_step: int) -> float:
-    """What optimizer.lr is multiplied by (Goyal et al. 2017, arXiv:1706.02677, section 2.1)."""
-    if config.lr_scaling == 'none':
-        return 1.0
-    assert config.reference_batch is not None
-    return images_per_step / config.reference_batch
