@@ -227,6 +227,7 @@ def test_a_python_that_reads_names_in_ascii_is_named(tmp_path):
     environment = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONPATH': str(REPOSITORY)}
     code = f"""if True:
         from engine import cli, config, data
+        from engine.config.recipes import DEFAULT_CONFIG
         settings = ['data.name=folder', 'data.root={tmp_path}']
         cli.run(lambda: data.load_data(config.load_config(DEFAULT_CONFIG, settings)))
     """
