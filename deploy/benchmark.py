@@ -8,7 +8,6 @@ memory, ready to be run.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import json
 import os
@@ -19,17 +18,17 @@ from pathlib import Path
 from typing import Any, Optional, Sequence
 
 import installation
-from predictor import console, devices, engines, machine
+from predictor import console, devices, engines, machine, timing
 from predictor.errors import UserError
 from predictor.exported_folder import Description, open_folder
 from predictor.setting import Setting
-from predictor.timing import Failed, Process, Sample
+from predictor.timing import Sample
 
 NO_ONEDNN = 'paddle-no-onednn'
 ENGINES = (*console.ENGINES[1:], NO_ONEDNN)
 BATCH_SIZES = [1, 2, 4, 8, 16]
 PICTURES = ('.png', '.svg', '.pdf')
-ROUNDS = 3  # engines take turns, so that other programs disturb all of them
+ROUNDS = 3
 PACKAGES = (
     *('paddlepaddle', 'paddlepaddle-gpu', 'tensorrt'),
     *('onnxruntime', 'onnxruntime-gpu', 'openvino', 'numpy'),
@@ -196,10 +195,11 @@ class Series:
 def measure(
     device: str, names: Sequence[str], threads: int, args: argparse.Namespace
 ) -> list[Series]:
-    """Every engine in a process of its own; all are alive, and one at a time measures."""
-    series, processes = [Series(name, threads) for name in names], {}
-    with contextlib.ExitStack() as stack:
-        for one in series:
+    """Every engine, several times in turns, so that other programs disturb all of them."""
+    series = [Series(name, threads) for name in names]
+    for turn in range(ROUNDS):
+        for one in (one for one in series if one.error is None):
+            console.report(f'measuring {one.label}, {counted(threads)}, {turn + 1} of {ROUNDS}')
             options = {
                 'folder': str(args.folder.resolve()),
                 'engine': one.engine.replace(NO_ONEDNN, 'paddle'),
@@ -209,21 +209,14 @@ def measure(
                 'precision': args.precision,
                 'onednn': one.engine != NO_ONEDNN,
             }
-            console.report(f'starting {one.label}, {threads} thread{"s" * (threads > 1)}')
-            try:
-                processes[one.engine] = stack.enter_context(Process(options))
-            except Failed as error:
-                one.error = str(error)
-        for turn in range(ROUNDS):
-            console.report(f'measuring, round {turn + 1} of {ROUNDS}')
-            for batch in args.batch_sizes:
-                for one in (one for one in series if one.error is None):
-                    try:
-                        sample = processes[one.engine].measure(batch, args.seconds / ROUNDS)
-                        one.samples.setdefault(batch, []).append(sample)
-                    except Failed as error:
-                        one.error = f'batch {batch}: {error}'
+            found, one.error = timing.measure(options, args.batch_sizes, args.seconds / ROUNDS)
+            for batch, sample in found.items():
+                one.samples.setdefault(batch, []).append(sample)
     return series
+
+
+def counted(threads: int) -> str:
+    return f'{threads} thread{"s" * (threads > 1)}'
 
 
 def table(series: Sequence[Series]) -> str:

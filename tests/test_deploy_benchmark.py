@@ -295,8 +295,8 @@ def test_ctrl_c_ends_the_engines_too(folder, tmp_path):
         for line in process.stderr:
             if line.startswith('measuring'):
                 break
+        time.sleep(1)  # the engine starts, and is busy for 200 s
         (engine,) = children(process.pid)
-        time.sleep(1)  # it is asked, and busy for 200 s
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGINT

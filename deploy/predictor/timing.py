@@ -1,10 +1,9 @@
-"""How long an engine takes, measured in a process of its own.
+"""How long an engine's calls take, measured in a process of its own.
 
-Engines read their thread settings once a process, and their threads disturb each other: they spin
-for up to 0.2 s after a call. So each engine has its process, and one process measures at a time.
-Requests and answers are lines of JSON.
+Engines read their thread settings once a process, their threads disturb each other, and a crash
+ends the process. So a new process measures each engine, and only one runs at a time.
 
-    python3 -m predictor.timing OPTIONS    such a process; the options are Predictor's, as JSON
+    python3 -m predictor.timing REQUEST    such a process; answers in lines of JSON
 """
 
 from __future__ import annotations
@@ -15,11 +14,10 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 import numpy as np
 
@@ -27,11 +25,6 @@ from predictor.errors import in_a_line
 
 HERE = Path(__file__).resolve().parent.parent  # where `predictor` is imported from
 STATUS = Path('/proc/self/status')
-IDLE_S = 0.3  # until the threads of the last engine no longer spin
-
-
-class Failed(Exception):
-    """The engine did not start, or crashed; the text is one line."""
 
 
 @dataclass(frozen=True)
@@ -42,68 +35,52 @@ class Sample:
     memory: Optional[int]  # the process's maximum so far, in bytes; None on a card
 
 
-class Process(contextlib.ExitStack):
-    """An engine in a process that lives as long as the `with` block. Failed if it cannot start."""
+def measure(
+    options: dict[str, Any], batches: Sequence[int], seconds: float
+) -> tuple[dict[int, Sample], Optional[str]]:
+    """Samples by batch size, and the error that ended the measurement, as one line.
 
-    def __init__(self, options: dict[str, Any]) -> None:
-        super().__init__()
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
-        self.callback(self._errors.close)
-        self._process = subprocess.Popen(
-            [sys.executable, '-m', 'predictor.timing', json.dumps(options)],
-            cwd=HERE,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            start_new_session=True,  # Ctrl-C reaches the parent alone, which ends this one
-        )
-        self.callback(self._process.communicate)
-        self.callback(self._process.kill)
-        try:
-            self._answer()
-        except BaseException:
-            self.close()
-            raise
+    options: Predictor's; seconds: of calls, for each batch size
+    """
+    request = {'options': options, 'batches': batches, 'seconds': seconds}
+    done = subprocess.run(
+        [sys.executable, '-m', 'predictor.timing', json.dumps(request)],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        errors='replace',
+        start_new_session=True,  # Ctrl-C reaches this process alone, which kills that one
+    )
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    error = answers.pop()['error'] if answers and 'error' in answers[-1] else None
+    if done.returncode:
+        error = _crash(done.returncode, done.stderr)
+    samples = {batch: Sample(**answer) for batch, answer in zip(batches, answers[1:])}
+    if error and answers:  # after the start
+        error = f'batch {batches[len(samples)]}: {error}'
+    return samples, error
 
-    def measure(self, batch: int, seconds: float) -> Sample:
-        """Calls for that long, at least one."""
-        time.sleep(IDLE_S)
-        assert self._process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps({'batch': batch, 'seconds': seconds}) + '\n')
-            self._process.stdin.flush()
-        return Sample(**self._answer())
 
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        answer: dict[str, Any] = json.loads(line) if line else {'error': self._crash()}
-        if 'error' in answer:
-            raise Failed(answer['error'])
-        return answer
-
-    def _crash(self) -> str:
-        code = self._process.wait()
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors='replace').strip().splitlines() or ['']
-        what = f'exit code {code}' if code >= 0 else signal.Signals(-code).name
-        return f'crashed ({what}): {lines[-1].strip()}'.rstrip(': ')
+def _crash(code: int, errors: str) -> str:
+    what = f'exit code {code}' if code >= 0 else signal.Signals(-code).name
+    last = errors.strip().rpartition('\n')[2].strip()
+    return f'crashed ({what}): {last}'.rstrip(': ')
 
 
 def main() -> None:
-    """The process: answers `{}` when the engine is ready, then every request until stdin ends."""
+    """The process: prints `{}` when the engine is ready, then a line for each batch size."""
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what libraries print
 
     def answer(content: dict[str, Any]) -> None:
         print(json.dumps(content), file=answers, flush=True)
 
+    request = json.loads(sys.argv[1])
     try:
-        engine = Engine(**json.loads(sys.argv[1]))
+        engine = Engine(**request['options'])
         answer({})
-        for line in sys.stdin:
-            answer(asdict(engine.measure(**json.loads(line))))
+        for batch in request['batches']:
+            answer(asdict(engine.measure(batch, request['seconds'])))
     except Exception as error:  # C++ may raise anything
         answer({'error': in_a_line(error)})
 
@@ -119,19 +96,17 @@ class Engine:
         rng = np.random.default_rng(0)
         pixels = rng.integers(0, 256, (batch, side, side, 3), np.uint8)
         self._images = self._predictor.prepare(pixels)
-        self._last_s: dict[int, float] = {}  # batch -> the last call
 
     def measure(self, batch: int, seconds: float) -> Sample:
+        """Calls for that long, at least one, after one to warm up."""
         images = self._images[:batch]
+        self._predictor.logits(images)
         calls: list[float] = []
-        if self._last_s.get(batch, 0.0) < seconds / 10:  # a longer call needs no warming up
-            self._predictor.logits(images)
         end = time.perf_counter() + seconds
         while not calls or time.perf_counter() < end:
             start = time.perf_counter()
             self._predictor.logits(images)
             calls.append(time.perf_counter() - start)
-        self._last_s[batch] = calls[-1]
         on_cpu = self._predictor.setting.kind == 'cpu'
         return Sample(calls, peak_memory() if on_cpu else None)
 
