@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = console.parser(
+    parser = console.Parser(
         'Measure how fast an exported network is with each engine.',
         example='benchmark.py output/quickstart/inference',
     )

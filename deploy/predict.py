@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = console.parser(
+    parser = console.Parser(
         'Classify pictures with what export.py has written.',
         example='predict.py output/quickstart/inference cat.jpg folder/',
     )

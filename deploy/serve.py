@@ -31,7 +31,7 @@ def main() -> int:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = console.parser(
+    parser = console.Parser(
         'Serve an exported network over HTTP.',
         example='serve.py output/quickstart/inference --port 8000',
     )

@@ -25,27 +25,25 @@ ENGINES = ('auto', 'paddle', 'tensorrt', 'onnxruntime', 'openvino')
 
 
 class Parser(argparse.ArgumentParser):
-    """Help of 80 columns that starts with an example; a wrong option is one line, exit code 2."""
+    """For a command whose first argument is an exported folder.
+
+    Its help has 80 columns and starts with an example; a wrong option is one line, exit code 2.
+    """
 
     def __init__(self, description: str, *, example: str) -> None:
-        def formatter(prog: str) -> argparse.HelpFormatter:
-            return argparse.HelpFormatter(prog, width=80)
-
-        super().__init__(description=description, allow_abbrev=False, formatter_class=formatter)
+        super().__init__(
+            description=description,
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, width=80),
+        )
         self.example = example
+        self.add_argument('folder', type=Path, help='what export.py has written')
 
     def format_help(self) -> str:
         return f'example: python3 deploy/{self.example}\n\n{super().format_help()}'
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f'{message}; --help shows how to write it')
-
-
-def parser(description: str, *, example: str) -> argparse.ArgumentParser:
-    """For a command whose first argument is an exported folder."""
-    result = Parser(description, example=example)
-    result.add_argument('folder', type=Path, help='what export.py has written')
-    return result
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
