@@ -32,7 +32,7 @@ from engine.weights import (
     state_arrays,
 )
 from engine.weights import __main__ as command
-from engine.weights.foreign import looks_like
+from engine.weights.names import looks_like
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / 'configs' / 'quickstart.yaml'
@@ -160,7 +160,7 @@ def test_paddleclas_names_cover_those_that_its_code_writes():
         'out.weight': np.zeros((2, 3)),
         'out.bias': np.zeros(3),
     }
-    from engine.weights.foreign import convert
+    from engine.weights.names import convert
 
     assert list(convert(theirs, Path('x'), torch=False).arrays) == [
         'conv1.weight',

@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 
 from engine.errors import UserError
 from engine.models import build
-from engine.weights import mindspore_file, read_weights
+from engine.weights import read_weights
+from engine.weights.formats import mindspore as mindspore_file
 
 DATA = Path(__file__).resolve().parent / 'data'
 _spec = importlib.util.spec_from_file_location('made', DATA / 'make_mindspore_files.py')

@@ -29,10 +29,10 @@ from engine.weights import (
     load_weights,
     parse_arrays,
     read_weights,
-    safetensors_file,
     state_arrays,
     write_arrays,
 )
+from engine.weights.formats import safetensors as safetensors_file
 
 ROOT = Path(__file__).resolve().parent.parent
 

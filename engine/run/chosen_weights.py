@@ -27,8 +27,8 @@ from engine.run.folder import (
 )
 from engine.training.snapshot import Snapshot
 from engine.weights import OFFICIAL, Converted, read_weights, resolve
+from engine.weights.formats.shards import file_in
 from engine.weights.official import on_disk
-from engine.weights.shards import file_in
 
 if TYPE_CHECKING:
     from paddle import nn

@@ -24,9 +24,13 @@ import numpy as np
 from engine import safe_pickle
 from engine.errors import UserError
 from engine.files import sha256_of_open
-from engine.weights import mindspore_file, safetensors_file, shards, torch_file
 from engine.weights.fold import fold_biases
-from engine.weights.foreign import (
+from engine.weights.formats import mindspore as mindspore_file
+from engine.weights.formats import pytorch as torch_file
+from engine.weights.formats import safetensors as safetensors_file
+from engine.weights.formats import shards
+from engine.weights.formats.pickled_classes import OTHER_CLASSES
+from engine.weights.names import (
     PADDLE_NAMES,
     Arrays,
     Converted,
@@ -37,7 +41,6 @@ from engine.weights.foreign import (
     some,
 )
 from engine.weights.official import OFFICIAL, resolve
-from engine.weights.weight_types import OTHER_CLASSES
 
 if TYPE_CHECKING:
     from paddle import nn

@@ -11,8 +11,9 @@ from pathlib import Path
 from engine import cli
 from engine.errors import UserError
 from engine.files import write_atomically
-from engine.weights import read_weights, safetensors_file, write_arrays
-from engine.weights.foreign import looks_like
+from engine.weights import read_weights, write_arrays
+from engine.weights.formats import safetensors as safetensors_file
+from engine.weights.names import looks_like
 
 _DESCRIPTION = """Work on weight files, without Paddle and without running anything in them.
 

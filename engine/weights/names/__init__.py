@@ -18,9 +18,9 @@ from typing import Any, Iterator, Mapping, NamedTuple, Optional
 import numpy as np
 
 from engine.errors import UserError
-from engine.weights import mindspore_names
-from engine.weights.torch_file import Tensor
-from engine.weights.weight_types import as_float32
+from engine.weights.formats.pickled_classes import as_float32
+from engine.weights.formats.pytorch import Tensor
+from engine.weights.names import mindspore as mindspore_names
 
 Arrays = dict[str, np.ndarray]
 

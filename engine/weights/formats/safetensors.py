@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
-from engine.weights.weight_types import as_float32
+from engine.weights.formats.pickled_classes import as_float32
 
 _TYPES = {
     'F64': '<f8',

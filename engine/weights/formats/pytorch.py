@@ -19,7 +19,7 @@ import numpy as np
 
 from engine.errors import UserError
 from engine.safe_pickle import Global, Known, Placeholder, Unpickler, guarded, placeholder
-from engine.weights.weight_types import OTHER_CLASSES, as_float32
+from engine.weights.formats.pickled_classes import OTHER_CLASSES, as_float32
 
 MAGIC = b'l\xfc\x9cF\xf9 j\xa8P\x19'  # the first number of the format before 1.6
 ADVICE = 'of a whole model, its state_dict() is what to save'

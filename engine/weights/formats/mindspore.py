@@ -14,7 +14,7 @@ from typing import BinaryIO, Iterator, Union
 
 import numpy as np
 
-from engine.weights.weight_types import as_float32
+from engine.weights.formats.pickled_classes import as_float32
 
 CRC = b'crc_num'  # before the ten bytes of the checksum
 
