@@ -32,7 +32,7 @@ from engine.weights import (
     state_arrays,
 )
 from engine.weights import __main__ as command
-from engine.weights.names import looks_like
+from engine.weights.names.networks import looks_like
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / 'configs' / 'quickstart.yaml'

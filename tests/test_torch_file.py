@@ -23,7 +23,7 @@ import pytest
 
 from engine.errors import UserError
 from engine.weights import read_weights
-from engine.weights.formats.pytorch import Storage, Tensor
+from engine.weights.formats.pytorch_pickle import Storage, Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / 'tests' / 'data'

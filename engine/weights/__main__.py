@@ -13,7 +13,7 @@ from engine.errors import UserError
 from engine.files import write_atomically
 from engine.weights import read_weights, write_arrays
 from engine.weights.formats import safetensors as safetensors_file
-from engine.weights.names import looks_like
+from engine.weights.names.networks import looks_like
 
 _DESCRIPTION = """Work on weight files, without Paddle and without running anything in them.
 

@@ -14,7 +14,7 @@ from typing import Optional
 
 import numpy as np
 
-Arrays = dict[str, np.ndarray]
+from engine.weights.arrays import Arrays
 
 _BLOCK = re.compile(r'block([123])\.layer\.(\d+)\.conv1\.weight')
 _BOTTLENECK = re.compile(r'(layer\d+\.\d+\.)?(conv(\d)|downsample\.0)\.bias')

@@ -14,7 +14,7 @@ from typing import BinaryIO, Iterator, Union
 
 import numpy as np
 
-from engine.weights.formats.pickled_classes import as_float32
+from engine.weights.arrays import float32_of_bfloat16
 
 CRC = b'crc_num'  # before the ten bytes of the checksum
 
@@ -51,8 +51,8 @@ def read(file: BinaryIO) -> dict[str, Union[np.ndarray, str]]:
     """
     data = file.read()
     if data[-17:-10] == CRC:
-        wanted, data = int.from_bytes(data[-10:], 'big'), data[:-17]
-        if zlib.crc32(data) != wanted:
+        expected, data = int.from_bytes(data[-10:], 'big'), data[:-17]
+        if zlib.crc32(data) != expected:
             raise ValueError('its checksum does not match')
     parts: dict[str, tuple[tuple[int, ...], str, list[memoryview]]] = {}
     for number, entry in _fields(memoryview(data)):
@@ -96,7 +96,7 @@ def _array(
             f'{tag[:100]!r} has {len(content):,} bytes, which is not {list(shape)} of {kind}'
         )
     numbers = np.frombuffer(content, dtype).reshape(shape)
-    return as_float32(numbers) if kind == 'BFloat16' else numbers
+    return float32_of_bfloat16(numbers) if kind == 'BFloat16' else numbers
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, Field]]:

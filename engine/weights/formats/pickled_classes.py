@@ -1,19 +1,11 @@
-"""What the readers of weight files share: bfloat16, and the classes that lie beside weights."""
+"""Classes that training scripts pickle beside weights (settings, paths, dates). None is rebuilt."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from engine.errors import UserError
 from engine.safe_pickle import ARRAYS, Global, Known, Placeholder, placeholder
-
-
-def as_float32(halves: np.ndarray) -> np.ndarray:
-    """The numbers of bfloat16, which NumPy lacks: the upper halves of float32, exactly."""
-    bits: np.ndarray = np.left_shift(halves, 16, dtype='<u4')
-    return bits.view('<f4')
 
 
 def _dictionary(*_: Any) -> dict[Any, Any]:
@@ -47,7 +39,6 @@ _IGNORED = {
     _HISTORY[0]: _HISTORY[1:],
 }
 
-# Checkpoints of training scripts carry settings and the like. Nothing of these is rebuilt.
 OTHER_CLASSES: Known = {
     **ARRAYS,
     **{

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
-from engine.weights.formats.pickled_classes import as_float32
+from engine.weights.arrays import float32_of_bfloat16
 
 _TYPES = {
     'F64': '<f8',
@@ -45,7 +45,7 @@ def read(file: BinaryIO) -> dict[str, np.ndarray]:
         if kind not in _TYPES:
             raise ValueError(f'{name} is of the type {kind}, which is not read')
         array = np.frombuffer(entry['data'], _TYPES[kind]).reshape(entry['shape'])
-        arrays[name] = as_float32(array) if kind == 'BF16' else array
+        arrays[name] = float32_of_bfloat16(array) if kind == 'BF16' else array
     return arrays
 
 

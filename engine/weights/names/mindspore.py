@@ -1,4 +1,4 @@
-"""What MindSpore calls the arrays of its ResNeXts -> our names; its other networks, by name.
+"""MindSpore's names of its ResNeXts -> ours; its Wide ResNets are refused by name.
 
 The zoo's resnext50, 101 and 152 (research/cv/ResNeXt, resnext152_64x4d) and MindCV's are read; on
 an Ascend, the zoo's have one convolution for each group. Its two Wide ResNets, WRN-40-10
@@ -12,7 +12,7 @@ from typing import Mapping, Optional
 
 import numpy as np
 
-Arrays = dict[str, np.ndarray]
+from engine.weights.arrays import Arrays
 
 NOTE = (
     'its max pooling pads at the bottom and right only (pad_mode same), here it pads on all sides: '
