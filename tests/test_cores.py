@@ -47,6 +47,17 @@ def test_a_container_has_the_cores_that_it_may_use(limit):
     assert machine.cores() == wanted
 
 
+def test_the_limit_of_a_group_around_its_own_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(container, 'PROC', tmp_path)
+    monkeypatch.setattr(container, 'CGROUP', tmp_path)
+    (tmp_path / 'self').mkdir()
+    (tmp_path / 'self' / 'cgroup').write_text('4:cpu,cpuacct:/\n0::/job/step\n')
+    (tmp_path / 'job' / 'step').mkdir(parents=True)
+    (tmp_path / 'job' / 'step' / 'cpu.max').write_text('max 100000\n')
+    (tmp_path / 'job' / 'cpu.max').write_text('300000 100000\n')
+    assert container.cpu_limit() == 3.0
+
+
 def test_processes_share_them(limit, monkeypatch):
     monkeypatch.setenv('PADDLE_LOCAL_SIZE', '3')
     assert cpu.cores_per_process() == (21 if limit == math.inf else 1)

@@ -33,10 +33,9 @@ def memory_left() -> float:
         with contextlib.suppress(OSError, ValueError):  # ValueError: 'max'
             limit, used = (int((folder / name).read_text()) for name in names)
             stat = dict(s.split() for s in (folder / 'memory.stat').read_text().splitlines())
-            cached = sum(
-                int(stat.get(f'{prefix}{kind}_file', 0)) for kind in ('active', 'inactive')
-            )
-            left = min(left, max(0, limit - used + cached))  # the kernel can drop cached files
+            kinds = f'{prefix}active_file', f'{prefix}inactive_file'
+            cached = sum(int(stat.get(kind, 0)) for kind in kinds)  # the kernel can drop these
+            left = min(left, max(0, limit - used + cached))
     return left
 
 
