@@ -1,16 +1,14 @@
-"""What train.py makes of a GPU, an NPU or this CPU: speed, memory, and the share of its peak.
+"""Training speed, memory and fraction of peak FLOP/s on a GPU, an NPU or this CPU.
 
-Claim: these are the figures that users of train.py get. For GPUs and NPUs there are none so far.
+Claim: users of train.py get these figures. There are none of GPUs and NPUs so far.
 Falsified by: python3 -m benchmarks device --device gpu (or npu, cpu; auto takes the first of these)
-What works on such a machine: python3 -m benchmarks.device (with a dot; benchmarks/device_suite.py)
 
-Each row is train.py's own main with a recipe of configs/, on random images, in a process of its
-own. Speed, and the share of the time in which the loop waits for data, are those of its
-metrics.jsonl: medians of the epochs after the first. The peak is a large square matrix product in
-the same precision on the same device, through Paddle; a network's image counts 2 x 3 x its
-multiply-adds. Memory is the most that tensors had of the device at once; on a CPU it is the largest
-resident set, images included, and the layout is oneDNN's own. A row that fails says why, and the
-others go on.
+Each row is a process that runs train.py's main with a recipe of configs/ on random images. Speed
+and the fraction of the time spent waiting for data are medians over the epochs after the first,
+from metrics.jsonl. Peak FLOP/s are those of a large square matrix product in the same precision on
+the same device, through Paddle; an image counts 2 x 3 x the network's multiply-adds. Memory is the
+largest amount of device memory that tensors used at once; on a CPU it is the largest resident set,
+images included, and the layout is oneDNN's own. The row of a failed run has the reason.
 """
 
 from __future__ import annotations
@@ -48,7 +46,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Mode:
-    """How it is trained."""
+    """Precision, memory layout and compilation."""
 
     amp: str = 'none'
     dtype: str = 'float32'
@@ -69,7 +67,7 @@ class Mode:
         ]
 
     def suits(self, kind: str) -> bool:
-        """Whether train.py has it for the device: elsewhere it is refused, or has no effect."""
+        """Whether train.py supports it on the device; else it is refused, or has no effect."""
         if kind == 'cpu':  # oneDNN rounds to bfloat16, and has a layout of its own
             by_onednn = (self.amp, self.dtype, self.layout) == BY_ONEDNN and has_bfloat16()
             return self.amp == 'none' or by_onednn
@@ -79,7 +77,7 @@ class Mode:
 
 @dataclass(frozen=True)
 class Scale:
-    """What is measured, in epochs of so many steps, and the side of the matrices."""
+    """What is measured, the number of steps and epochs, and the side of the matrices."""
 
     networks: tuple[Network, ...]
     steps: int
@@ -105,17 +103,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Peaks:
-    """What the figures are compared with."""
+    """What speed is compared with."""
 
     matrix: int
-    flops: dict[str, float]  # of a matrix product, by precision, where it could be had
+    flops: dict[str, float]  # of a matrix product, by precision
     multiply_adds: dict[Network, int]
 
     def flops_of(self, row: Row) -> float:
         """Three times the forward pass, as gradients of inputs and of weights cost as much each."""
         return 3 * 2 * self.multiply_adds[row.network] * median(row.images_per_second)
 
-    def share(self, row: Row) -> Optional[float]:
+    def fraction(self, row: Row) -> Optional[float]:
         dtype = row.mode.dtype
         return self.flops_of(row) / self.flops[dtype] if dtype in self.flops else None
 
@@ -184,13 +182,13 @@ def run(quick: bool, device: str) -> Result:
     found = {**about, 'environment': environment(), **figures(rows, peaks), 'machine': machine()}
     return Result(
         figures={kind: found},
-        tables=[describe(rows, peaks, about), *complaints(rows)],
+        tables=[describe(rows, peaks, about), *failures(rows)],
         others=KINDS,
     )
 
 
 def environment() -> dict[str, str]:
-    """What the user has told Paddle, as an Ascend needs; a Worker would not have it otherwise."""
+    """The user's FLAGS_, which an Ascend needs; a Worker starts without them."""
     return {name: value for name, value in os.environ.items() if name.startswith('FLAGS_')}
 
 
@@ -208,7 +206,7 @@ def ask_about(device: str) -> dict[str, Any]:
 
 
 def measure_products(kind: str, matrix: int, dtypes: list[str]) -> dict[str, float]:
-    """FLOP/s by precision; a precision that the device lacks is left out."""
+    """FLOP/s by precision, without precisions that the device does not support."""
     flops = {}
     for dtype in dict.fromkeys(dtypes):
         with start_worker() as worker:
@@ -253,7 +251,7 @@ def measure(row: Row, kind: str, scale: Scale, variables: Optional[dict[str, str
 
 
 def settings(row: Row, scale: Scale) -> list[str]:
-    """Of the recipe, what a measurement needs to be otherwise; one evaluation, at the end."""
+    """What the measurement changes in the recipe; one evaluation, at the end."""
     network = row.network
     return [
         f'model.name={network.model}',
@@ -270,11 +268,11 @@ def settings(row: Row, scale: Scale) -> list[str]:
 
 
 def reason(error: RuntimeError) -> str:
-    """The line of an error, with all that was written around it, that tells most."""
+    """The most informative line of an error and the output around it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     exhausted = [line for line in lines if 'out of memory' in line.lower()][:1]  # then comes advice
-    telling = (exhausted or [line for line in lines if 'Error: ' in line] or lines)[-1]
-    return telling.rpartition('UserError: ')[-1]
+    best = (exhausted or [line for line in lines if 'Error: ' in line] or lines)[-1]
+    return best.rpartition('UserError: ')[-1]
 
 
 def outcome(row: Row) -> str:
@@ -290,7 +288,7 @@ def describe(rows: list[Row], peaks: Peaks, about: dict[str, Any]) -> str:
         if row.failure:
             cells.append([row.title, outcome(row), '', '', '', '', ''])
             continue
-        share, peak = peaks.share(row), row.peak_bytes
+        fraction, peak = peaks.fraction(row), row.peak_bytes
         low, high = min(row.images_per_second), max(row.images_per_second)
         cells.append(
             [
@@ -298,7 +296,7 @@ def describe(rows: list[Row], peaks: Peaks, about: dict[str, Any]) -> str:
                 f'{median(row.images_per_second):.1f}',
                 f'{low:.1f} - {high:.1f}',
                 f'{peaks.flops_of(row) / 1e12:.3g}',
-                '' if share is None else f'{100 * share:.0f} %',
+                '' if fraction is None else f'{100 * fraction:.0f} %',
                 f'{100 * row.data_wait:.1f} %',
                 '' if peak is None else f'{peak / 2**30:.2f} GiB',
             ]
@@ -307,13 +305,13 @@ def describe(rows: list[Row], peaks: Peaks, about: dict[str, Any]) -> str:
     return table([*header, 'waits for data', 'memory'], cells)
 
 
-def complaints(rows: list[Row]) -> list[str]:
-    said = [f'- {row.title}: {row.failure}' for row in rows if row.failure]
-    return ['\n'.join(said)] if said else []
+def failures(rows: list[Row]) -> list[str]:
+    lines = [f'- {row.title}: {row.failure}' for row in rows if row.failure]
+    return ['\n'.join(lines)] if lines else []
 
 
 def figures(rows: list[Row], peaks: Peaks) -> dict[str, Any]:
-    """What results.json keeps."""
+    """For results.json."""
     return {
         'matrix': peaks.matrix,
         'product_gflops': {dtype: round(f / 1e9, 1) for dtype, f in peaks.flops.items()},
@@ -325,19 +323,13 @@ def figures_of(row: Row, peaks: Peaks) -> dict[str, Any]:
     what = {**asdict(row.network), **asdict(row.mode)}
     if row.failure:
         return {**what, 'failure': row.failure}
-    share = peaks.share(row)
+    fraction = peaks.fraction(row)
     return {
         **what,
         'images_per_second': round(median(row.images_per_second), 2),
         'epochs': [round(value, 2) for value in row.images_per_second],
         'gflops': round(peaks.flops_of(row) / 1e9, 1),
-        'share_of_product': share and round(share, 4),
+        'share_of_product': fraction and round(fraction, 4),
         'data_wait': round(row.data_wait, 4),
         'peak_gib': row.peak_bytes and round(row.peak_bytes / 2**30, 3),
     }
-
-
-if __name__ == '__main__':  # whether all of it works there, in ten minutes
-    from benchmarks import device_suite
-
-    device_suite.main()

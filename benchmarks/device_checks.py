@@ -1,4 +1,4 @@
-"""Worker: one check of benchmarks/device_suite.py in a process of its own.
+"""Worker: one check of benchmarks/check_device.py in a process of its own.
 
 python3 -m benchmarks.device_checks NAME ARGUMENTS FILE    ARGUMENTS and the answer in FILE are JSON
 """

@@ -1,4 +1,4 @@
-"""The page of benchmarks/device_suite.py, and the processes that its checks run in."""
+"""The page that benchmarks/check_device.py writes, and the processes that run its checks."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ class Skipped(Exception):
 
 @dataclass
 class Page:
-    """The machine, and what was found so far."""
+    """The machine, and the results so far."""
 
     file: Path
     scratch: Path
     quick: bool
     end: float  # by time.monotonic()
     about: dict[str, Any]
-    found: list[tuple[str, str, str]] = field(default_factory=list)  # check, outcome, what it says
+    found: list[tuple[str, str, str]] = field(default_factory=list)  # check, outcome, text
     rows: list[tuple[str, str, str]] = field(default_factory=list)  # of speed
 
     @property
@@ -82,8 +82,10 @@ def ask(
     variables: Optional[dict[str, str]] = None,
     **arguments: Any,
 ) -> Any:
-    """The answer of a check of device_checks.py; a list of them, from several processes. Failure
-    without one."""
+    """The answer of a check of device_checks.py, or of several processes the list of theirs.
+
+    Raises Failure where there is none.
+    """
     with tempfile.TemporaryDirectory(dir=page.scratch) as folder:
         answer = Path(folder) / 'answer'
         command = ['-m', 'benchmarks.device_checks', check, json.dumps(arguments), str(answer)]
@@ -94,8 +96,8 @@ def ask(
         answers = [Path(f'{answer}.{rank}') for rank in range(processes)]
         if not all(path.exists() for path in answers):
             raise Failure('ended without an answer')
-        said = [json.loads(path.read_text()) for path in answers]
-    return said if processes > 1 else said[0]
+        found = [json.loads(path.read_text()) for path in answers]
+    return found if processes > 1 else found[0]
 
 
 def launch(kind: str, processes: int, folder: str) -> list[str]:
@@ -112,7 +114,7 @@ def run(
     *,
     logs: Optional[Path] = None,
 ) -> str:
-    """What Python prints with these arguments. Failure, with the line that says why, otherwise."""
+    """The output of Python with these arguments. Raises Failure with the reason."""
     limit = max(LEAST_S, min(LIMIT_S, page.seconds_left))
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     process = subprocess.Popen(
@@ -139,13 +141,13 @@ def run(
             _end(process)
     if process.returncode:
         files = logs.glob('workerlog.*') if logs else ()
-        said = [errors, *(log.read_text(errors='replace') for log in files)]
-        raise Failure(f'exit code {process.returncode}: {reason(said)}')
+        outputs = [errors, *(log.read_text(errors='replace') for log in files)]
+        raise Failure(f'exit code {process.returncode}: {reason(outputs)}')
     return output
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End it, and let a launcher end its own processes, which would stay on the cards."""
+    """Terminate it. A launcher must end its own processes, which would stay on the cards."""
     process.terminate()
     try:
         process.communicate(timeout=GRACE_S)
@@ -154,8 +156,8 @@ def _end(process: subprocess.Popen[str]) -> None:
         process.communicate()
 
 
-def reason(said: list[str]) -> str:
+def reason(outputs: list[str]) -> str:
     """The last line that names an error, or the last."""
-    lines = [line.strip() for text in said for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for text in outputs for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if re.search(r'Error\b|error:|\.py: ', line)]
-    return (errors or lines or ['it said nothing'])[-1][:300]
+    return (errors or lines or ['no output'])[-1][:300]

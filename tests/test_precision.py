@@ -535,7 +535,7 @@ def test_the_persistent_batch_norm_of_an_earlier_run_is_off_in_the_next(monkeypa
     assert support.check(Train(amp='O1'), Model()) == [FLOAT16, NHWC]
     assert support.check(Train(), Model()) == []
     assert gpu.flags == {PERSISTENT: 0}
-    monkeypatch.setenv(PERSISTENT, '1')  # by the user, as benchmarks.device does
+    monkeypatch.setenv(PERSISTENT, '1')  # by the user, as benchmarks.check_device does
     assert support.check(Train(), Model()) == []
     assert gpu.flags == {PERSISTENT: 1}
 

@@ -31,12 +31,6 @@ NOTEBOOK = 'engine.notebook'
 PAPERS, DEPLOY = LAYERS[0], LAYERS[1]
 FROM_DEPLOY = ('predictor', 'installation')  # all of deploy/ that the engine may import
 
-# Imports that break a rule and are not mended yet. Remove a line when you mend it; add none.
-EXCEPTIONS = {
-    ('benchmarks.device_page', 'benchmarks.device'),
-    ('benchmarks.device_suite', 'benchmarks.device'),
-}
-
 
 class Import(NamedTuple):
     module: str
@@ -129,7 +123,7 @@ def test_no_module_imports_a_higher_layer():
         f'{place}: {module} (layer {layer(module)}, {room(module)}) imports {imported} '
         f'(layer {layer(imported)}, {room(imported)})'
         for module, imported, place in IMPORTS
-        if layer(imported) > layer(module) and (module, imported) not in EXCEPTIONS
+        if layer(imported) > layer(module)
     ]
     assert not problems, '\n'.join(['imports of a higher layer:', *problems])
 
@@ -141,7 +135,7 @@ def test_no_circle(by):
     edges = {
         (name(one.module), name(one.imported)): one.place
         for one in IMPORTS
-        if name(one.module) != name(one.imported) and (one.module, one.imported) not in EXCEPTIONS
+        if name(one.module) != name(one.imported)
     }
     found = circle(set(edges))
     steps = zip(found, found[1:]) if found else ()
@@ -176,10 +170,6 @@ def test_a_papers_file_imports_paddle_and_the_other_paper_alone(name):
     tree = ast.walk(ast.parse(FILES[name].read_text(encoding='utf-8')))
     imported = {target.partition('.')[0] for node in tree for target in targets(node, name)}
     assert imported <= allowed
-
-
-def test_every_exception_is_still_needed():
-    assert {(one.module, one.imported) for one in IMPORTS} >= EXCEPTIONS
 
 
 def test_imports_are_found_in_every_form():

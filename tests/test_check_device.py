@@ -1,4 +1,4 @@
-"""python3 -m benchmarks.device: a page of what works on a device, whatever fails on the way."""
+"""python3 -m benchmarks.check_device writes its page whatever check fails."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import paddle
 import pytest
 from conftest import REPOSITORY
 
-from benchmarks import device_page, device_suite
+from benchmarks import check_device, device_page
 from benchmarks.device_page import Failure, Page, Skipped
 
 
@@ -33,17 +33,17 @@ def raising(error: Exception):
 def test_no_failure_ends_it_and_the_page_has_them_all(tmp_path, monkeypatch):
     page = tmp_path / 'page.md'
     about = {'kind': 'gpu', 'name': 'Card', 'cards': 1}
-    monkeypatch.setattr(device_suite, 'ask', lambda *given, **options: about)
+    monkeypatch.setattr(check_device, 'ask', lambda *given, **options: about)
     checks = {
         'wrong': raising(Failure('off by | 3')),
         'absent': raising(Skipped('there is one card')),
         'broken': raising(ZeroDivisionError('our own bug')),
         'right': lambda page: page.note('right', 'pass', 'off by 0'),
     }
-    monkeypatch.setattr(device_suite, 'CHECKS', checks)
+    monkeypatch.setattr(check_device, 'CHECKS', checks)
     monkeypatch.setattr(sys, 'argv', ['device', '--output', str(page)])
     with pytest.raises(SystemExit) as end:
-        device_suite.main()
+        check_device.main()
     assert end.value.code == 1
     wanted = {'wrong': 'fail', 'absent': 'skipped', 'broken': 'fail', 'right': 'pass'}
     assert outcomes(page) == wanted
@@ -97,9 +97,9 @@ def test_only_masters_that_stay_show_that_o2_fails_on_an_npu(page, said, outcome
         if said is not None:
             raise Failure(said)
 
-    monkeypatch.setattr(device_suite, 'ask', ask)
+    monkeypatch.setattr(check_device, 'ask', ask)
     try:
-        device_suite.check_o2(page)
+        check_device.check_o2(page)
     except Failure as failure:
         page.note('o2', 'fail', str(failure))
     assert outcomes(page.file) == {'o2': outcome}
@@ -107,7 +107,7 @@ def test_only_masters_that_stay_show_that_o2_fails_on_an_npu(page, said, outcome
 
 def run(tmp_path: Path, device: str, *only: str, **variables: str) -> dict[str, str]:
     page = tmp_path / 'page.md'
-    command = [sys.executable, '-m', 'benchmarks.device', '--device', device, '--quick']
+    command = [sys.executable, '-m', 'benchmarks.check_device', '--device', device, '--quick']
     command += ['--output', str(page), '--only', *only]
     done = subprocess.run(
         command,
@@ -125,7 +125,7 @@ def run(tmp_path: Path, device: str, *only: str, **variables: str) -> dict[str, 
 
 @pytest.mark.slow
 def test_on_a_cpu_everything_passes(tmp_path):
-    found = run(tmp_path, 'cpu', *device_suite.CHECKS)
+    found = run(tmp_path, 'cpu', *check_device.CHECKS)
     assert 'fail' not in found.values(), found
     for check in ('device', 'losses: oneDNN', 'same_seed', 'resume', 'processes', 'speed'):
         assert found[check] == 'pass'

@@ -1,8 +1,8 @@
-"""python3 -m benchmarks.device [--device gpu] [--only NAME ...] [--output FILE] [--minutes 10]
+"""python3 -m benchmarks.check_device [--device gpu] [--only NAME ...] [--output FILE] [...]
 
-The first thing to run on a machine with a GPU or an Ascend: it trains, resumes, exports and serves
-there, compares all of it with a CPU, and writes a page (Markdown) with what passes, what fails, and
-figures. A check that fails says why, and the others go on. Each runs in processes of its own.
+The first command for a machine with a GPU or an Ascend. It trains, resumes, exports and infers
+there, compares the results with a CPU, and writes a page (Markdown) of what passes, what fails, and
+speed. After a failed check it continues with the next. Each check runs in its own processes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,19 @@ import traceback
 from pathlib import Path
 from typing import Any, Callable
 
-from benchmarks.device import Mode, Network, Row, Scale, measure, outcome
+from benchmarks.device import (
+    RESNEXT_29,
+    RESNEXT_50,
+    SMALL,
+    WRN_28,
+    WRN_50,
+    Mode,
+    Network,
+    Row,
+    Scale,
+    measure,
+    outcome,
+)
 from benchmarks.device_page import FAIL, PASS, SKIPPED, Failure, Page, Skipped, ask, run
 from benchmarks.processes import REPOSITORY
 from benchmarks.train_step import has_bfloat16
@@ -50,7 +62,7 @@ def main() -> None:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog='python3 -m benchmarks.device',
+        prog='python3 -m benchmarks.check_device',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -261,14 +273,9 @@ def check_engines(page: Page) -> None:
 
 # ------------------------------------------------------------------ speed
 
-QUICK = (Network('WRN-10-1', 'wrn28_10_cifar10', 'wide_resnet10_1', 4),)
-NETWORKS = (
-    Network('WRN-28-10', 'wrn28_10_cifar10', 'wide_resnet28_10', 128),
-    Network('ResNeXt-50 32x4d', 'resnext50_32x4d_imagenet', 'resnext50_32x4d', 64, 224, 1000),
-    Network('ResNeXt-29 8x64d', 'resnext29_8x64d_cifar10', 'resnext29_8x64d', 128),
-    Network('WRN-40-10', 'wrn40_10_cifar10', 'wide_resnet40_10', 64),
-    Network('WRN-50-2', 'wrn50_2_imagenet', 'wide_resnet50_2', 64, 224, 1000),
-)
+QUICK = SMALL.networks[:1]
+WRN_40 = Network('WRN-40-10', 'wrn40_10_cifar10', 'wide_resnet40_10', 64)
+NETWORKS = (WRN_28, RESNEXT_50, RESNEXT_29, WRN_40, WRN_50)
 MODES = (
     *(Mode('O1', 'float16', 'NHWC'), Mode('O1', 'bfloat16'), Mode()),
     *(Mode('O1', 'float16'), Mode('O1', 'bfloat16', 'NHWC')),
