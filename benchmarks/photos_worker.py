@@ -14,11 +14,12 @@ import simplejpeg
 from PIL import Image
 
 from benchmarks.processes import Answer, seconds, serve
-from engine.data import IMAGENET_MEAN, IMAGENET_STD, packing
-from engine.data.batches import Batches
-from engine.data.photos import PhotoBatches, Photos
+from engine.data import packing
+from engine.data.batches import Batches, BatchOptions
+from engine.data.dataset import Files
+from engine.data.photo_batches import PhotoBatches, Photos
 from engine.data.pictures import EvalView, TrainView
-from engine.data.sources.folder import Files, walk
+from engine.data.sources.folder import MEAN, STD, walk
 from engine.machine import cpu
 from engine.machine.start import start_paddle
 
@@ -62,14 +63,10 @@ def decode(paths: list[str]) -> None:
 
 def batches(paths: list[str], view: TrainView | EvalView, workers: int) -> Batches:
     files = Files(paths, np.zeros(len(paths), np.int64))
-    return PhotoBatches(
-        Photos(files, EvalView(SIZE, RESIZE), workers=workers),
-        view=view,
-        batch_size=32,
-        mean=np.array(IMAGENET_MEAN),
-        std=np.array(IMAGENET_STD),
-        shuffle=isinstance(view, TrainView),
-    )
+    mean, std = np.array(MEAN), np.array(STD)
+    options = BatchOptions(batch_size=32, mean=mean, std=std, shuffle=isinstance(view, TrainView))
+    photos = Photos(files, EvalView(SIZE, RESIZE), workers=workers)
+    return PhotoBatches(photos, options, view=view)
 
 
 def vision(folder: Path, *, train: bool) -> Any:
@@ -81,7 +78,7 @@ def vision(folder: Path, *, train: bool) -> Any:
         if train
         else [transforms.Resize(RESIZE), transforms.CenterCrop(SIZE)]
     )
-    mean, std = [m / 255 for m in IMAGENET_MEAN], [s / 255 for s in IMAGENET_STD]
+    mean, std = [m / 255 for m in MEAN], [s / 255 for s in STD]
     normalise = [transforms.ToTensor(), transforms.Normalize(mean, std)]
     return datasets.ImageFolder(str(folder), transform=transforms.Compose(crop + normalise))
 

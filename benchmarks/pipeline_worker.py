@@ -11,7 +11,8 @@ from PIL import Image
 
 from benchmarks.processes import Answer, seconds, serve
 from engine.data.augmentation import Augmentation
-from engine.data.batches import ArrayBatches, Images
+from engine.data.batches import ArrayBatches, BatchOptions
+from engine.data.dataset import Images
 from engine.data.sources.cifar_layouts import VARIANTS
 from engine.machine import cpu
 from engine.machine.start import start_paddle
@@ -48,14 +49,14 @@ def drain(batches: Iterable[Any], images: int) -> Answer:
 
 
 def our_batches(images: Images, batch_size: int) -> ArrayBatches:
-    return ArrayBatches(
-        images,
+    options = BatchOptions(
         batch_size=batch_size,
         mean=np.array(VARIANTS['cifar10'].mean),
         std=np.array(VARIANTS['cifar10'].std),
         augmentation=Augmentation(crop_padding=4, flip=True),
         shuffle=True,
     )
+    return ArrayBatches(images, options)
 
 
 def vision_batches(pictures: list[Image.Image], labels: np.ndarray, batch_size: int) -> Any:

@@ -7,6 +7,7 @@ distributed_driver.py compare FOLDER COURSES  these one after another, each into
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -99,7 +100,7 @@ def trainers() -> dict[str, Any]:
         """Every process takes the first one's images."""
 
         def __init__(self, model, config, *, batches, **others):
-            batches.rank = 0
+            batches.options = dataclasses.replace(batches.options, rank=0)
             super().__init__(model, config, batches=batches, **others)
 
     kinds = (Trainer, Summing, Sharing, Lonely, Doubling)

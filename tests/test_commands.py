@@ -118,7 +118,7 @@ def test_the_picture_of_the_first_batch_is_what_the_network_was_given(finished, 
     batches = data.train_batches(dataset, config)
     batch = next(iter(batches))
     path = tmp_path / 'expected.png'
-    plots.first_batch(batch, batches.mean, batches.std, dataset.classes, path)
+    plots.first_batch(batch, batches.options.mean, batches.options.std, dataset.classes, path)
     np.testing.assert_array_equal(pixels_of(run / 'first_batch.png'), pixels_of(path))
 
 

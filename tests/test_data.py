@@ -20,6 +20,7 @@ from engine.data import (
     train_batches,
 )
 from engine.data.augmentation import Augmentation
+from engine.data.batches import BatchOptions
 from engine.data.policies import make_policy
 from engine.errors import UserError
 
@@ -46,7 +47,9 @@ def numbered(count, side=8):
 
 
 def batches_of(images, **choices):
-    return ArrayBatches(images, **{'batch_size': 10, 'mean': MEAN, 'std': STD, **choices})
+    return ArrayBatches(
+        images, BatchOptions(**{'batch_size': 10, 'mean': MEAN, 'std': STD, **choices})
+    )
 
 
 def seen(batches):
@@ -134,8 +137,10 @@ def test_the_order_does_not_depend_on_what_was_iterated_before():
 
 
 @pytest.mark.parametrize('batches_done', [0, 1, 4, 9, 10])
-@pytest.mark.parametrize(('rank', 'world'), [(0, 1), (1, 2)])
-def test_the_rest_of_an_epoch_is_the_tail_of_the_whole_one_to_the_bit(batches_done, rank, world):
+@pytest.mark.parametrize(('rank', 'world_size'), [(0, 1), (1, 2)])
+def test_the_rest_of_an_epoch_is_the_tail_of_the_whole_one_to_the_bit(
+    batches_done, rank, world_size
+):
     def epoch(batches_done):
         batches = batches_of(
             numbered(97),
@@ -143,8 +148,8 @@ def test_the_rest_of_an_epoch_is_the_tail_of_the_whole_one_to_the_bit(batches_do
             seed=4,
             augmentation=EVERYTHING,
             rank=rank,
-            world=world,
-            batch_size=10 // world,
+            world_size=world_size,
+            batch_size=10 // world_size,
         )
         batches.set_epoch(2, done=min(10 * batches_done, 97))
         return batches
@@ -201,24 +206,26 @@ def test_cutout_leaves_the_mean_in_a_normalised_batch():
 # ------------------------------------------------------------------ several processes
 
 
-def shards(count, world, batch_size, **choices):
+def shards(count, world_size, batch_size, **choices):
     return [
-        batches_of(numbered(count), batch_size=batch_size, rank=rank, world=world, **choices)
-        for rank in range(world)
+        batches_of(
+            numbered(count), batch_size=batch_size, rank=rank, world_size=world_size, **choices
+        )
+        for rank in range(world_size)
     ]
 
 
-@pytest.mark.parametrize('world', [1, 2, 3])
+@pytest.mark.parametrize('world_size', [1, 2, 3])
 @pytest.mark.parametrize('count', [1003, 1000, 961, 2, 1])
-def test_evaluation_counts_every_image_once_over_all_ranks(count, world):
-    ranks = shards(count, world, batch_size=32)
+def test_evaluation_counts_every_image_once_over_all_ranks(count, world_size):
+    ranks = shards(count, world_size, batch_size=32)
     parts = [seen(rank) for rank in ranks]
     assert len({len(part) for part in parts}) == 1, 'the ranks have different numbers of batches'
     assert sorted(flat(flat(parts))) == list(range(count))
 
 
 @pytest.mark.parametrize(
-    ('count', 'world', 'batch_size', 'left_out'),
+    ('count', 'world_size', 'batch_size', 'left_out'),
     [
         (1003, 1, 32, 0),
         (1003, 2, 32, 0),
@@ -230,10 +237,10 @@ def test_evaluation_counts_every_image_once_over_all_ranks(count, world):
         (2, 3, 16, 2),
     ],
 )
-def test_training_leaves_out_only_a_last_batch_smaller_than_the_world(
-    count, world, batch_size, left_out
+def test_training_leaves_out_only_a_last_batch_smaller_than_the_world_size(
+    count, world_size, batch_size, left_out
 ):
-    ranks = shards(count, world, batch_size, shuffle=True, seed=1)
+    ranks = shards(count, world_size, batch_size, shuffle=True, seed=1)
     for epoch in (0, 1):
         for rank in ranks:
             rank.set_epoch(epoch)
@@ -248,10 +255,12 @@ def test_training_leaves_out_only_a_last_batch_smaller_than_the_world(
             assert max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.parametrize('world', [2, 3])
-def test_a_batch_holds_the_same_images_on_however_many_processes(world):
+@pytest.mark.parametrize('world_size', [2, 3])
+def test_a_batch_holds_the_same_images_on_however_many_processes(world_size):
     alone = seen(batches_of(numbered(1003), batch_size=12, shuffle=True, seed=5))
-    parts = [seen(rank) for rank in shards(1003, world, 12 // world, shuffle=True, seed=5)]
+    parts = [
+        seen(rank) for rank in shards(1003, world_size, 12 // world_size, shuffle=True, seed=5)
+    ]
     together = [flat(shares) for shares in zip(*parts)]
     assert [sorted(batch) for batch in together] == [sorted(batch) for batch in alone]
 
@@ -259,7 +268,7 @@ def test_a_batch_holds_the_same_images_on_however_many_processes(world):
 def test_the_ranks_draw_different_augmentation():
     same = Images(np.repeat(numbered(1).pixels, 64, axis=0), np.arange(64))
     first, second = (
-        next(iter(batches_of(same, augmentation=EVERYTHING, rank=rank, world=2))).images
+        next(iter(batches_of(same, augmentation=EVERYTHING, rank=rank, world_size=2))).images
         for rank in (0, 1)
     )
     assert (first != second).any()
@@ -283,29 +292,31 @@ SHAPES = [  # images, then batch size and processes before, and after
 ]
 
 
-def places_between_batches(count, batch_size, world):
+def places_between_batches(count, batch_size, world_size):
     """What a checkpoint can have as the number of images done, with these batches."""
-    batches = batches_of(numbered(count), shuffle=True, batch_size=batch_size, world=world)
+    batches = batches_of(
+        numbered(count), shuffle=True, batch_size=batch_size, world_size=world_size
+    )
     return [batches.start(number) for number in range(len(batches) + 1)]
 
 
 @pytest.mark.parametrize(('count', 'before', 'after'), SHAPES)
 def test_with_other_batches_an_epoch_goes_on_in_its_order(count, before, after):
     """Wherever it was left: no image comes twice, and none is left out but a tail too small."""
-    batch_size, world = after
+    batch_size, world_size = after
     whole = batches_of(numbered(count), shuffle=True, seed=6, batch_size=count)
     whole.set_epoch(3)
     (order,) = whole.rows()
     for done in places_between_batches(count, *before):
-        ranks = shards(count, world, batch_size, shuffle=True, seed=6)
+        ranks = shards(count, world_size, batch_size, shuffle=True, seed=6)
         for rank in ranks:
             rank.set_epoch(3, done=done)
         shares = list(zip(*(rank.rows() for rank in ranks)))
         rest = flat(np.concatenate(share).tolist() for share in shares)
         left_out = count - done - len(rest)
         assert rest == order[done : count - left_out].tolist()
-        assert 0 <= left_out < world
-        first, together = ranks[0].first, batch_size * world
+        assert 0 <= left_out < world_size
+        first, together = ranks[0].first, batch_size * world_size
         assert [min(map(len, share)) >= 1 for share in shares] == [True] * len(shares)
         assert [sum(map(len, share)) for share in shares] == [
             ranks[0].size(number) for number in range(first, len(ranks[0]))
@@ -322,14 +333,16 @@ def test_with_other_batches_an_epoch_goes_on_in_its_order(count, before, after):
 
 @pytest.mark.parametrize(('count', 'before', 'after'), SHAPES)
 def test_start_and_size_of_the_batches_add_up_to_the_images(count, before, after):
-    batch_size, world = after
+    batch_size, world_size = after
     for done in places_between_batches(count, *before):
-        batches = batches_of(numbered(count), shuffle=True, batch_size=batch_size, world=world)
+        batches = batches_of(
+            numbered(count), shuffle=True, batch_size=batch_size, world_size=world_size
+        )
         batches.set_epoch(0, done=done)
         assert batches.start(batches.first) == done
         for number in range(batches.first, len(batches)):
             assert batches.size(number) == batches.start(number + 1) - batches.start(number)
-            assert world <= batches.size(number) < batches.global_batch_size + world
+            assert world_size <= batches.size(number) < batches.global_batch_size + world_size
         if batches.first < len(batches):
             total = sum(batches.size(number) for number in range(batches.first, len(batches)))
             assert done + total == batches.start(len(batches))
@@ -340,7 +353,7 @@ def test_start_and_size_of_the_batches_add_up_to_the_images(count, before, after
 )
 def test_what_is_left_of_a_batch_comes_alone_unless_it_is_less_than_an_image_each(done, first):
     """Two processes take batches of 10, of 40 images."""
-    batches = batches_of(numbered(40), shuffle=True, batch_size=5, world=2)
+    batches = batches_of(numbered(40), shuffle=True, batch_size=5, world_size=2)
     batches.set_epoch(0, done=done)
     assert batches.first == first
     assert batches.start(first) == done
@@ -348,7 +361,7 @@ def test_what_is_left_of_a_batch_comes_alone_unless_it_is_less_than_an_image_eac
 
 
 def test_an_image_that_is_left_of_the_last_batch_is_left_out_with_several_processes():
-    batches = batches_of(numbered(40), shuffle=True, batch_size=5, world=2)
+    batches = batches_of(numbered(40), shuffle=True, batch_size=5, world_size=2)
     batches.set_epoch(0, done=39)
     assert batches.rows() == []
     batches.set_epoch(0, done=40)
@@ -440,7 +453,7 @@ def test_the_split_of_digits_is_always_the_same(digits):
 
 
 def test_normalised_digits_have_mean_0_and_deviation_1(digits):
-    batches = ArrayBatches(digits.train, batch_size=500, mean=digits.mean, std=digits.std)
+    batches = ArrayBatches(digits.train, BatchOptions(500, digits.mean, digits.std))
     pixels = np.concatenate([batch.images for batch in batches])
     assert abs(pixels.mean(dtype=np.float64)) < 1e-4
     assert abs(pixels.std(dtype=np.float64) - 1) < 1e-4
@@ -595,7 +608,7 @@ def test_images_are_erased_before_they_are_mixed():
 def test_ranks_mix_among_their_own_images():
     for rank in (0, 1):
         augmentation = Augmentation(mixup=1.0)
-        for batch in colour_batches(augmentation, batch_size=5, rank=rank, world=2):
+        for batch in colour_batches(augmentation, batch_size=5, rank=rank, world_size=2):
             assert sorted(batch.partners) == sorted(batch.labels)
 
 

@@ -10,7 +10,7 @@ import pytest
 from paddle import nn
 
 from engine.data import ArrayBatches, Images
-from engine.data.batches import Batch, Batches
+from engine.data.batches import Batch, Batches, BatchOptions
 from engine.evaluation import evaluate
 
 CLASSES = 7
@@ -107,7 +107,7 @@ def test_mirroring_a_set_in_memory():
     """The mirror image, not the image upside down."""
     pixels = np.random.default_rng(0).integers(0, 90, (9, 3, 4, 6), np.uint8)
     images = Images(pixels, np.arange(9) % CLASSES)
-    batches = ArrayBatches(images, batch_size=4, mean=np.zeros(3), std=np.ones(3))
+    batches = ArrayBatches(images, BatchOptions(4, np.zeros(3), np.ones(3)))
     model = Table(100)
     result = evaluate(model, batches, mirror=True)
     corners = pixels[:, 0, 0, [0, -1]]

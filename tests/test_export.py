@@ -40,6 +40,7 @@ from sklearn.datasets import load_sample_images
 
 from engine import data, models
 from engine.config import load_config
+from engine.data.sources.cifar_layouts import VARIANTS
 from engine.errors import UserError
 from engine.export import static_model, verification
 from engine.export.exported_folder import class_names, graph_input, new_folder
@@ -282,7 +283,7 @@ def test_pictures_are_prepared_as_in_evaluation(root, tmp_path):
     config = load_config(QUICKSTART, settings.get(root, [f'data.name={root}']))
     view = data.preparation(config)
     if root.startswith('cifar'):
-        variant = data.VARIANTS[root]
+        variant = VARIANTS[root]
         mean, std, side = variant.mean, variant.std, 32
     else:
         dataset = data.load_data(config)

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine.data.dataset import Files
 from engine.data.sources import folder as folders
-from engine.data.sources.folder import Files, find_folder
+from engine.data.sources.folder import find_folder
 from engine.data.sources.lists import LABEL_LISTS
 from engine.errors import UserError
 from predictor.pictures import SUFFIXES

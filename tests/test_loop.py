@@ -16,7 +16,7 @@ from paddle import nn
 from engine import data, models
 from engine.config import Config, Data, Eval, Model, Optimizer, Schedule, Train, to_dict
 from engine.data import ArrayBatches, Batches, DataSet, Images
-from engine.data.batches import Batch
+from engine.data.batches import Batch, BatchOptions
 from engine.errors import Diverged, UserError
 from engine.evaluation import Evaluation, evaluate
 from engine.run.checkpoint import Checkpoints
@@ -99,7 +99,7 @@ def thirteen(batch_size: int = 5) -> Batches:
     """Images to evaluate on."""
     rng = np.random.default_rng(1)
     images = Images(rng.integers(0, 256, (13, 3, 16, 16), np.uint8), rng.integers(0, 10, 13))
-    return ArrayBatches(images, batch_size=batch_size, mean=np.full(3, 127.5), std=np.full(3, 60.0))
+    return ArrayBatches(images, BatchOptions(batch_size, np.full(3, 127.5), np.full(3, 60.0)))
 
 
 def run_epoch(trainer: Trainer, *, until: Optional[int] = None) -> Optional[dict]:
@@ -774,7 +774,7 @@ def numbered(count: int, classes: int, batch_size: int) -> tuple[Batches, np.nda
     pixels[:] = np.arange(count)[:, None, None, None]
     labels = rng.integers(0, classes, count)
     images = Images(pixels, labels)
-    batches = ArrayBatches(images, batch_size=batch_size, mean=np.zeros(3), std=np.ones(3))
+    batches = ArrayBatches(images, BatchOptions(batch_size, np.zeros(3), np.ones(3)))
     return batches, rng.normal(scale=2, size=(count, classes)).astype(np.float32)
 
 

@@ -18,7 +18,8 @@ from engine import data
 from engine.config import Config, load_config
 from engine.data import ArrayBatches, Images
 from engine.data.augmentation import Augmentation
-from engine.data.on_device import TOGETHER, DeviceBatches
+from engine.data.batches import BatchOptions
+from engine.data.on_device import BATCHES_PER_UPLOAD, DeviceBatches
 from engine.data.policies import make_policy
 from engine.errors import UserError
 from engine.evaluation import evaluate
@@ -39,9 +40,10 @@ def images_of(count, height=12, width=10, seed=9):
 def both(images, augmentation=None, *, epoch=2, done=0, **choices):
     """The same batches of either path."""
     options = {'batch_size': 16, 'mean': MEAN, 'std': STD, 'shuffle': True, 'seed': 4, **choices}
+    options['augmentation'] = augmentation or Augmentation()
     result = []
     for kind in (ArrayBatches, DeviceBatches):
-        batches = kind(images, augmentation=augmentation, **options)
+        batches = kind(images, BatchOptions(**options))
         batches.set_epoch(epoch, done=done)
         result.append(batches)
     return result
@@ -101,11 +103,16 @@ def test_images_that_grow(epoch, side):
 
 
 @pytest.mark.parametrize('count', [1, 2, 17, 33, 65])
-@pytest.mark.parametrize(('rank', 'world'), [(0, 1), (0, 2), (1, 2)])
-def test_processes_and_last_batches_of_any_size(count, rank, world):
+@pytest.mark.parametrize(('rank', 'world_size'), [(0, 1), (0, 2), (1, 2)])
+def test_processes_and_last_batches_of_any_size(count, rank, world_size):
     for shuffle, augmentation in ((True, EVERYTHING), (False, None)):
         host, device = both(
-            images_of(count), augmentation, rank=rank, world=world, shuffle=shuffle, batch_size=16
+            images_of(count),
+            augmentation,
+            rank=rank,
+            world_size=world_size,
+            shuffle=shuffle,
+            batch_size=16,
         )
         if not len(host):
             assert list(device) == []
@@ -114,7 +121,9 @@ def test_processes_and_last_batches_of_any_size(count, rank, world):
 
 
 def test_a_process_without_an_image_of_the_last_batch_evaluates_nothing_of_it():
-    *_, wanted = (host := both(images_of(33), shuffle=False, rank=1, world=2, batch_size=16))[0]
+    *_, wanted = (host := both(images_of(33), shuffle=False, rank=1, world_size=2, batch_size=16))[
+        0
+    ]
     *_, batch = host[1]
     for name in ('images', 'labels', 'rows'):
         ours, theirs = getattr(batch, name), getattr(wanted, name)
@@ -123,18 +132,23 @@ def test_a_process_without_an_image_of_the_last_batch_evaluates_nothing_of_it():
 
 
 @pytest.mark.parametrize('done', [16, 40, 80, 96])
-@pytest.mark.parametrize('world', [1, 2])
-def test_the_rest_of_an_epoch_of_any_place(done, world):
-    for rank in range(world):
+@pytest.mark.parametrize('world_size', [1, 2])
+def test_the_rest_of_an_epoch_of_any_place(done, world_size):
+    for rank in range(world_size):
         host, device = both(
-            images_of(97), EVERYTHING, done=done, rank=rank, world=world, batch_size=16 // world
+            images_of(97),
+            EVERYTHING,
+            done=done,
+            rank=rank,
+            world_size=world_size,
+            batch_size=16 // world_size,
         )
         if host.rows():
             assert_equal(host, device, ulps=1)
 
 
 def test_batches_of_more_than_one_upload():
-    count = 2 * (2 * TOGETHER + 3) - 1
+    count = 2 * (2 * BATCHES_PER_UPLOAD + 3) - 1
     host, device = both(images_of(count, 4, 4), Augmentation(flip=True, cutout=2), batch_size=2)
     assert_equal(host, device)
     assert_equal(host, device)  # and again: iterating changes nothing

@@ -1,5 +1,5 @@
-"""engine/data/photos.py: batches from files; a hundred bad files, from load_data to --check; and
-train.py on a folder under signals."""
+"""Batches from files; a hundred bad files, from load_data to --check; train.py on a folder under
+signals."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from conftest import REPOSITORY
 from PIL import Image
 
 from engine.config import Config, Data, Eval
-from engine.data import load_data, packing, photos, test_batches, train_batches
+from engine.data import file_checks, load_data, packing, photo_batches, test_batches, train_batches
 from engine.data.augmentation import Augmentation
-from engine.data.batches import Batch
-from engine.data.parallel import parallel
-from engine.data.photos import PhotoBatches, Photos, check_fully, check_quickly
+from engine.data.batches import Batch, BatchOptions
+from engine.data.dataset import Files
+from engine.data.file_checks import check_fully, check_quickly, parallel
+from engine.data.photo_batches import PhotoBatches, Photos
 from engine.data.pictures import EvalView, TrainView
-from engine.data.sources.folder import Files
 from engine.errors import UserError
 from engine.machine import devices
 
@@ -42,9 +42,10 @@ def batches_of(files: Files, *, size: int = 16, train: bool = True, **options) -
         name: options.pop(name) for name in ('workers', 'skip_bad', 'report') if name in options
     }
     view = EvalView(size=size, resize=size + 2, five_crops=options.pop('five_crops', False))
+    on_device = options.pop('on_device', False)
     options = {'mean': MEAN, 'std': STD, 'batch_size': 8, 'shuffle': train, **options}
-    images = Photos(files, view, **known)
-    return PhotoBatches(images, view=TrainView(size) if train else view, **options)
+    images, view = Photos(files, view, **known), TrainView(size) if train else view
+    return PhotoBatches(images, BatchOptions(**options), view=view, on_device=on_device)
 
 
 @pytest.fixture(scope='module')
@@ -86,7 +87,7 @@ def test_pixels_are_normalised_exactly(tmp_path):
     (tmp_path / 'a.png').write_bytes(picture_files.encode(pixels, 'PNG'))
     view = EvalView(size=16, resize=16)
     images = Photos(Files([str(tmp_path / 'a.png')], np.array([3])), view)
-    (batch,) = PhotoBatches(images, view=view, batch_size=4, mean=MEAN, std=STD)
+    (batch,) = PhotoBatches(images, BatchOptions(4, MEAN, STD), view=view)
     wanted = ((pixels.astype(np.float64) - MEAN) / STD).transpose(2, 0, 1).astype(np.float32)
     assert batch.images.dtype == np.float32
     np.testing.assert_array_equal(batch.images, wanted[None])
@@ -95,14 +96,16 @@ def test_pixels_are_normalised_exactly(tmp_path):
 
 
 @pytest.mark.parametrize('count', [1, 7, 8, 9, 1003])
-@pytest.mark.parametrize('world', [1, 2])
-def test_every_image_comes_once_in_an_evaluation_and_in_order(files, count, world):
+@pytest.mark.parametrize('world_size', [1, 2])
+def test_every_image_comes_once_in_an_evaluation_and_in_order(files, count, world_size):
     many = Files([files.paths[row % 30] for row in range(count)], np.arange(count))
     parts = [
-        batches_of(many, train=False, size=8, batch_size=4, rank=rank, world=world, workers=2)
-        for rank in range(world)
+        batches_of(
+            many, train=False, size=8, batch_size=4, rank=rank, world_size=world_size, workers=2
+        )
+        for rank in range(world_size)
     ]
-    assert {len(part) for part in parts} == {-(-count // (4 * world))}
+    assert {len(part) for part in parts} == {-(-count // (4 * world_size))}
     ranks = [list(part) for part in parts]
     rows = [np.concatenate([part[b].rows for part in ranks]) for b in range(len(parts[0]))]
     np.testing.assert_array_equal(np.concatenate(rows), np.arange(count))
@@ -133,7 +136,7 @@ def test_an_image_depends_on_seed_epoch_and_place_alone(files):
         again = by_row(batches_of(files, **options))
         for row, image in first.items():
             np.testing.assert_array_equal(again[row], image)
-    both = by_row(*(batches_of(files, batch_size=4, rank=rank, world=2) for rank in (0, 1)))
+    both = by_row(*(batches_of(files, batch_size=4, rank=rank, world_size=2) for rank in (0, 1)))
     for row, image in first.items():
         np.testing.assert_array_equal(both[row], image)
 
@@ -189,7 +192,7 @@ def test_memory_of_batches_that_are_gone_is_used_again(files):
         batch.images.__array_interface__['data'][0] for batch in batches_of(files, batch_size=2)
     ]
     assert len(addresses) == 15
-    assert len(set(addresses)) <= photos.AHEAD + 3
+    assert len(set(addresses)) <= photo_batches.AHEAD + 3
 
 
 def test_leaving_out_the_first_images_gives_the_rest_to_the_bit(files):
@@ -247,16 +250,16 @@ def test_no_thread_outlives_its_epoch(files, monkeypatch, how):
     if how == 'to the end':
         assert len(list(batches_of(files, workers=3))) == 4
     else:
-        read, calls = photos.read_file, []
+        read, calls = photo_batches.read_file, []
 
         def slowly(path: str) -> bytes:
             calls.append(path)
             time.sleep(0.05)
             if how == 'error' and len(calls) > 12:
-                raise photos.BadPicture('is gone')
+                raise photo_batches.BadPicture('is gone')
             return read(path)
 
-        monkeypatch.setattr(photos, 'read_file', slowly)
+        monkeypatch.setattr(photo_batches, 'read_file', slowly)
         batches = iter(batches_of(many, batch_size=8, workers=3))
         next(batches)
         assert readers()
@@ -295,7 +298,7 @@ def test_whoever_leaves_a_check_early_cancels_the_rest(error):
 
 
 def test_results_come_in_order_and_a_bug_in_a_job_is_raised(monkeypatch):
-    monkeypatch.setattr('engine.data.parallel.BLOCK', 7)
+    monkeypatch.setattr('engine.data.file_checks.BLOCK', 7)
     with parallel(lambda item: 100 // (item - 30), range(40), workers=3) as results:
         seen = [next(results) for _ in range(28)]  # four blocks
         with pytest.raises(ZeroDivisionError):
@@ -355,9 +358,9 @@ def test_the_quick_check_decodes_no_sound_jpeg_or_png(tmp_path, monkeypatch):
         ('a.jpg', picture_files.jpeg(noise)),
         ('a.png', picture_files.encode(noise, 'PNG')),
     ):
-        assert len(data) > photos.HEAD
+        assert len(data) > file_checks.HEAD
         (tmp_path / name).write_bytes(data)
-    monkeypatch.setattr(photos, 'check_fully', lambda path: pytest.fail('decoded'))
+    monkeypatch.setattr(file_checks, 'check_fully', lambda path: pytest.fail('decoded'))
     assert check_quickly(str(tmp_path / 'a.jpg')) is None
     assert check_quickly(str(tmp_path / 'a.png')) is None
 
@@ -389,12 +392,18 @@ def test_what_may_not_be_read_is_told(tmp_path):
 def test_the_quick_check_is_cut_short_and_says_so_also_where_it_found_something(
     files, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(photos, 'QUICK_CHECK_S', 2)
-    monkeypatch.setattr(photos, 'check_quickly', lambda path, most: time.sleep(0.1) or 'is bad')
+    def slow_check(path, max_pixels):
+        time.sleep(0.1)
+        return 'is bad'
+
+    monkeypatch.setattr(file_checks, 'QUICK_CHECK_S', 2)
+    monkeypatch.setattr(
+        file_checks, 'check_quickly', lambda path, most: time.sleep(0.1) or 'is bad'
+    )
     many, lines = Files(files.paths * 100, np.tile(np.arange(30), 100)), []
     start = time.monotonic()
     with pytest.raises(UserError, match=r'\d\d\.png is bad, and so are'):
-        photos.without_bad_files(many, skip=False, workers=2, report=lines.append)
+        file_checks.without_bad_files(many, skip=False, workers=2, report=lines.append)
     assert time.monotonic() - start < 20  # of the 37 that 8 threads need for all
     assert any('of 3,000 are left for when they are read' in line for line in lines)
 
@@ -402,7 +411,7 @@ def test_the_quick_check_is_cut_short_and_says_so_also_where_it_found_something(
 def test_nothing_is_left_where_every_file_is_bad(files):
     gone = Files([f'{path}.gone' for path in files.paths], files.labels)
     with pytest.raises(UserError, match=r'none of 30 files .*00\.png\.gone'):
-        photos.without_bad_files(gone, skip=True, workers=2, report=lambda text: None)
+        file_checks.without_bad_files(gone, skip=True, workers=2, report=lambda text: None)
 
 
 # ------------------------------------------------------------------ a hundred bad files
@@ -487,7 +496,7 @@ def test_with_skip_each_file_is_read_right_or_told_by_name(hundred):
         paths = [batches.images.files.paths[row] for batch in seen for row in batch.rows]
         pixels = np.concatenate([batch.images for batch in seen])
         assert len(set(paths)) == len(paths) == 4 + len(WHOLE)
-        if batches.shuffle:
+        if batches.options.shuffle:
             continue
         for path, image in zip(paths, pixels):
             wanted = WHOLE.get(Path(path).name)
@@ -573,7 +582,7 @@ def test_damage_inside_is_skipped_and_told_once_and_the_rest_is_the_same(spoiled
 
 
 def test_not_more_bad_files_are_told_than_anybody_would_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(photos, 'MAX_REPORTED', 2)
+    monkeypatch.setattr(photo_batches, 'MAX_REPORTED', 2)
     whole = tmp_path / 'whole.png'
     whole.write_bytes(WHOLE['rgba.png'].data)
     paths = [str(whole)] + [str(tmp_path / f'{number}.png') for number in range(5)]
@@ -623,7 +632,7 @@ def test_names_that_cannot_be_printed_are_told_all_the_same(tmp_path):
     paths = [os.path.join(str(tmp_path), os.fsdecode(name)) for name in names]
     lines: list[str] = []
     with pytest.raises(UserError) as caught:
-        photos.without_bad_files(
+        file_checks.without_bad_files(
             Files(paths, np.zeros(3, int)), skip=False, workers=1, report=lines.append
         )
     for text in (*lines, str(caught.value)):

@@ -15,7 +15,7 @@ from engine import plots
 from engine.config import Config, Data
 from engine.data import Images, load_data, train_batches
 from engine.data.augmentation import Augmentation, normalise
-from engine.data.batches import ArrayBatches, Batch
+from engine.data.batches import ArrayBatches, Batch, BatchOptions
 from engine.evaluation import Evaluation, report
 from engine.run.folder import RunFolder
 from engine.run.log import Log
@@ -299,7 +299,7 @@ def test_unnormalised_pixels_are_the_original_ones_to_the_last():
         assert result.dtype == np.uint8
         np.testing.assert_array_equal(result, values)
     images = random_images(30)
-    for batch in ArrayBatches(images, batch_size=8, mean=MEAN, std=STD, shuffle=True):
+    for batch in ArrayBatches(images, BatchOptions(8, MEAN, STD, shuffle=True)):
         shown = plots.unnormalise(batch.images, MEAN, STD)
         np.testing.assert_array_equal(shown, images.pixels[batch.rows])
 
@@ -379,7 +379,9 @@ def test_the_log_of_a_run_draws_the_batch_that_comes_first(tmp_path):
     first = next(iter(batches))
     assert first.partners is not None
     classes = [str(i) for i in range(10)]
-    plots.first_batch(first, batches.mean, batches.std, classes, tmp_path / 'expected.png')
+    plots.first_batch(
+        first, batches.options.mean, batches.options.std, classes, tmp_path / 'expected.png'
+    )
     assert drawn.name == 'first_batch.png'
     assert drawn.read_bytes() == (tmp_path / 'expected.png').read_bytes()
     _, again = logged_first_batch(tmp_path / 'again', config)
@@ -393,12 +395,7 @@ def test_drawing_the_first_batch_takes_nothing_from_the_training():
     augmentation = Augmentation(crop_padding=2, flip=True, random_erasing=0.5, mixup=0.4)
     batches, others = (
         ArrayBatches(
-            random_images(20),
-            batch_size=6,
-            mean=MEAN,
-            std=STD,
-            augmentation=augmentation,
-            shuffle=True,
+            random_images(20), BatchOptions(6, MEAN, STD, augmentation=augmentation, shuffle=True)
         )
         for _ in range(2)
     )

@@ -70,6 +70,9 @@ class Augmentation:
         return bool(self.cutout or self.random_erasing or self.mixup or self.cutmix or self.sides)
 
 
+NONE = Augmentation()
+
+
 class Crops(NamedTuple):
     """Where each image of a batch begins inside its padding, and whether it is mirrored then."""
 
@@ -81,7 +84,7 @@ class Crops(NamedTuple):
 class Mix(NamedTuple):
     """What mixup or CutMix makes of a batch."""
 
-    share: float  # that each image keeps of itself
+    own_weight: float  # of each image itself
     partners: np.ndarray  # int64 [N], the places in the batch that the rest is taken from
     box: Optional[tuple[int, int, int, int]]  # top, bottom, left, right of CutMix; mixup has none
 
@@ -171,6 +174,11 @@ def scale_and_shift(mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.n
     return scale, shift
 
 
+def normalised_levels(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """What normalising makes of the grey levels 0 to 255, float32 [C, 256], exactly rounded."""
+    return np.asarray((np.arange(256) - mean[:, None]) / std[:, None], np.float32)
+
+
 def erase(batch: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> None:
     """Cutout and random erasing of a normalised batch, in place, where they are on."""
     if augmentation.cutout:
@@ -224,19 +232,19 @@ def mix(
 ) -> tuple[np.ndarray, float]:
     """Mixup or CutMix of a normalised batch, in place; where both are on, either at random.
 
-    Returns each image's partner, and the share that it keeps of itself (1 where both are off).
+    Returns each image's partner, and the weight of the image itself (1 where both are off).
     """
     height, width = batch.shape[2:]
     drawn = draw_mix(len(batch), height, width, augmentation, rng)
     if drawn is None:
         return np.arange(len(batch)), 1.0
-    share, partners, box = drawn
+    own_weight, partners, box = drawn
     if box is None:
-        batch[:] = share * batch + (1 - share) * batch[partners]
+        batch[:] = own_weight * batch + (1 - own_weight) * batch[partners]
     else:
         top, bottom, left, right = box
         batch[:, :, top:bottom, left:right] = batch[partners, :, top:bottom, left:right]
-    return partners, share
+    return partners, own_weight
 
 
 def draw_mix(
@@ -247,17 +255,17 @@ def draw_mix(
     if not any(alphas):
         return None
     chosen = int(rng.integers(2)) if all(alphas) else int(alphas[0] == 0)
-    share = float(rng.beta(alphas[chosen], alphas[chosen]))
+    own_weight = float(rng.beta(alphas[chosen], alphas[chosen]))
     partners = rng.permutation(count)
     if chosen == 0:  # mixup, Zhang et al. 2017, arXiv:1710.09412
-        return Mix(share, partners, None)
+        return Mix(own_weight, partners, None)
     # CutMix, Yun et al. 2019, arXiv:1905.04899: the box may lie partly outside.
-    side = math.sqrt(1 - share)
+    side = math.sqrt(1 - own_weight)
     y, x = rng.integers(height), rng.integers(width)
     top, bottom = (int(np.clip(y + s * side * height / 2, 0, height)) for s in (-1, 1))
     left, right = (int(np.clip(x + s * side * width / 2, 0, width)) for s in (-1, 1))
-    share = 1 - (bottom - top) * (right - left) / (height * width)
-    return Mix(share, partners, (top, bottom, left, right))
+    own_weight = 1 - (bottom - top) * (right - left) / (height * width)
+    return Mix(own_weight, partners, (top, bottom, left, right))
 
 
 def averaging(size: int, side: int) -> np.ndarray:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, Iterator, NamedTuple, Optional, Protocol, Union
+from typing import TYPE_CHECKING, Any, Callable, Iterator, NamedTuple, Optional, Union
 
 import numpy as np
 
 from engine.data.augmentation import (
+    NONE,
     Augmentation,
     crop_and_flip,
     erase,
@@ -22,11 +23,14 @@ from engine.data.augmentation import (
     recolour_batch,
     shrink,
 )
+from engine.data.dataset import Images, ImageSet
 
 if TYPE_CHECKING:  # on the host, engine.data works without paddle
     from paddle import Tensor
 
 Array = Union[np.ndarray, 'Tensor']
+Rows = tuple[np.ndarray, np.random.Generator]  # of a batch: its rows, and what draws for it
+Pixels = tuple[np.ndarray, np.ndarray, np.random.Generator]  # the images of the rows, first
 
 
 class Batch(NamedTuple):
@@ -67,59 +71,31 @@ class Batch(NamedTuple):
         ]
 
 
-class ImageSet(Protocol):
-    """What a loop, a report and a plot need to know of a set, wherever its images are."""
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int64 [N]."""
-
-    def __len__(self) -> int: ...
-
-    def pictures(self, rows: np.ndarray) -> np.ndarray:
-        """uint8 [N, 3, H, W] of these rows, as evaluation sees them."""
-
-
 @dataclass(frozen=True)
-class Images:
-    """An ImageSet in memory: uint8 [N, 3, H, W] and int64 [N]."""
+class BatchOptions:
+    """How a set is cut into batches, and what is done to the images of each."""
 
-    pixels: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def pictures(self, rows: np.ndarray) -> np.ndarray:
-        return np.asarray(self.pixels[rows])
+    batch_size: int  # images of one process
+    mean: np.ndarray  # [3], of 0-255
+    std: np.ndarray
+    augmentation: Augmentation = NONE
+    shuffle: bool = False  # training: each epoch in another order
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
 
 
 class Batches(ABC):
     """The batches of an epoch, one process's part of each.
 
     Batch b of epoch e draws from a generator of its own, seeded by (seed, e, b, rank). With several
-    processes, each takes its part of every batch of batch_size * world images; a last batch of
-    fewer images than processes is left out of training.
+    processes, each takes its part of every global batch of batch_size * world_size images; a last
+    batch of fewer images than processes is left out of training.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        *,
-        batch_size: int,
-        mean: np.ndarray,
-        std: np.ndarray,
-        augmentation: Augmentation | None = None,
-        shuffle: bool = False,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self.images, self.batch_size, self.mean, self.std = images, batch_size, mean, std
-        self.augmentation = augmentation or Augmentation()
-        self.shuffle, self.seed = shuffle, seed
-        self.rank, self.world = rank, world
-        self.global_batch_size = batch_size * world
+    def __init__(self, images: ImageSet, options: BatchOptions) -> None:
+        self.images, self.options = images, options
+        self.global_batch_size = options.batch_size * options.world_size
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, *, done: int = 0) -> None:
@@ -132,16 +108,17 @@ class Batches(ABC):
         self.epoch, self._done = epoch, done
         self.first = done // self.global_batch_size
         left = min((self.first + 1) * self.global_batch_size, len(self.images)) - done
-        if self.shuffle and left < self.world:
+        if self.options.shuffle and left < self.options.world_size:
             self.first += 1
         self.first = min(self.first, len(self))
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.images), self.global_batch_size)
-        return whole + (rest >= (self.world if self.shuffle else 1))
+        return whole + (rest >= (self.options.world_size if self.options.shuffle else 1))
 
     @abstractmethod
-    def __iter__(self) -> Iterator[Batch]: ...
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches that are still to come in this epoch."""
 
     def start(self, number: int) -> int:
         """The place in the epoch's order where a batch begins."""
@@ -155,49 +132,58 @@ class Batches(ABC):
 
     def rows(self) -> list[np.ndarray]:
         """For each batch that is still to come, the images that this process takes."""
-        order = np.arange(len(self.images))
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(order)
+        order, options = np.arange(len(self.images)), self.options
+        if options.shuffle:
+            order = np.random.default_rng([options.seed, self.epoch]).permutation(order)
         numbers = range(self.first, len(self))
         batches = (order[self.start(number) : self.start(number + 1)] for number in numbers)
-        return [np.array_split(batch, self.world)[self.rank] for batch in batches]
+        return [np.array_split(batch, options.world_size)[options.rank] for batch in batches]
 
-    def remaining(self) -> Iterator[tuple[np.ndarray, np.random.Generator]]:
+    def _remaining(self) -> Iterator[Rows]:
         """The rows of each batch that is still to come, and the batch's generator."""
+        seed, rank = self.options.seed, self.options.rank
         for number, rows in enumerate(self.rows(), self.first):
-            yield rows, np.random.default_rng([self.seed, self.epoch, number, self.rank])
+            yield rows, np.random.default_rng([seed, self.epoch, number, rank])
 
-    def finish(self, images: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> Batch:
-        """The batch of these normalised images, after what is done to whole batches."""
-        erase(images, self.augmentation, rng)
+
+class HostBatches(Batches):
+    """Batches that NumPy augments. A subclass reads the images."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        for images, rows, rng in self._read(self._remaining()):
+            yield self._finish(images, rows, rng)
+
+    @abstractmethod
+    def _read(self, remaining: Iterator[Rows]) -> Iterator[Pixels]:
+        """The images of each of these batches: cropped, recoloured and normalised."""
+
+    def _finish(self, images: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> Batch:
+        """What is done to normalised images: erase, mix, shrink."""
+        augmentation = self.options.augmentation
+        erase(images, augmentation, rng)
         labels = self.images.labels[rows]
-        partner_of, share = mix(images, self.augmentation, rng)
-        partners = labels[partner_of] if share < 1.0 else None
-        side = self.augmentation.side(self.epoch)
+        partner_of, own_weight = mix(images, augmentation, rng)
+        partners = labels[partner_of] if own_weight < 1.0 else None
+        side = augmentation.side(self.epoch)
         images = images if side is None else shrink(images, side)
-        return Batch(images, labels, rows, partners, share)
+        return Batch(images, labels, rows, partners, own_weight)
 
 
-class ArrayBatches(Batches):
+class ArrayBatches(HostBatches):
     """Batches of an in-memory set, each gathered, augmented and normalised as a whole: about a
     hundred times as fast as image by image."""
 
     images: Images
 
-    def __init__(self, images: Images, **options: Any) -> None:
-        super().__init__(images, **options)
-        padding, mode = self.augmentation.crop_padding, self.augmentation.padding_mode
-        self._padded = pad(images.pixels, padding, mode, self.mean)
+    def __init__(self, images: Images, options: BatchOptions) -> None:
+        super().__init__(images, options)
+        padding, mode = options.augmentation.crop_padding, options.augmentation.padding_mode
+        self._padded = pad(images.pixels, padding, mode, options.mean)
 
-    def __iter__(self) -> Iterator[Batch]:
-        augmentation = self.augmentation
-        for rows, rng in self.remaining():
-            pixels = crop_and_flip(
-                self._padded,
-                rows,
-                padding=augmentation.crop_padding,
-                flip=augmentation.flip,
-                rng=rng,
-            )
+    def _read(self, remaining: Iterator[Rows]) -> Iterator[Pixels]:
+        options, augmentation = self.options, self.options.augmentation
+        padding, flip = augmentation.crop_padding, augmentation.flip
+        for rows, rng in remaining:
+            pixels = crop_and_flip(self._padded, rows, padding=padding, flip=flip, rng=rng)
             pixels = recolour_batch(pixels, augmentation, rng)
-            yield self.finish(normalise(pixels, self.mean, self.std), rows, rng)
+            yield normalise(pixels, options.mean, options.std), rows, rng

@@ -1,4 +1,4 @@
-"""Names of classes and files, some of which no text can hold as they are."""
+"""Names of classes: as a line of text, and how two lists of them differ."""
 
 from __future__ import annotations
 
@@ -54,8 +54,3 @@ def differing(there: Iterable[str], here: Iterable[str]) -> str:
 def numbered(names: Sequence[str], count: int) -> list[str]:
     """The names of `count` outputs: those without a name are numbered."""
     return [*names, *(str(index) for index in range(len(names), count))]
-
-
-def legible(path: str) -> str:
-    """A path for a line of text: without line ends, or bytes that are not UTF-8."""
-    return path if path.isprintable() else repr(path)

@@ -1,14 +1,14 @@
 """Batches of a set in memory that lives on the device and is augmented there.
 
-The host draws what ArrayBatches draws, from the same generators; a few integers an image go up, in
-one copy for many batches. The images are those of ArrayBatches, to the rounding of float32.
+The host draws what ArrayBatches draws, from the same generators; a few integers an image are
+uploaded, in one copy for many batches. The images are those of ArrayBatches, to the rounding of
+float32.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Iterator, Optional, Union
+from typing import Any, Iterator, NamedTuple, Optional, Union
 
 import numpy as np
 import paddle
@@ -22,22 +22,30 @@ from engine.data.augmentation import (
     pad,
     scale_and_shift,
 )
-from engine.data.batches import Batch, Batches, Images
+from engine.data.batches import Batch, Batches, BatchOptions
+from engine.data.dataset import Images
 from engine.machine import devices
 
-TOGETHER = 32  # batches that are drawn, and whose integers go up, at once
-
-# The integers of an image: the place of its first pixel in the flat set, and the step from there
-# along a line (-1: mirrored); its label; the corner of its cutout; its partner in the batch.
-FIRST, STEP, LABEL, TOP, LEFT, PARTNER, PARTNER_LABEL = range(7)
+BATCHES_PER_UPLOAD = 32
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """What the host knows of a batch."""
+class ImageDraws(NamedTuple):
+    """The integers of each image of a batch: arrays [B], or the same as tensors on the device."""
+
+    first: Any  # the place of its first pixel in the flat set
+    step: Any  # from pixel to pixel along a line; -1: mirrored
+    label: Any
+    top: Any = 0  # the corner of its cutout
+    left: Any = 0
+    partner: Any = 0  # the place in the batch of the image that is mixed in
+    partner_label: Any = 0
+
+
+class Drawn(NamedTuple):
+    """What the host draws for a batch."""
 
     rows: np.ndarray  # int64 [B]
-    integers: np.ndarray  # int [7, B], as above; zeros where something is off
+    integers: np.ndarray  # int64 [7, B], the rows of ImageDraws
     mix: Optional[Mix]
 
 
@@ -62,11 +70,12 @@ class DeviceBatches(Batches):
 
     images: Images
 
-    def __init__(self, images: Images, **options: Any) -> None:
-        super().__init__(images, **options)
-        assert not self.augmentation.image_by_image, 'that is the work of ArrayBatches'
-        padding, mode = self.augmentation.crop_padding, self.augmentation.padding_mode
-        padded = pad(images.pixels, padding, mode, self.mean)
+    def __init__(self, images: Images, options: BatchOptions) -> None:
+        super().__init__(images, options)
+        self._augmentation = options.augmentation
+        assert not self._augmentation.image_by_image, 'that is the work of ArrayBatches'
+        padding, mode = self._augmentation.crop_padding, self._augmentation.padding_mode
+        padded = pad(images.pixels, padding, mode, options.mean)
         _, channels, self._height, self._width = images.pixels.shape
         self._dtype = np.int32 if padded.size < 2**31 else np.int64
         # From an image, a channel, and a line to the next one in the flat set.
@@ -78,11 +87,11 @@ class DeviceBatches(Batches):
         flat = padded.reshape(-1).astype(devices.pixel_dtype(), copy=False)
         self._pixels = devices.to_device(flat)
         self._averaging: dict[int, list[paddle.Tensor]] = {}  # of the sides so far, the matrices
-        self._normaliser = Normaliser(self.mean, self.std)
+        self._normaliser = Normaliser(options.mean, options.std)
 
     def __iter__(self) -> Iterator[Batch]:
-        remaining = (self._draw(rows, rng) for rows, rng in self.remaining())
-        while several := list(islice(remaining, TOGETHER)):
+        draws = (self._draw(rows, rng) for rows, rng in self._remaining())
+        while several := list(islice(draws, BATCHES_PER_UPLOAD)):
             integers = self._integers(np.concatenate([drawn.integers for drawn in several], axis=1))
             start = 0
             for drawn in several:
@@ -93,40 +102,44 @@ class DeviceBatches(Batches):
     def _integers(self, array: np.ndarray) -> paddle.Tensor:
         return devices.to_device(array.astype(self._dtype))
 
-    def _draw(self, rows: np.ndarray, rng: np.random.Generator) -> _Drawn:
-        augmentation, count, labels = self.augmentation, len(rows), self.images.labels[rows]
-        padding, flip, cutout = augmentation.crop_padding, augmentation.flip, augmentation.cutout
-        tops, lefts, mirrored = draw_crops(count, padding=padding, flip=flip, rng=rng)
-        integers = np.zeros((7, count), np.int64)
-        integers[FIRST] = rows * self._image + tops * self._line + lefts
-        integers[FIRST] += mirrored * (self._width - 1)
-        integers[STEP] = 1 - 2 * mirrored
-        integers[LABEL] = labels
+    def _draw(self, rows: np.ndarray, rng: np.random.Generator) -> Drawn:
+        augmentation, count, labels = self._augmentation, len(rows), self.images.labels[rows]
         size = self._height, self._width
-        if cutout:
-            integers[TOP], integers[LEFT] = draw_squares(count, *size, size=cutout, rng=rng)
+        crops = draw_crops(
+            count, padding=augmentation.crop_padding, flip=augmentation.flip, rng=rng
+        )
+        first = rows * self._image + crops.tops * self._line + crops.lefts
+        drawn = ImageDraws(
+            first=first + crops.mirrored * (self._width - 1),
+            step=1 - 2 * crops.mirrored,
+            label=labels,
+        )
+        if augmentation.cutout:
+            top, left = draw_squares(count, *size, size=augmentation.cutout, rng=rng)
+            drawn = drawn._replace(top=top, left=left)
         mix = draw_mix(count, *size, augmentation, rng)
         if mix is not None:
-            integers[PARTNER], integers[PARTNER_LABEL] = mix.partners, labels[mix.partners]
-        return _Drawn(rows, integers, mix)
+            drawn = drawn._replace(partner=mix.partners, partner_label=labels[mix.partners])
+        return Drawn(rows, np.stack([np.broadcast_to(row, count) for row in drawn]), mix)
 
-    def _batch(self, drawn: _Drawn, integers: paddle.Tensor) -> Batch:
+    def _batch(self, drawn: Drawn, integers: paddle.Tensor) -> Batch:
         """The batch that was drawn; `integers` are its own, on the device."""
+        mix = drawn.mix
         # Where an evaluation runs in 16 bits, the network's input still comes in 32.
         with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
-            images = self._crop(_per_image(integers[FIRST]), _per_image(integers[STEP]))
-            images = self._normaliser(images)
-            if self.augmentation.cutout:
-                top, left = _per_image(integers[TOP]), _per_image(integers[LEFT])
-                size = self.augmentation.cutout
+            of = ImageDraws(*paddle.unbind(integers))
+            images = self._normaliser(self._crop(_per_image(of.first), _per_image(of.step)))
+            if self._augmentation.cutout:
+                top, left = _per_image(of.top), _per_image(of.left)
+                size = self._augmentation.cutout
                 images = images * (1.0 - self._inside(top, top + size, left, left + size))
-            if drawn.mix is not None:
-                images = self._mix(images, integers[PARTNER], drawn.mix)
-            images = self._shrink(images, self.augmentation.side(self.epoch))
-            labels, partners, share = integers[LABEL].astype('int64'), None, 1.0
-            if drawn.mix is not None and drawn.mix.share < 1.0:
-                partners, share = integers[PARTNER_LABEL].astype('int64'), drawn.mix.share
-        return Batch(images, labels, drawn.rows, partners, share)
+            if mix is not None:
+                images = self._mix(images, of.partner, mix)
+            images = self._shrink(images, self._augmentation.side(self.epoch))
+            labels, partners, own_weight = of.label.astype('int64'), None, 1.0
+            if mix is not None and mix.own_weight < 1.0:
+                partners, own_weight = of.partner_label.astype('int64'), mix.own_weight
+        return Batch(images, labels, drawn.rows, partners, own_weight)
 
     def _none(self) -> Batch:
         """What an evaluation has for a process where images are fewer than these."""
@@ -152,7 +165,7 @@ class DeviceBatches(Batches):
         return paddle.logical_and(across, along).astype('float32')
 
     def _mix(self, images: paddle.Tensor, partners: paddle.Tensor, mix: Mix) -> paddle.Tensor:
-        kept = mix.share if mix.box is None else 1.0 - self._inside(*mix.box)
+        kept = mix.own_weight if mix.box is None else 1.0 - self._inside(*mix.box)
         return images * kept + paddle.gather(images, partners) * (1.0 - kept)
 
     def _shrink(self, images: paddle.Tensor, side: Optional[int]) -> paddle.Tensor:

@@ -15,9 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from engine.console import can_redraw
-from engine.data.class_names import legible
-from engine.data.parallel import parallel
-from engine.data.photos import check_fully, read_file
+from engine.data.file_checks import check_fully, legible, parallel, read_file
 from engine.data.pictures import Jpeg, open_picture, resized
 from engine.data.sources.folder import TEST_WORDS, split_word, walk
 from engine.data.sources.lists import LABEL_LISTS, decoded, file_name, readings

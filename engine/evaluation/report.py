@@ -11,7 +11,7 @@ from typing import Any, Sequence
 import numpy as np
 
 from engine import plots
-from engine.data.batches import ImageSet
+from engine.data.dataset import ImageSet
 from engine.evaluation import Evaluation
 from engine.files import can_be_written, write_atomically
 from engine.plots import fonts

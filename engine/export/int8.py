@@ -25,7 +25,7 @@ from predictor.onnx_engines import import_onnxruntime
 
 if TYPE_CHECKING:
     from engine.data import DataSet
-    from engine.data.batches import ImageSet
+    from engine.data.dataset import ImageSet
 
 CALIBRATION_IMAGES, TEST_IMAGES = 256, 2000
 BATCH = 32

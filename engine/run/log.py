@@ -162,7 +162,9 @@ class Log:
         if batch is None:  # of an epoch that was stopped when all but its evaluation was done
             return
         path = self._folder.first_batch_file
-        plots.first_batch(batch.moved(np.asarray), batches.mean, batches.std, classes, path)
+        plots.first_batch(
+            batch.moved(np.asarray), batches.options.mean, batches.options.std, classes, path
+        )
         with Image.open(path) as picture:
             self._vdl.add_image('first_batch', np.asarray(picture.convert('RGB')), 0)
 

@@ -178,7 +178,7 @@ class Trainer:
         """The step that is done, with measurements if its results have just been collected."""
         step, epoch, sums = self.step - 1, self.progress.epoch, self.progress.sums
         epochs = self.step / len(self.batches), self.steps / len(self.batches)
-        steps_left = self.batches.augmentation.work(*epochs, like=epoch) * len(self.batches)
+        steps_left = self.batches.options.augmentation.work(*epochs, like=epoch) * len(self.batches)
         record = StepRecord(step, epoch, self.progress.batch - 1, self.lr_at(step), steps_left)
         if not measured:
             return record

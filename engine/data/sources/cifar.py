@@ -21,6 +21,8 @@ from typing import Any, Callable, Optional
 import numpy as np
 
 from engine import safe_pickle
+from engine.config import Data
+from engine.data.dataset import DataSet, Images, Request
 from engine.data.sources.cifar_layouts import VARIANTS, Encoding, Variant
 from engine.download import download
 from engine.errors import UserError
@@ -38,6 +40,13 @@ Arrays = tuple[np.ndarray, np.ndarray]
 Read = Callable[[str], Optional[bytes]]
 # How the files are written, readers of the training and of the test files, and where they are.
 Found = tuple[Encoding, Read, Read, str]
+
+
+def load(data: Data, request: Request) -> DataSet:
+    root = Path(data.root).expanduser()
+    train, test, classes, origin = load_cifar(data.name, root, fetch=data.download)
+    mean, std = request.preparation.mean, request.preparation.std
+    return DataSet(Images(*train), Images(*test), classes, mean, std, origin)
 
 
 def load_cifar(name: str, root: Path, *, fetch: bool) -> tuple[Arrays, Arrays, list[str], str]:

@@ -19,12 +19,20 @@ from typing import Iterator, Mapping, Optional, Sequence
 
 import numpy as np
 
+from engine.config import Data
 from engine.data.class_names import class_name, differing
+from engine.data.dataset import DataSet, Files, Request, count_held_out
+from engine.data.file_checks import without_bad_files
+from engine.data.photo_batches import Photos
+from engine.data.pictures import EvalView
 from engine.data.sources.lists import LABEL_LISTS, is_list, read_labels
 from engine.errors import UserError
+from engine.machine import cpu, processes
 from predictor import listing
 from predictor.pictures import SUFFIXES
 
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet
+SIZE = 224
 TRAIN_WORDS = ('train', 'training', '训练集')
 # The first that is there is taken.
 TEST_WORDS = (
@@ -38,20 +46,6 @@ _SPLIT = re.compile(
 
 
 @dataclass(frozen=True)
-class Files:
-    """Paths of pictures, and a label each."""
-
-    paths: list[str]
-    labels: np.ndarray  # int64 [N]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def only(self, rows: np.ndarray) -> Files:
-        return Files([self.paths[row] for row in rows], self.labels[rows])
-
-
-@dataclass(frozen=True)
 class Folder:
     """A data set on disk; `train` is empty where only evaluation was asked for."""
 
@@ -59,6 +53,41 @@ class Folder:
     test: Files
     classes: list[str]
     notes: list[str]  # lines that the user should read
+
+
+def load(data: Data, request: Request) -> DataSet:
+    """UserError if it is missing, or if it has bad files and data.on_bad_file is `stop`."""
+    prepared, report = request.preparation, request.report
+    found = find_folder(
+        Path(data.root),
+        train=request.train,
+        train_folder=data.train_folder,
+        test_folder=data.test_folder,
+        holdout=data.holdout,
+        known=request.classes,
+    )
+    for note in found.notes if processes.RANK == 0 else ():
+        report(note)
+    max_pixels = data.max_pixels_million * 1_000_000
+    view = EvalView(size=prepared.size, resize=prepared.resize, max_pixels=max_pixels)
+    workers = data.workers or cpu.cores_per_process()
+    skip = data.on_bad_file == 'skip'
+
+    def photos(files: Files) -> Photos:
+        processes.require_same('the data set', lambda: f'{len(files):,} files')
+        good = without_bad_files(
+            files, skip=skip, workers=workers, report=report, max_pixels=max_pixels
+        )
+        return Photos(good, view, workers=workers, skip_bad=skip, report=report)
+
+    return DataSet(
+        photos(found.train) if request.train else None,
+        photos(found.test),
+        found.classes,
+        prepared.mean,
+        prepared.std,
+        data.root,
+    )
 
 
 def find_folder(
@@ -87,10 +116,7 @@ def find_folder(
                 'leave one of the two out'
             )
         classes = _class_folders(train_root)
-        files = _list_classes(classes, notes)
-        test_rows = _hold_out(files, holdout, train_root)
-        train_rows = np.setdiff1d(np.arange(len(files)), test_rows)
-        parts = files.only(train_rows), files.only(test_rows)
+        parts = _hold_out(_list_classes(classes, notes), holdout, train_root)
     else:
         if test_root is None:
             raise _no_test_images(root, train_root)
@@ -291,13 +317,8 @@ def _list_flat(root: Path, folder: Path, classes: list[str]) -> Files:
     return Files(paths, np.array(labels, dtype=np.int64))
 
 
-def held_out(count: int, share: float) -> int:
-    """How many of a class's images are for testing: at least one, and not all; 0 if it has one."""
-    return min(max(1, round(share * count)), count - 1)
-
-
-def _hold_out(files: Files, share: float, folder: Path) -> np.ndarray:
-    """Rows of the test images: of each class those with the lowest checksums of their names.
+def _hold_out(files: Files, fraction: float, folder: Path) -> tuple[Files, Files]:
+    """To train and to test with: of each class, those with the lowest checksums of their names.
 
     So the choice is random, the same each time, and nearly the same after images were added.
     """
@@ -306,10 +327,10 @@ def _hold_out(files: Files, share: float, folder: Path) -> np.ndarray:
     held: list[int] = []
     starts = np.flatnonzero(np.diff(files.labels, prepend=-1))  # the labels are in order
     for rows in np.split(np.arange(len(files)), starts[1:]):
-        count = held_out(len(rows), share)
+        count = count_held_out(len(rows), fraction)
         if count < 1:
             raise UserError(
                 f'{os.path.dirname(files.paths[rows[0]])} holds one image: data.holdout needs two'
             )
         held += rows[np.argsort(keys[rows], kind='stable')][:count].tolist()
-    return np.array(sorted(held))
+    return files.only(np.setdiff1d(np.arange(len(files)), held)), files.only(np.array(sorted(held)))
