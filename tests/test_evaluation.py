@@ -52,7 +52,7 @@ class Views(Batches):
     ) -> None:
         labels = np.random.default_rng(count).integers(0, CLASSES, count)
         images = Images(np.zeros((count, 3, 4, 4), np.uint8), labels)
-        super().__init__(images, batch_size=batch_size, mean=np.zeros(3), std=np.ones(3))
+        super().__init__(images, BatchOptions(batch_size, np.zeros(3), np.ones(3)))
         self.views, self.bad = views, bad
 
     def __iter__(self) -> Iterator[Batch]:

@@ -139,7 +139,7 @@ class Batches(ABC):
         batches = (order[self.start(number) : self.start(number + 1)] for number in numbers)
         return [np.array_split(batch, options.world_size)[options.rank] for batch in batches]
 
-    def _remaining(self) -> Iterator[Rows]:
+    def remaining(self) -> Iterator[Rows]:
         """The rows of each batch that is still to come, and the batch's generator."""
         seed, rank = self.options.seed, self.options.rank
         for number, rows in enumerate(self.rows(), self.first):
@@ -150,7 +150,7 @@ class HostBatches(Batches):
     """Batches that NumPy augments. A subclass reads the images."""
 
     def __iter__(self) -> Iterator[Batch]:
-        for images, rows, rng in self._read(self._remaining()):
+        for images, rows, rng in self._read(self.remaining()):
             yield self._finish(images, rows, rng)
 
     @abstractmethod

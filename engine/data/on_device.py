@@ -90,7 +90,7 @@ class DeviceBatches(Batches):
         self._normaliser = Normaliser(options.mean, options.std)
 
     def __iter__(self) -> Iterator[Batch]:
-        draws = (self._draw(rows, rng) for rows, rng in self._remaining())
+        draws = (self._draw(rows, rng) for rows, rng in self.remaining())
         while several := list(islice(draws, BATCHES_PER_UPLOAD)):
             integers = self._integers(np.concatenate([drawn.integers for drawn in several], axis=1))
             start = 0
