@@ -346,3 +346,7 @@ CHECKS: dict[str, Callable[[Page], None]] = {
     'engines': check_engines,
     'speed': check_speed,
 }
+
+
+if __name__ == '__main__':
+    main()
