@@ -15,8 +15,8 @@ import simplejpeg
 from conftest import REPOSITORY
 from PIL import Image
 
-from engine.data.pictures import EvalView, TrainView, open_picture, resized
-from predictor.pictures import BadPicture
+from engine.data.pictures import EvalView, TrainView, open_picture
+from predictor.pictures import BadPicture, crops, resized
 
 WHOLE, DAMAGED = picture_files.whole_files(), picture_files.damaged_files()
 WHOLE.update(picture_files.odd_files())
@@ -191,10 +191,8 @@ def test_an_evaluation_crop_never_leaves_the_picture():
     for resize, size in ((37, 32), (292, 256), (341, 299), (49, 49)):
         for side in range(resize - 30, resize + 400, 7):
             pixels = np.zeros((side, resize + 1, 3), np.uint8)
-            crops = EvalView(size=size, resize=resize, five_crops=True)
-            target = resized(*pixels.shape[:2], resize)
-            corner = target[0] - size, target[1] - size
-            assert crops._crop(pixels, target, corner).shape == (size, size, 3)
+            views = crops(pixels, size=size, resize=resize, five=True)
+            assert views.shape == (5, size, size, 3)
 
 
 def test_resized_sides_are_torchvisions():

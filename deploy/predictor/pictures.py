@@ -113,23 +113,53 @@ def _read(data: bytes, max_pixels: int) -> Image.Image:
         raise BadPicture(f'is damaged ({_first_line(error)})') from None
 
 
-def centre(image: Image.Image, *, size: int, resize: int) -> np.ndarray:
-    """uint8 [size, size, 3]: the short side resized to `resize` (antialiased, bilinear), cropped.
-
-    Only the crop is computed, from the part of the picture that it depends on.
-    """
-    least = min(image.size)
-    spans = [_span(side, int(resize * side / least), size) for side in image.size]
-    (left, right), (top, bottom) = (window for window, _ in spans)
-    (x0, x1), (y0, y1) = (box for _, box in spans)
-    part = image.crop((left, top, right, bottom))
-    view = part.resize((size, size), Image.Resampling.BILINEAR, box=(x0, y0, x1, y1))
+def centre(picture: Image.Image, *, size: int, resize: int) -> np.ndarray:
+    """uint8 [size, size, 3]: the short side resized to `resize`, the centre cropped."""
+    (view,) = crops(picture, size=size, resize=resize)
     return np.asarray(view)
 
 
-def _span(side: int, goal: int, size: int) -> tuple[tuple[int, int], tuple[float, float]]:
-    """The pixels that `size` in the middle of `goal` depend on, and the crop's ends within them."""
-    factor, first = side / goal, round((goal - size) / 2)
+def crops(
+    picture: Image.Image | np.ndarray, *, size: int, resize: int, five: bool = False
+) -> np.ndarray:
+    """uint8 [1 or 5, size, size, 3]: the centre, and the four corners.
+
+    They are the crops of the picture (an RGB image or its uint8 pixels [H, W, 3]) whose short side
+    is resized to `resize` (antialiased, bilinear). Only the crops are computed, each from the part
+    of the picture that it depends on.
+    """
+    width, height = picture.size if isinstance(picture, Image.Image) else picture.shape[1::-1]
+    tall, wide = resized(height, width, resize)
+    down, right = tall - size, wide - size
+    corners = [(round(down / 2), round(right / 2))]
+    if five:
+        corners += [(0, 0), (0, right), (down, 0), (down, right)]
+    views = []
+    for y, x in corners:
+        (top, bottom), (y0, y1) = _span(height, tall, y, size)
+        (left, end), (x0, x1) = _span(width, wide, x, size)
+        if isinstance(picture, Image.Image):
+            part = picture.crop((left, top, end, bottom))
+        else:
+            part = Image.fromarray(picture[top:bottom, left:end])
+        views.append(part.resize((size, size), Image.Resampling.BILINEAR, box=(x0, y0, x1, y1)))
+    return np.stack([np.asarray(view) for view in views])
+
+
+def resized(height: int, width: int, short: int) -> tuple[int, int]:
+    """Height and width after the short side became `short`, rounded as torchvision does."""
+    least = min(height, width)
+    return int(short * height / least), int(short * width / least)
+
+
+def _span(
+    side: int, goal: int, first: int, size: int
+) -> tuple[tuple[int, int], tuple[float, float]]:
+    """The pixels of `side` that a crop depends on, and the crop's ends within them.
+
+    The crop is the pixels from `first` to `first + size` after `side` is resized to `goal`.
+    """
+    factor = side / goal
     low, high = first * factor, (first + size) * factor
     reach = math.ceil(max(factor, 1.0)) + 1  # how far the filter looks beyond the crop
     start, stop = max(0, math.floor(low) - reach), min(side, math.ceil(high) + reach)

@@ -16,13 +16,13 @@ from tqdm import tqdm
 
 from engine.console import can_redraw
 from engine.data.file_checks import check_fully, legible, parallel, read_file
-from engine.data.pictures import Jpeg, open_picture, resized
+from engine.data.pictures import Jpeg, open_picture
 from engine.data.sources.folder import TEST_WORDS, split_word, walk
 from engine.data.sources.lists import LABEL_LISTS, decoded, file_name, readings
 from engine.errors import UserError
 from engine.files import LONGEST_NAME, write_atomically
 from predictor.listing import counted, describe_left_out
-from predictor.pictures import MAX_PIXELS, BadPicture
+from predictor.pictures import MAX_PIXELS, BadPicture, resized
 
 JPEG_SIDE = 65500  # libjpeg's limit
 

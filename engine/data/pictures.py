@@ -21,7 +21,14 @@ from PIL import Image
 
 from engine.data.augmentation import recolour
 from engine.data.policies import Policy
-from predictor.pictures import MAX_PIXELS, BadPicture, open_image, read_picture, require_moderate
+from predictor.pictures import (
+    MAX_PIXELS,
+    BadPicture,
+    crops,
+    open_image,
+    read_picture,
+    require_moderate,
+)
 
 JPEG, JPEG_END = b'\xff\xd8', b'\xff\xd9'
 PNG = b'\x89PNG\r\n\x1a\n'
@@ -165,50 +172,17 @@ class TrainView:
 
 @dataclass(frozen=True)
 class EvalView:
-    """What evaluation sees: the short side resized to `resize`, then the centre, or five crops.
-
-    The same pixels as Pillow's antialiased bilinear resize of the whole picture and a crop, but
-    only the crop is computed.
-    """
+    """What evaluation sees of a picture: the centre, or five crops, as in deploy/ to the pixel."""
 
     size: int
-    resize: int
+    resize: int  # the short side before the crop
     five_crops: bool = False
     max_pixels: int = MAX_PIXELS
 
     def __call__(self, data: bytes, rng: Optional[np.random.Generator] = None) -> np.ndarray:
         """uint8 [1 or 5, size, size, 3]: the centre, and the four corners."""
         pixels = open_picture(data, self.max_pixels).pixels()
-        height, width = pixels.shape[:2]
-        target = resized(height, width, self.resize)
-        down, right = target[0] - self.size, target[1] - self.size
-        corners = [(round(down / 2), round(right / 2))]
-        if self.five_crops:
-            corners += [(0, 0), (0, right), (down, 0), (down, right)]
-        return np.stack([self._crop(pixels, target, corner) for corner in corners])
-
-    def _crop(
-        self, pixels: np.ndarray, target: tuple[int, int], corner: tuple[int, int]
-    ) -> np.ndarray:
-        start, stop, window = [], [], []
-        for side, goal, first in zip(pixels.shape, target, corner):
-            factor = side / goal
-            low, high = first * factor, (first + self.size) * factor
-            reach = math.ceil(max(factor, 1.0)) + 1  # how far the filter looks beyond the crop
-            window.append(
-                slice(max(0, math.floor(low) - reach), min(side, math.ceil(high) + reach))
-            )
-            start.append(low - window[-1].start)
-            stop.append(high - window[-1].start)
-        image = Image.fromarray(pixels[window[0], window[1]])
-        box = (start[1], start[0], stop[1], stop[0])
-        return np.asarray(image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box))
-
-
-def resized(height: int, width: int, short: int) -> tuple[int, int]:
-    """Height and width after the short side became `short`, rounded as torchvision does."""
-    least = min(height, width)
-    return int(short * height / least), int(short * width / least)
+        return crops(pixels, size=self.size, resize=self.resize, five=self.five_crops)
 
 
 def _require_sound_png(data: bytes) -> None:
