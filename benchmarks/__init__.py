@@ -1,1 +1,1 @@
-"""Every figure of the README comes from here: python3 -m benchmarks"""
+"""The figures of README.md, docs/results.md and docs/performance.md: python3 -m benchmarks"""

@@ -18,7 +18,7 @@ from engine import cli
 from engine.errors import UserError
 
 PICTURE = Path(__file__).with_name('accuracy.png')
-WANTED = {45: 0.90, 120: 0.93}  # minutes -> test accuracy
+TARGETS = {45: 0.90, 120: 0.93}  # minutes -> test accuracy
 SERIES = {'runs': 'this repository', 'runs_in_pytorch': 'PyTorch, the same recipe'}
 
 
@@ -81,8 +81,8 @@ def draw(series: dict[str, list[Any]]) -> Figure:
         points = sorted((minutes(run), 100 * run['accuracy']) for run in runs if run)
         if points:
             axes.plot(*zip(*points), 'o-', label=label)
-    times, accuracies = zip(*WANTED.items())
-    axes.plot(times, [100 * value for value in accuracies], '*', color='0.5', label='wanted')
+    times, accuracies = zip(*TARGETS.items())
+    axes.plot(times, [100 * value for value in accuracies], '*', color='0.5', label='target')
     axes.set_xscale('log', base=2)
     axes.xaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
     axes.xaxis.set_minor_formatter(NullFormatter())

@@ -94,9 +94,9 @@ def check_kernels(page: Page) -> None:
     found = ask(page, 'kernels', device=page.kind)
     for dtype in ('float', 'float16', 'bfloat16'):
         lacking = [name for name, types in found.items() if dtype not in types]
-        wanted = page.kind == 'gpu' and dtype == 'float'
+        expected = page.kind == 'gpu' and dtype == 'float'
         text = f'{dtype}: all but {", ".join(lacking)}' if lacking else f'{dtype}: all'
-        page.note('kernels', FAIL if wanted and 'momentum' in lacking else PASS, text)
+        page.note('kernels', FAIL if expected and 'momentum' in lacking else PASS, text)
 
 
 # name -> overrides, variables, and how far losses may be from a CPU's.
@@ -144,7 +144,7 @@ def train_ten_steps(page: Page, device: str, overrides: list[str], **more: Any) 
 
 def check_losses(page: Page) -> None:
     """Ten steps from the same weights on the same images, beside Paddle's own CPU kernels."""
-    wanted = train_ten_steps(page, 'cpu', ['train.cpu_conv=paddle'])['losses']
+    expected = train_ten_steps(page, 'cpu', ['train.cpu_conv=paddle'])['losses']
     for name, (overrides, variables, limit) in VARIANTS[page.kind].items():
         title = f'losses: {name}'
         try:
@@ -153,7 +153,7 @@ def check_losses(page: Page) -> None:
             page.note(title, FAIL, str(failure))
             continue
         off = {
-            network: max(abs(a - b) for a, b in zip(losses, wanted[network]))
+            network: max(abs(a - b) for a, b in zip(losses, expected[network]))
             for network, losses in found['losses'].items()
         }
         text = ', '.join(f'{network} off by {value:.1e}' for network, value in off.items())
@@ -206,8 +206,8 @@ def check_resume(page: Page) -> None:
 
     whole = trained(page)
     runs = whole, page.scratch / 'resumed'
-    ours, wanted = (read_weights(folder / 'best.pdparams').arrays for folder in runs)
-    off = max(float(np.abs(ours[name] - array).max()) for name, array in wanted.items())
+    ours, expected = (read_weights(folder / 'best.pdparams').arrays for folder in runs)
+    off = max(float(np.abs(ours[name] - array).max()) for name, array in expected.items())
     if off > 1e-3:
         raise Failure(f'a resumed run is off by {off:.1e} from an uninterrupted one')
     text = 'equals an uninterrupted one to the bit' if not off else f'is off by {off:.1e} from one'
@@ -256,7 +256,7 @@ def check_engines(page: Page) -> None:
         run(page, export)
     config = str(REPOSITORY / 'configs' / 'quickstart.yaml')
     about: dict[str, Any] = {'weights': str(weights), 'config': config, 'folder': str(folder)}
-    ask(page, 'wanted_logits', count=16, **about)
+    ask(page, 'expected_logits', count=16, **about)
     engines = [*ENGINES[page.kind]]
     if page.kind == 'gpu':
         engines += [('onnxruntime', 'float32'), ('paddle', 'float16')]
@@ -291,15 +291,15 @@ def check_speed(page: Page) -> None:
     modes = [mode for mode in MODES if mode.suits(page.kind)]
     if page.kind == 'npu':
         modes = [mode for mode in modes if mode.dtype != 'bfloat16']
-    wanted: list[tuple[Network, Mode, dict[str, str]]]
-    wanted = [(network, mode, {}) for mode in modes for network in networks]
+    planned: list[tuple[Network, Mode, dict[str, str]]]
+    planned = [(network, mode, {}) for mode in modes for network in networks]
     if page.kind == 'gpu':
-        wanted.insert(1, (networks[0], modes[0], EXHAUSTIVE))
-    for number, (network, mode, variables) in enumerate(wanted):
+        planned.insert(1, (networks[0], modes[0], EXHAUSTIVE))
+    for number, (network, mode, variables) in enumerate(planned):
         if page.seconds_left < 20:
-            rest = len(wanted) - number
+            rest = len(planned) - number
             page.note(
-                'speed', SKIPPED, f'{rest} of {len(wanted)} rows: no time is left (--minutes)'
+                'speed', SKIPPED, f'{rest} of {len(planned)} rows: no time is left (--minutes)'
             )
             return
         row = measure(Row(network, mode), page.kind, scale, variables)

@@ -282,7 +282,7 @@ def outcome(row: Row) -> str:
 
 
 def describe(rows: list[Row], peaks: Peaks, about: dict[str, Any]) -> str:
-    """The table for README.md."""
+    """The table for docs/performance.md."""
     cells = []
     for row in rows:
         if row.failure:

@@ -48,7 +48,7 @@ def describe(device: str) -> dict[str, Any]:
     product = paddle.matmul(*(paddle.to_tensor(x.astype(np.float32)) for x in (a, b)))
     images, filters = rng.normal(size=(2, 8, 9, 9)), rng.normal(size=(8, 8, 3, 3))
     convolved = F.conv2d(*(paddle.to_tensor(x.astype(np.float32)) for x in (images, filters)))
-    wanted = sum(
+    expected = sum(
         np.einsum('nchw,oc->nohw', images[..., i : i + 7, j : j + 7], filters[..., i, j])
         for i in range(3)
         for j in range(3)
@@ -62,7 +62,7 @@ def describe(device: str) -> dict[str, Any]:
         'paddle': paddle.__version__,
         'python': sys.version.split()[0],
         'product error': _error(product.numpy(), a @ b),
-        'convolution error': _error(convolved.numpy(), wanted),
+        'convolution error': _error(convolved.numpy(), expected),
     }
     if kind == 'gpu':
         cuda = paddle.device.cuda
@@ -181,17 +181,17 @@ def logits(device: str, folder: str, engine: str, precision: str, batches: list[
     cpu.prepare_cpu()
     import predictor
 
-    found, wanted = {}, np.load(Path(folder) / 'wanted.npz')
+    found, expected = {}, np.load(Path(folder) / 'expected.npz')
     for size in batches:
         chosen = predictor.Predictor(
             folder, engine=engine, device=device, batch=max(batches), precision=precision
         )
-        images, expected = wanted['images'][:size], wanted['logits'][:size]
+        images, expected = expected['images'][:size], expected['logits'][:size]
         found[size] = _error(chosen.logits(images), expected)
     return found
 
 
-def wanted_logits(weights: str, config: str, folder: str, count: int) -> dict[str, Any]:
+def expected_logits(weights: str, config: str, folder: str, count: int) -> dict[str, Any]:
     """Write images and dygraph's logits on the CPU beside an exported graph."""
     start('cpu')
     import paddle
@@ -206,16 +206,16 @@ def wanted_logits(weights: str, config: str, folder: str, count: int) -> dict[st
     images = np.random.default_rng(0).normal(size=(count, 3, side, side)).astype(np.float32)
     with paddle.no_grad():
         answers = model(paddle.to_tensor(images)).numpy()
-    np.savez(Path(folder) / 'wanted.npz', images=images, logits=answers)
+    np.savez(Path(folder) / 'expected.npz', images=images, logits=answers)
     return {}
 
 
-def _error(found: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+def _error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 CHECKS: dict[str, Callable[..., Any]] = {
-    check.__name__: check for check in (describe, kernels, losses, sync_bn, logits, wanted_logits)
+    check.__name__: check for check in (describe, kernels, losses, sync_bn, logits, expected_logits)
 }
 
 

@@ -101,8 +101,8 @@ def difference(paths: list[str]) -> Answer:
         width, height = (int(RESIZE * side / short) for side in image.size)
         left, top = round((width - SIZE) / 2), round((height - SIZE) / 2)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
-        wanted = np.asarray(image.crop((left, top, left + SIZE, top + SIZE)), dtype=int)
-        apart = np.abs(view(data)[0] - wanted)
+        expected = np.asarray(image.crop((left, top, left + SIZE, top + SIZE)), dtype=int)
+        apart = np.abs(view(data)[0] - expected)
         means.append(apart.mean())
         largest = max(largest, int(apart.max()))
     return {'mean': float(np.mean(means)), 'largest': largest}

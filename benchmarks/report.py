@@ -21,17 +21,17 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Claim:
-    """A figure that the project wants to be at least, or at most, `wanted`."""
+    """A figure that should be at least, or at most, `target`."""
 
     what: str
     value: float
-    wanted: float
+    target: float
     unit: str
     at_most: bool = False
 
     @property
     def reached(self) -> bool:
-        return self.value <= self.wanted if self.at_most else self.value >= self.wanted
+        return self.value <= self.target if self.at_most else self.value >= self.target
 
 
 @dataclass
@@ -53,12 +53,12 @@ class Result:
                 [
                     claim.what,
                     f'{claim.value:.4g} {claim.unit}',
-                    f'{"at most" if claim.at_most else "at least"} {claim.wanted:g} {claim.unit}',
+                    f'{"at most" if claim.at_most else "at least"} {claim.target:g} {claim.unit}',
                     'yes' if claim.reached else 'NO',
                 ]
                 for claim in self.claims
             ]
-            print(f'\n{table(["claim", "measured", "wanted", "reached"], rows)}', flush=True)
+            print(f'\n{table(["claim", "measured", "target", "reached"], rows)}', flush=True)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

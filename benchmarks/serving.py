@@ -32,7 +32,7 @@ VARIANTS = {
 NETWORKS = {WRN_28_10: 32, RESNEXT_50: 224, WRN_50_2: 224}  # side of a picture
 ROUNDS = {1: 5, 16: 3}  # by batch size
 TURN_S = 0.6
-WANTED = 0.95
+TARGET = 0.95
 
 
 def run(quick: bool, exported: Optional[Path]) -> Result:
@@ -94,6 +94,6 @@ def judge(
         'ours_over_best': round(ratio, 3),
         'chosen': about,
     }
-    result.claims.append(Claim(f'{title}: ours / {VARIANTS[best]}', ratio, WANTED, 'x'))
+    result.claims.append(Claim(f'{title}: ours / {VARIANTS[best]}', ratio, TARGET, 'x'))
     cells = (f'{speed[n]:.1f} ({min(rounds[n]):.1f}-{max(rounds[n]):.1f})' for n in VARIANTS)
     return [title, *cells, about['engine'], VARIANTS[best], f'{ratio:.2f}']

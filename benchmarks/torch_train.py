@@ -99,8 +99,8 @@ def require_known(config: Config) -> None:
 
 def in_bfloat16(config: Config) -> bool:
     """Where the recipe is, and the CPU can: elsewhere, ours is in float32, too."""
-    wanted = config.train.amp != 'none' and config.train.amp_dtype == 'bfloat16'
-    return wanted and has_bfloat16()
+    requested = config.train.amp != 'none' and config.train.amp_dtype == 'bfloat16'
+    return requested and has_bfloat16()
 
 
 def train(config: Config, batches: Batches) -> nn.Module:

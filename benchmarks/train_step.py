@@ -57,7 +57,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Race:
-    """A network, how long it is measured, and what is wanted of ours: the ratios of images/s."""
+    """A network, how long it is measured, and the target of ours: the ratios of images/s."""
 
     network: Network
     rounds: int

@@ -45,8 +45,8 @@ def test_no_failure_ends_it_and_the_page_has_them_all(tmp_path, monkeypatch):
     with pytest.raises(SystemExit) as end:
         check_device.main()
     assert end.value.code == 1
-    wanted = {'wrong': 'fail', 'absent': 'skipped', 'broken': 'fail', 'right': 'pass'}
-    assert outcomes(page) == wanted
+    expected = {'wrong': 'fail', 'absent': 'skipped', 'broken': 'fail', 'right': 'pass'}
+    assert outcomes(page) == expected
     text = page.read_text()
     assert text.startswith('# Card: 1 pass, 2 fail\n')
     assert '| wrong | fail | off by / 3 |\n' in text
