@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
@@ -14,7 +13,7 @@ from engine.errors import Diverged, Stopped, UserError
 from engine.machine import collectives, cpu, devices, processes, support
 from engine.machine.start import start_paddle
 from engine.run.chosen_weights import initial_weights
-from engine.run.folder import RunFolder, read_records, resolve_config
+from engine.run.folder import RunFolder, resolve_config
 
 if TYPE_CHECKING:  # these import paddle, which waits until the arguments are known to be good
     from engine.data.batches import Batches
@@ -69,7 +68,7 @@ def open_log(config: Config, settings: str, machine: list[str]) -> AnyLog:
 def train(config: Config, run: RunFolder, resume: Optional[str], log: AnyLog) -> None:
     """Set everything up, train, and say what to do next."""
     from engine import data
-    from engine.training import memory, network
+    from engine.training import memory, network, preflight
     from engine.training.trainer import Trainer
 
     devices.seed_everything(config.seed)
@@ -88,7 +87,7 @@ def train(config: Config, run: RunFolder, resume: Optional[str], log: AnyLog) ->
     classes = data.class_count(dataset, config.model.num_classes)
     model, lines = network.build(config.model, config.train, classes, pretrained)
     trainer = Trainer(model, config, batches=batches, classes=dataset.classes)
-    log.lines([*lines, *trainer.describe()])
+    log.lines([*lines, *preflight.describe_step(trainer)])
     if snapshot is not None:
         restore(trainer, snapshot, run, log)
     if trainer.step > trainer.steps:  # the records of these steps must stay
@@ -104,7 +103,7 @@ def train(config: Config, run: RunFolder, resume: Optional[str], log: AnyLog) ->
         try:
             log.first_batch(batches, dataset.classes)
             train_epochs(trainer, tests, run, log)
-            log.lines(what_next(run))
+            log.run_ends()
         except (UserError, Diverged, Stopped) as end:
             log.note(str(end))
             raise
@@ -129,9 +128,9 @@ def train_epochs(trainer: Trainer, tests: Batches, run: RunFolder, log: AnyLog) 
     A signal saves and raises Stopped.
     """
     from engine.machine.signals import StopSignals
-    from engine.training.trainer import is_due
+    from engine.training.progress import is_due
 
-    config, last = trainer.config, trainer.last_epoch
+    config, last, epochs = trainer.config, trainer.last_epoch, trainer.config.train.epochs
 
     def after_step(step: StepRecord) -> None:
         log.step(step)
@@ -144,7 +143,8 @@ def train_epochs(trainer: Trainer, tests: Batches, run: RunFolder, log: AnyLog) 
     with StopSignals() as stop:
         try:
             for epoch in range(trainer.progress.epoch, last + 1):
-                log.epoch_starts(trainer.epoch_start())
+                log.line(trainer.describe_rate())
+                log.epoch_starts(trainer.progress, epochs=epochs, batches=len(trainer.batches))
                 trainer.train_one_epoch(after_step=after_step)
                 log.training_ends(trainer.progress.sums)
                 cut_short = trainer.inside_epoch  # by train.max_steps; more would continue here
@@ -171,23 +171,6 @@ def save(trainer: Trainer, run: RunFolder, log: AnyLog) -> None:
     snapshot = trainer.snapshot()
     log.flush()
     run.save(trainer.progress.name, snapshot, keep=trainer.config.train.keep)
-
-
-def what_next(run: RunFolder) -> list[str]:
-    """The result, and the commands that use it."""
-    record = (read_records(run.path) or [{}])[-1]
-    if 'eval_accuracy' not in record:
-        return ['nothing is left to train']
-    folder = shlex.quote(str(run.path))
-    return [
-        f'finished after epoch {record["epoch"] + 1}: '
-        f'accuracy {100 * record["eval_accuracy"]:.2f} % '
-        f'(best: {100 * record["best_accuracy"]:.2f} % after epoch {record["best_epoch"] + 1})',
-        f'  curves:            {run.curves_file}',
-        f'  what it mistakes:  python3 eval.py -w {folder}',
-        f'  export it:         python3 export.py -w {folder}',
-        f'  live, in VisualDL: visualdl --logdir {shlex.quote(str(run.vdl_folder))}',
-    ]
 
 
 if __name__ == '__main__':

@@ -21,9 +21,9 @@ from engine.errors import Diverged, UserError
 from engine.evaluation import Evaluation, evaluate
 from engine.run.checkpoint import Checkpoints
 from engine.training import network, optimizers
-from engine.training.progress import StepRecord
+from engine.training.progress import StepRecord, is_due
 from engine.training.snapshot import Snapshot
-from engine.training.trainer import Trainer, is_due
+from engine.training.trainer import Trainer
 from engine.weights import Arrays, state_arrays
 
 IMAGES, BATCH = 22, 8  # three batches an epoch, the last of six images

@@ -9,6 +9,7 @@ they are. Those, metrics.jsonl and VisualDL count from 0; all else counts epochs
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Optional, Sequence, TextIO, Union
@@ -26,7 +27,7 @@ from engine.run.folder import RunFolder, read_records
 
 if TYPE_CHECKING:
     from engine.data.batches import Batches
-    from engine.training.progress import EpochStart, StepRecord, Sums
+    from engine.training.progress import Progress, StepRecord, Sums
 
 CURVES_EVERY_S = 30.0
 TOO_LONG_S = 2 * 86400.0
@@ -76,13 +77,13 @@ class Log:
         else:
             self._file.write(f'{text}\n')
 
-    def epoch_starts(self, start: EpochStart) -> None:
-        self.line(f'Epoch {start.epoch}: {start.schedule} set learning rate to {start.lr:.6g}.')
-        self._place = f'epoch {start.epoch + 1}/{start.epochs}'
+    def epoch_starts(self, progress: Progress, *, epochs: int, batches: int) -> None:
+        """The next of that many epochs, of that many batches, of which some may be done."""
+        self._place = f'epoch {progress.epoch + 1}/{epochs}'
         if can_redraw(sys.stdout):
             self._bar = tqdm(
-                total=start.batches,
-                initial=start.batch,
+                total=batches,
+                initial=progress.batch,
                 desc=self._place,
                 bar_format='{desc} |{bar}| {n_fmt}/{total_fmt}{postfix}',
                 file=sys.stdout,
@@ -171,6 +172,23 @@ class Log:
     def flush(self) -> None:
         """Put on disk what a checkpoint is about to record as done."""
         self._vdl.flush()
+
+    def run_ends(self) -> None:
+        """The result, and the commands that use it."""
+        record = self._records[-1] if self._records else {}
+        if 'eval_accuracy' not in record:
+            self.line('nothing is left to train')
+            return
+        run, folder = shlex.quote(str(self._folder.path)), self._folder
+        self.line(
+            f'finished after epoch {record["epoch"] + 1}: '
+            f'accuracy {100 * record["eval_accuracy"]:.2f} % '
+            f'(best: {100 * record["best_accuracy"]:.2f} % after epoch {record["best_epoch"] + 1})'
+        )
+        self.line(f'  curves:            {folder.curves_file}')
+        self.line(f'  what it mistakes:  python3 eval.py -w {run}')
+        self.line(f'  export it:         python3 export.py -w {run}')
+        self.line(f'  live, in VisualDL: visualdl --logdir {shlex.quote(str(folder.vdl_folder))}')
 
     def close(self) -> None:
         self._close_bar()

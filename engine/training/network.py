@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Optional, Union
 
+import paddle
 from paddle import nn
 
 from engine import config as configs
@@ -41,3 +42,11 @@ def build(
         report = fit_weights(model, pretrained, str(config.pretrained), head=config.pretrained_head)
         lines += [f'pretrained: {text}' for text in report.lines()]
     return model, lines
+
+
+def compiled(model: nn.Layer, how: Union[bool, str]) -> nn.Layer:
+    """By train.to_static."""
+    if not how:
+        return model
+    # Paddle 3 has another default: a compiler for GPUs that gives up after a time, silently.
+    return paddle.jit.to_static(model, backend='CINN' if how == 'cinn' else None)

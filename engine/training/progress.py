@@ -57,18 +57,6 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class EpochStart:
-    """An epoch that is about to be trained, or the rest of it. Epochs and batches count from 0."""
-
-    epoch: int
-    epochs: int  # of the run
-    batch: int  # the first that is left
-    batches: int  # of the epoch
-    schedule: str  # Paddle's name
-    lr: float
-
-
-@dataclass(frozen=True)
 class Measured:
     """What is known once results have been fetched from the device, on all processes at once."""
 
@@ -88,3 +76,8 @@ class StepRecord:
     lr: float
     steps_left: float  # of the run, in steps of this epoch: those on larger images take longer
     measured: Optional[Measured] = None  # every train.log_every steps
+
+
+def is_due(epoch: int, *, every: int, start: int = 0, last: int) -> bool:
+    """Whether the epoch is the last, or completes `every` epochs from `start` on."""
+    return epoch == last or (epoch >= start and (epoch - start + 1) % every == 0)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 from engine.config import differences
-from engine.data.class_names import differing
 from engine.errors import UserError
 from engine.training.progress import Progress, Sums
 from engine.weights import Arrays
@@ -41,6 +40,8 @@ class Snapshot:
 
     def require_fitting(self, now: dict[str, Any]) -> None:
         """UserError unless a training of the state `now` can continue from here."""
+        from engine.data.class_names import differing  # engine.data takes long to import
+
         then = self.state
         if then['classes'] != now['classes']:
             raise UserError(

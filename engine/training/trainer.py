@@ -7,9 +7,8 @@ import math
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from typing import Any, Callable, Generator, Iterable, Iterator, Optional, Union
+from typing import Any, Callable, Generator, Iterable, Iterator, Optional
 
-import numpy as np
 import paddle
 from paddle import nn
 
@@ -21,9 +20,10 @@ from engine.evaluation import Evaluation
 from engine.machine import collectives, devices, processes
 from engine.training.averaging import AveragedWeights
 from engine.training.loss import loss_of
+from engine.training.network import compiled
 from engine.training.optimizers import load_optimizer_arrays, make_optimizer, optimizer_arrays
 from engine.training.precision import Precision, full_precision
-from engine.training.progress import EpochStart, Measured, Progress, StepRecord, Sums
+from engine.training.progress import Measured, Progress, StepRecord, Sums
 from engine.training.results import Results
 from engine.training.schedule import PADDLE_NAMES, make_schedule, peak_lr
 from engine.training.snapshot import Snapshot
@@ -41,7 +41,7 @@ class Trainer:
         self.optimizer = make_optimizer(model, config.optimizer)
         self.precision = Precision(config.train)
         self.precision.prepare(model, self.optimizer)
-        self._forward = collectives.distribute(_compiled(model, config.train.to_static))
+        self._forward = collectives.distribute(compiled(model, config.train.to_static))
         self.lr_at = make_schedule(
             config.schedule,
             lr=peak_lr(config.optimizer, batches.global_batch_size),
@@ -56,38 +56,6 @@ class Trainer:
         self._results = Results(self.lr_at)
         self._reported = Sums()  # as they were in the last record that has measurements
 
-    def describe(self) -> list[str]:
-        """Lines for the console: what makes a step, and whether any step changes the weights."""
-        config, images = self.config, len(self.batches.images)
-        size, lr = self.batches.global_batch_size, config.optimizer.lr
-        factors = [(processes.WORLD_SIZE, 'processes'), (config.train.accumulate, 'accumulated')]
-        made_of = ''.join(f' x {count} {what}' for count, what in factors if count > 1)
-        text = f'step: {size} images'
-        text += f' ({config.data.batch_size}{made_of})' if made_of else ''
-        peak = peak_lr(config.optimizer, size)
-        text += f', learning rate x {peak / lr:.6g}' if peak != lr else ''
-        if size > images:
-            text += f'; the training set has only {images:,}: each epoch is one step'
-            text += ' (data.batch_size)'
-        if any(map(self.lr_at, range(self.steps))):
-            return [text]
-        warning = (
-            f'the learning rate is 0 in all {self.steps:,} steps (schedule.name: '
-            f'{config.schedule.name}, optimizer.lr: {lr:g}): nothing will be learned'
-        )
-        return [text, warning]
-
-    def epoch_start(self) -> EpochStart:
-        progress, schedule = self.progress, PADDLE_NAMES[self.config.schedule.name]
-        return EpochStart(
-            epoch=progress.epoch,
-            epochs=self.config.train.epochs,
-            batch=progress.batch,
-            batches=len(self.batches),
-            schedule=schedule,
-            lr=self.lr_at(self.step),
-        )
-
     @property
     def last_epoch(self) -> int:
         return (self.steps - 1) // len(self.batches)
@@ -101,6 +69,11 @@ class Trainer:
     def step(self) -> int:
         """Optimizer steps done."""
         return self.progress.epoch * len(self.batches) + self.progress.batch
+
+    def describe_rate(self) -> str:
+        """The line at the start of an epoch that scripts grep for."""
+        name, lr = PADDLE_NAMES[self.config.schedule.name], self.lr_at(self.step)
+        return f'Epoch {self.progress.epoch}: {name} set learning rate to {lr:.6g}.'
 
     def train_one_epoch(self, *, after_step: Callable[[StepRecord], None]) -> None:
         """Train the rest of the epoch; `after_step` may raise, and the state is consistent then.
@@ -123,7 +96,7 @@ class Trainer:
                 progress.images = self.batches.start(progress.batch)
                 if collected:
                     self.collect()
-                after_step(self._record(measured=collected))
+                after_step(self._record(collected=collected))
         self.collect()
         self._require_finite_weights()
 
@@ -174,31 +147,19 @@ class Trainer:
         losses = self._results.collect(self.progress.sums)
         self.last_loss = losses[-1] if losses else self.last_loss
 
-    def _record(self, *, measured: bool) -> StepRecord:
+    def _record(self, *, collected: bool) -> StepRecord:
         """The step that is done, with measurements if its results have just been collected."""
         step, epoch, sums = self.step - 1, self.progress.epoch, self.progress.sums
         epochs = self.step / len(self.batches), self.steps / len(self.batches)
         steps_left = self.batches.options.augmentation.work(*epochs, like=epoch) * len(self.batches)
         record = StepRecord(step, epoch, self.progress.batch - 1, self.lr_at(step), steps_left)
-        if not measured:
+        if not collected:
             return record
         images, seconds = sums.images - self._reported.images, sums.seconds - self._reported.seconds
         self._reported = replace(sums)
         seconds_left = steps_left * self.batches.global_batch_size * seconds / images
-        return replace(
-            record,
-            measured=Measured(self.last_loss, images / seconds, sums.data_wait, seconds_left),
-        )
-
-    def _require_finite(self, losses: np.ndarray, first_step: int) -> None:
-        bad = np.flatnonzero(~np.isfinite(losses))
-        if bad.size:
-            step = first_step + int(bad[0])
-            raise Diverged(
-                f'the loss became {losses[bad[0]]} at step {step} (learning rate '
-                f'{self.lr_at(step):.6g}). A lower optimizer.lr, schedule.warmup_epochs or '
-                'optimizer.clip_norm usually helps'
-            )
+        measured = Measured(self.last_loss, images / seconds, sums.data_wait, seconds_left)
+        return replace(record, measured=measured)
 
     def _require_finite_weights(self) -> None:
         """The last step's loss was that of the weights before it."""
@@ -223,9 +184,8 @@ class Trainer:
     def evaluate(self, tests: Batches, *, after_batch: Callable[[], None]) -> Evaluation:
         """Measure the weights that count; `after_batch` may raise."""
         with self.evaluated_weights() as model:
-            return evaluation.evaluate(
-                model, tests, mirror=self.config.eval.mirror, after_batch=after_batch
-            )
+            mirror = self.config.eval.mirror
+            return evaluation.evaluate(model, tests, mirror=mirror, after_batch=after_batch)
 
     def is_best(self, result: Evaluation) -> bool:
         """Of the evaluations so far; the first of equals stays."""
@@ -337,15 +297,3 @@ class Trainer:
         self.batches.set_epoch(self.progress.epoch, done=self.progress.images)
         self.progress.batch = self.batches.first
         return snapshot.differences(now)
-
-
-def _compiled(model: nn.Layer, how: Union[bool, str]) -> nn.Layer:
-    if not how:
-        return model
-    # Paddle 3 has another default: a compiler for GPUs that gives up by the clock, without a word.
-    return paddle.jit.to_static(model, backend='CINN' if how == 'cinn' else None)
-
-
-def is_due(epoch: int, *, every: int, start: int = 0, last: int) -> bool:
-    """Whether the epoch is the last, or completes `every` epochs from `start` on."""
-    return epoch == last or (epoch >= start and (epoch - start + 1) % every == 0)
