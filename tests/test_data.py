@@ -1,7 +1,9 @@
 """Batches: which images, in which order, and with which values."""
 
 import dataclasses
+import sys
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,18 +12,21 @@ from sklearn.datasets import load_digits
 
 from engine.config import Config, Data, Train
 from engine.config import Eval as EvalConfig
+from engine.config.checks import DATA_SETS
 from engine.data import (
     ArrayBatches,
     DataSet,
     Images,
     class_count,
     load_data,
+    preparation,
     test_batches,
     train_batches,
 )
 from engine.data.augmentation import Augmentation
 from engine.data.batches import BatchOptions
 from engine.data.policies import make_policy
+from engine.data.sources import find_source
 from engine.errors import UserError
 
 test_batches.__test__ = False  # what it is called does not make it a test
@@ -755,3 +760,36 @@ def test_class_count():
             class_count(data, wanted)
         assert f'model.num_classes is {wanted}' in str(caught.value)
         assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('name', DATA_SETS)
+def test_every_data_set_has_a_module(name):
+    source = find_source(name)
+    assert all(len(values) == 3 for values in (source.MEAN, source.STD))
+    assert source.SIZE >= 32
+    assert callable(source.load)
+
+
+def test_mean_and_std_of_digits_are_those_of_the_training_images(digits):
+    pixels = digits.train.pixels
+    assert digits.mean.tolist() == pytest.approx([pixels.mean()] * 3, rel=1e-12)
+    assert digits.std.tolist() == pytest.approx([pixels.std()] * 3, rel=1e-12)
+
+
+def test_a_data_set_is_a_module_and_a_name(monkeypatch):
+    """The way that engine/data/sources/__init__.py describes."""
+
+    def load(data, request):
+        images = Images(np.zeros((20, 3, 28, 28), np.uint8), np.arange(20) % 2)
+        mean, std = request.preparation.mean, request.preparation.std
+        return DataSet(images, images, ['even', 'odd'], mean, std, data.root)
+
+    module = SimpleNamespace(MEAN=(1.0, 2.0, 3.0), STD=(4.0, 5.0, 6.0), SIZE=28, load=load)
+    monkeypatch.setitem(sys.modules, 'engine.data.sources.mine', module)
+    config = Config(data=Data(name='mine', batch_size=10))
+    data = load_data(config)
+    assert (data.mean.tolist(), data.std.tolist()) == ([1, 2, 3], [4, 5, 6])
+    assert (preparation(config).size, preparation(config).resize) == (28, 28)
+    (first, _), (test,) = train_batches(data, config), test_batches(data, config)
+    assert first.images.shape == (10, 3, 28, 28)
+    np.testing.assert_allclose(test.images[0, :, 0, 0], [-1 / 4, -2 / 5, -3 / 6])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Callable, Optional
+from typing import Callable, Optional, get_args, get_type_hints
 
 from engine.config.keys import Config, Data, Model
 from engine.errors import UserError
@@ -11,7 +11,9 @@ from engine.models.names import parse
 Refuse = Callable[[str, str], None]
 
 # What some keys of data are for. Elsewhere, a value other than the default is refused.
-_FOLDER, _MEMORY = ('folder',), ('cifar10', 'cifar100', 'digits', 'synthetic')
+DATA_SETS: tuple[str, ...] = get_args(get_type_hints(Data)['name'])
+_FOLDER = ('folder',)
+_MEMORY = tuple(name for name in DATA_SETS if name != 'folder')
 _APPLIES = {
     'train_folder': _FOLDER,
     'test_folder': _FOLDER,

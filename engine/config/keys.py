@@ -48,6 +48,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Data:
+    # Each is a module in engine/data/sources/.
     name: Literal['cifar10', 'cifar100', 'folder', 'digits', 'synthetic'] = key(
         'cifar10', 'the data set; folder: pictures in a folder a class'
     )

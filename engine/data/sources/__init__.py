@@ -1,7 +1,7 @@
 """Where images come from: `data.name: digits` is the module digits.py here, and so on.
 
-A new data set is a module here with the names of `Source`, and its name in `Data.name`
-(engine/config/__init__.py).
+To add a data set, write a module here that has what `Source` lists, and add its name to `Data.name`
+in engine/config/keys.py.
 """
 
 from __future__ import annotations
