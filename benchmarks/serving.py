@@ -66,7 +66,7 @@ def measure(
             worker.ask('calls', seconds=0)
         order = list(VARIANTS)
         for _ in range(rounds):
-            order.append(order.pop(0))  # nobody always comes after the same one
+            order.append(order.pop(0))  # no variant always follows the same one
             for name in order:
                 [answer] = workers[name].ask('calls', seconds=turn_s)
                 speeds[name].append(settings['batch'] / answer['seconds'])

@@ -133,10 +133,10 @@ class Server(contextlib.ExitStack):
     def __init__(self, folder: Path, scratch: Path, max_batch: int) -> None:
         super().__init__()
         self.port = free_port()
-        self._said = scratch / f'server{max_batch}'
+        self._output = scratch / f'server{max_batch}'
         command = [sys.executable, 'deploy/serve.py', str(folder)]
         options = ['--port', str(self.port), '--max-batch', str(max_batch)]
-        with self._said.open('wb') as file:
+        with self._output.open('wb') as file:
             self._process = subprocess.Popen(
                 [*command, *options],
                 cwd=REPOSITORY,
@@ -171,7 +171,7 @@ class Server(contextlib.ExitStack):
                 self._get('/v2/health/ready')
                 return
             time.sleep(0.1)
-        raise failure('deploy/serve.py did not get ready', self._said)
+        raise failure('deploy/serve.py did not get ready', self._output)
 
     def _get(self, path: str) -> str:
         """HTTPException unless the answer is 200."""

@@ -1,6 +1,6 @@
-"""Worker: an exported network on one batch, again and again, by our Predictor or by a rival.
+"""Worker: an exported network on one batch, again and again, by our Predictor or by another engine.
 
-The rivals are as their own documentation has them; each is told the count of threads, no more.
+The others are set up as their own documentation shows; each gets the number of threads, no more.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def main() -> None:
     elif settings['variant'].startswith('torch'):
         run = torch(settings['model'], threads, images, last='last' in settings['variant'])
     else:
-        rivals = {'onnxruntime': onnxruntime, 'openvino': openvino, 'paddle': paddle}
-        run = rivals[settings['variant']](folder, threads, images)
+        others = {'onnxruntime': onnxruntime, 'openvino': openvino, 'paddle': paddle}
+        run = others[settings['variant']](folder, threads, images)
 
     def calls(seconds: float) -> Answer:
         """How long the median call takes, of at least one."""

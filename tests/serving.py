@@ -1,4 +1,4 @@
-"""What the tests of the server share: a tiny exported network, and servers to talk to."""
+"""What the tests of the server share: a tiny exported network, servers, and a client."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def export_tiny(folder: Path) -> Path:
 
 
 class Fake:
-    """In a Predictor's place: logits that are known, as slow and as broken as a test wants."""
+    """A Predictor with known logits, as slow and as broken as a test needs."""
 
     engine, reason = 'fake', 'a test'
 
@@ -56,9 +56,9 @@ class Fake:
         described = open_folder(folder)
         self.description = replace(described, input=replace(described.input, type=type))
         self.seen: list[int] = []
-        self.go = threading.Event()  # the network runs when it is set
+        self.go = threading.Event()  # the network runs while it is set
         self.go.set()
-        self.running = threading.Event()  # set when it was called
+        self.running = threading.Event()  # set when the network is called
         self.error: Optional[Exception] = None
 
     def prepare(self, pixels: np.ndarray) -> np.ndarray:
@@ -85,7 +85,7 @@ class Reply:
 
     @property
     def error(self) -> str:
-        """Which is one line, and all there is."""
+        """The one line of JSON of an error."""
         (error,) = self.json.values()
         assert list(self.json) == ['error']
         assert '\n' not in error
@@ -131,20 +131,20 @@ class Client:
         return socket.create_connection(('127.0.0.1', self.port), timeout=timeout_s)
 
     def raw(self, data: bytes, *, timeout_s: float = 20) -> bytes:
-        """What comes back until the server closes."""
+        """The response, read until the server closes the connection."""
         with self.link(timeout_s=timeout_s) as link:
             link.sendall(data)
             return read_all(link)
 
     def metric(self, line: str) -> float:
-        """Of /metrics, by the beginning of its line: 0.0 if there is none."""
+        """A value of /metrics by the beginning of its line; 0.0 if it is missing."""
         text = self.get('/metrics').body.decode()
         found = re.search(rf'^{re.escape(line)} (\S+)$', text, re.MULTILINE)
         return float(found.group(1)) if found else 0.0
 
 
 class InThread(Client):
-    """A whole server, but for its signals and its command line."""
+    """A whole server, without signals and the command line."""
 
     def __init__(self, predictors: list[Any], limits: Limits, origins: Sequence[str] = ()) -> None:
         ready = threading.Event()
@@ -207,9 +207,9 @@ class Command(Client):
             preexec_fn=None if files is None else lambda: _allow_files(files),
         )
         assert self.process.stdout is not None
-        self.said = []
+        self.lines = []
         for line in self.process.stdout:
-            self.said.append(line)
+            self.lines.append(line)
             found = re.search(r'http://127\.0\.0\.1:(\d+)/', line)
             if found:
                 super().__init__(int(found.group(1)))
@@ -222,7 +222,7 @@ class Command(Client):
         return 1024 * int(text.partition('VmRSS:')[2].split()[0])
 
     def end(self, *, timeout_s: float = 30) -> tuple[int, str, str]:
-        """Exit code, and what it said on both streams since it was ready."""
+        """Exit code, and the output of both streams since it was ready."""
         out, err = self.process.communicate(timeout=timeout_s)
         return self.process.returncode, out, err
 
@@ -231,7 +231,7 @@ class Command(Client):
 def command(
     folder: Path, *options: str, files: Optional[int] = None, through: Sequence[str] = ()
 ) -> Iterator[Command]:
-    """Started with as many open files as it may have; through: a script that runs it."""
+    """files: its limit of open files; through: a script that runs it"""
     server = Command(folder, *options, files=files, through=through)
     try:
         yield server
@@ -253,7 +253,7 @@ def read_all(link: socket.socket) -> bytes:
 
 
 def read_answer(link: socket.socket) -> bytes:
-    """One, from a connection that may stay open."""
+    """One response, from a connection that may stay open."""
     data = b''
     while b'\r\n\r\n' not in data:
         data += link.recv(65536)
@@ -276,4 +276,4 @@ def eventually(true: Callable[[], bool], *, timeout_s: float = 10) -> None:
         if true():
             return
         ended.wait(0.01)
-    raise AssertionError('it never became so')
+    raise AssertionError('the condition did not become true in time')

@@ -1,4 +1,4 @@
-"""deploy/server/batching.py: who runs with whom, when, and who is turned away."""
+"""deploy/server/batching.py: which requests run together, when, and which are refused."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def until(true: Any) -> None:
         if true():
             return
         await asyncio.sleep(0.005)
-    raise AssertionError('it never became so')
+    raise AssertionError('the condition did not become true in time')
 
 
 async def behind(network: Network, made: Batcher) -> asyncio.Task[Answer]:
@@ -73,8 +73,8 @@ async def behind(network: Network, made: Batcher) -> asyncio.Task[Answer]:
     return task
 
 
-def test_a_lone_request_is_answered_at_once():
-    """However long a batch might wait for others: none is coming."""
+def test_lone_request_is_answered_at_once():
+    """However long a batch may wait for others: none is being decoded."""
 
     async def main() -> None:
         with batcher(Network(), max_delay_s=PATIENCE_S) as made:
@@ -87,7 +87,7 @@ def test_a_lone_request_is_answered_at_once():
     asyncio.run(main())
 
 
-def test_a_batch_waits_for_what_is_being_decoded():
+def test_batch_waits_for_images_being_decoded():
     async def main() -> None:
         network = Network()
         with batcher(network, max_delay_s=PATIENCE_S) as made:
@@ -102,7 +102,7 @@ def test_a_batch_waits_for_what_is_being_decoded():
     asyncio.run(main())
 
 
-def test_it_waits_no_longer_when_decoding_has_failed():
+def test_failed_decoding_ends_the_wait():
     async def main() -> None:
         with batcher(Network(), max_delay_s=PATIENCE_S) as made:
             with made.reserve(1, deadline=time.monotonic() + PATIENCE_S):
@@ -114,7 +114,7 @@ def test_it_waits_no_longer_when_decoding_has_failed():
     asyncio.run(main())
 
 
-def test_it_waits_for_the_delay_at_most():
+def test_wait_is_at_most_the_delay():
     async def main() -> None:
         deadline = time.monotonic() + PATIENCE_S
         with batcher(Network(), max_delay_s=0.2) as made, made.reserve(1, deadline=deadline):
@@ -125,7 +125,7 @@ def test_it_waits_for_the_delay_at_most():
     asyncio.run(main())
 
 
-def test_a_full_batch_waits_for_nobody():
+def test_full_batch_does_not_wait():
     async def main() -> None:
         deadline = time.monotonic() + PATIENCE_S
         with batcher(Network(), max_delay_s=PATIENCE_S) as made, made.reserve(1, deadline=deadline):
@@ -134,7 +134,7 @@ def test_a_full_batch_waits_for_nobody():
     asyncio.run(main())
 
 
-def test_what_has_waited_runs_in_order_in_batches_that_are_never_too_large():
+def test_queue_runs_in_order_and_batches_stay_within_the_limit():
     async def main() -> None:
         network = Network()
         with batcher(network) as made:
@@ -151,20 +151,20 @@ def test_what_has_waited_runs_in_order_in_batches_that_are_never_too_large():
     asyncio.run(main())
 
 
-def test_everybody_gets_his_own_rows():
+def test_each_request_gets_its_own_rows():
     async def main() -> None:
         rng = np.random.default_rng(0)
-        wanted = [rng.normal(size=rng.integers(1, 5)).astype(np.float32) for _ in range(300)]
+        requests = [rng.normal(size=rng.integers(1, 5)).astype(np.float32) for _ in range(300)]
         with batcher(Network(), Network(), capacity=2000, max_delay_s=0.001) as made:
-            answers = await asyncio.gather(*(ask(made, *values) for values in wanted))
+            answers = await asyncio.gather(*(ask(made, *values) for values in requests))
             assert made.depth == 0
-        for values, answer in zip(wanted, answers):
+        for values, answer in zip(requests, answers):
             np.testing.assert_array_equal(answer.logits[:, 0], 2 * values)
 
     asyncio.run(main())
 
 
-def test_networks_run_side_by_side():
+def test_networks_run_in_parallel():
     async def main() -> None:
         both = threading.Barrier(2)
 
@@ -178,11 +178,11 @@ def test_networks_run_side_by_side():
     asyncio.run(main())
 
 
-def test_a_full_queue_is_said_at_once_and_counts_images():
+def test_full_queue_raises_at_once_and_counts_images():
     async def main() -> None:
         network = Network()
         with batcher(network) as made:
-            busy = await behind(network, made)  # it runs, and takes no room
+            busy = await behind(network, made)  # it runs, and is not in the queue
             waiting = [asyncio.ensure_future(ask(made, 1, 2, 3)) for _ in range(2)]
             await until(lambda: made.depth == 6)
             with pytest.raises(QueueFull):
@@ -201,7 +201,7 @@ def test_a_full_queue_is_said_at_once_and_counts_images():
     asyncio.run(main())
 
 
-def test_what_has_expired_is_said_in_time_and_never_run():
+def test_expired_request_raises_in_time_and_is_not_run():
     async def main() -> None:
         network = Network()
         with batcher(network) as made:
@@ -221,7 +221,7 @@ def test_what_has_expired_is_said_in_time_and_never_run():
     asyncio.run(main())
 
 
-def test_expiry_is_seen_by_the_thread_itself():
+def test_thread_checks_the_deadline_itself():
     """It doesn't rely on the event loop, which may be late."""
 
     async def main() -> None:
@@ -230,7 +230,7 @@ def test_expiry_is_seen_by_the_thread_itself():
             busy = await behind(network, made)
             late = asyncio.ensure_future(ask(made, 1, timeout_s=0.05))
             await asyncio.sleep(0)
-            time.sleep(0.1)  # the loop stands still; nobody has withdrawn the request
+            time.sleep(0.1)  # blocks the event loop, so the request is not cancelled
             network.go.set()
             time.sleep(0.2)
             with pytest.raises(DeadlineExceeded):
@@ -241,7 +241,7 @@ def test_expiry_is_seen_by_the_thread_itself():
     asyncio.run(main())
 
 
-def test_what_is_cancelled_is_never_run():
+def test_cancelled_request_is_not_run():
     async def main() -> None:
         network = Network()
         with batcher(network) as made:
@@ -259,7 +259,7 @@ def test_what_is_cancelled_is_never_run():
 
 
 @pytest.mark.parametrize('error', [RuntimeError('out of memory'), SystemExit(1)])
-def test_a_failing_network_fails_that_batch_alone(error, caplog):
+def test_failing_network_fails_only_its_batch(error, caplog):
     async def main() -> None:
         network = Network()
         with batcher(network) as made:
@@ -274,7 +274,7 @@ def test_a_failing_network_fails_that_batch_alone(error, caplog):
     assert record.exc_info[1] is error
 
 
-def test_logits_of_another_number_are_a_failure():
+def test_wrong_number_of_logits_is_a_failure():
     async def main() -> None:
         with batcher(lambda given: given[:1]) as made:
             with pytest.raises(NetworkFailed):
@@ -284,7 +284,7 @@ def test_logits_of_another_number_are_a_failure():
     asyncio.run(main())
 
 
-def test_closing_answers_what_has_a_place_and_takes_nothing_new():
+def test_close_answers_reserved_slots_and_takes_nothing_new():
     async def main() -> None:
         network = Network()
         made = Batcher([network], max_batch=4, max_delay_s=0, capacity=8)
@@ -305,7 +305,7 @@ def test_closing_answers_what_has_a_place_and_takes_nothing_new():
     asyncio.run(main())
 
 
-def test_closing_gives_up_on_a_network_that_hangs():
+def test_close_gives_up_on_a_hanging_network():
     async def main() -> None:
         network = Network()
         made = Batcher([network], max_batch=4, max_delay_s=0, capacity=8)
@@ -319,7 +319,7 @@ def test_closing_gives_up_on_a_network_that_hangs():
     asyncio.run(main())
 
 
-def test_a_loop_that_has_gone_doesnt_end_the_thread():
+def test_closed_event_loop_does_not_end_the_thread():
     network = Network()
     with batcher(network) as made:
 
@@ -331,16 +331,18 @@ def test_a_loop_that_has_gone_doesnt_end_the_thread():
         assert asyncio.run(ask(made, 1)).logits.tolist() == [[2]]
 
 
-def test_every_batch_is_told():
-    told = []
-    with batcher(Network(), on_batch=lambda count, seconds: told.append((count, seconds))) as made:
+def test_callback_gets_every_batch():
+    batches = []
+    with batcher(
+        Network(), on_batch=lambda count, seconds: batches.append((count, seconds))
+    ) as made:
         asyncio.run(ask(made, 1, 2))
-    ((count, seconds),) = told
+    ((count, seconds),) = batches
     assert count == 2
     assert 0 <= seconds < 1
 
 
-def test_more_images_than_a_batch_or_than_announced_are_our_own_bug():
+def test_wrong_number_of_images_is_a_value_error():
     with batcher(Network()) as made:
         for size in (0, 5):
             with pytest.raises(ValueError), made.reserve(size, deadline=0.0):

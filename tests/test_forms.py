@@ -22,7 +22,7 @@ FIELD = b'Content-Disposition: form-data; name="comment"'
 KIND = 'multipart/form-data; boundary=XX'
 
 
-def test_the_file_of_a_form_is_found_to_the_byte():
+def test_file_of_a_form_is_found_to_the_byte():
     content = bytes(range(256)) + b'\r\n--X\r\n\r\n--\r\n\n'
     for quoted in (KIND, 'multipart/form-data; charset=utf-8; boundary="XX"'):
         assert file_in_form(quoted, form((file_head(), content))) == content
@@ -32,8 +32,8 @@ def test_the_file_of_a_form_is_found_to_the_byte():
     assert file_in_form(KIND, form((FIELD, content))) == content  # of a client that names no file
 
 
-def test_a_content_type_made_to_hurt_is_refused_before_it_does():
-    """Python's parser takes the square of its length, and holds the lock."""
+def test_malicious_content_type_is_refused_before_it_is_parsed():
+    """Python's parser takes time proportional to the square, and holds the GIL."""
     for kind in (KIND + ';' * 2000, KIND + '; x="' + ';' * 200_000):
         with pytest.raises(BadRequest, match=r'^a Content-Type of [\d,]+ letters$'):
             file_in_form(kind, form((file_head(), b'x')))
@@ -56,6 +56,6 @@ def test_a_content_type_made_to_hurt_is_refused_before_it_does():
         (KIND, b'--XX\r\nno head\r\n--XX--', '0 files'),
     ],
 )
-def test_forms_that_are_wrong(kind, body, says):
+def test_wrong_form_is_refused(kind, body, says):
     with pytest.raises(BadRequest, match=says):
         file_in_form(kind, body)

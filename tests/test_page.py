@@ -1,6 +1,6 @@
 """deploy/server/page/ in a real browser, in front of the real server.
 
-Where the server would have to fail, Playwright answers in its place; all else it answers itself.
+Playwright answers where the server would have to fail; the server answers all other requests.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ def picture(width: int = 40, height: int = 30, seed: int = 0) -> bytes:
 
 
 def part(name: str, data: bytes | None = None) -> dict:
-    """A file as the picker takes it."""
+    """A file for the file chooser."""
     return {'name': name, 'mimeType': 'image/png', 'buffer': picture() if data is None else data}
 
 
 def carrying(page, *files: dict):
-    """What an event carries that drops or pastes these files."""
+    """The DataTransfer of an event that drops or pastes these files."""
     return page.evaluate_handle(
         """files => {
           const carried = new DataTransfer();
@@ -81,7 +81,7 @@ def carrying(page, *files: dict):
 
 
 def answer(**more: object) -> dict:
-    """What the server says to a picture, in the words of the test."""
+    """A response of POST /classify, with the values of the test."""
     return {
         'model': more.pop('model', serving.MODEL),
         'width': 40,
@@ -93,7 +93,7 @@ def answer(**more: object) -> dict:
     }
 
 
-# Word -> on how many lines it stands, of the names of classes.
+# Word in the names of classes -> the number of lines that it takes.
 LINES_OF_WORDS = r"""() => {
   const found = {};
   for (const { firstChild: text } of document.querySelectorAll('.name')) {
@@ -112,7 +112,9 @@ LINES_OF_WORDS = r"""() => {
 def chromium():
     path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if path is None:
-        pytest.fail(f'the tests of the page need a browser: none of {", ".join(BROWSERS)} is here')
+        pytest.fail(
+            f'the tests of the page need a browser: none of {", ".join(BROWSERS)} is installed'
+        )
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
@@ -134,21 +136,21 @@ def address(chromium, tmp_path_factory):
 
 @pytest.fixture
 def visit(chromium, address):
-    """Opens the page in a fresh profile; at the end, no page may have complained."""
-    contexts, complaints = [], []
+    """Opens the page in a fresh profile; at the end, no page may have logged an error."""
+    contexts, errors = [], []
 
-    def hear(message):
-        # An answer of 4xx or 5xx is logged as such, which is as it should be.
+    def collect(message):
+        # The browser logs answers of 4xx and 5xx, which are expected.
         if message.type in ('error', 'warning') and 'Failed to load resource' not in message.text:
-            complaints.append(message.text)
+            errors.append(message.text)
 
     def visit(prepare=lambda page: None, **options):
         context = chromium.new_context(base_url=address, **options)
         context.set_default_timeout(8000)
         contexts.append(context)
         page = context.new_page()
-        page.on('console', hear)
-        page.on('pageerror', lambda error: complaints.append(str(error)))
+        page.on('console', collect)
+        page.on('pageerror', lambda error: errors.append(str(error)))
         prepare(page)
         page.goto(address)
         return page
@@ -156,7 +158,7 @@ def visit(chromium, address):
     yield visit
     for context in contexts:
         context.close()
-    assert complaints == []
+    assert errors == []
 
 
 @pytest.fixture
@@ -181,14 +183,14 @@ def refuse(status: int, error: str, **headers: str):
     return lambda route: route.fulfill(status=status, body=body, headers=headers)
 
 
-def test_the_head_says_what_the_server_says(page, expect):
+def test_header_shows_the_servers_model(page, expect):
     about = page.request.get('about').json()
     expect(page.locator('#model')).to_have_text(about['model'])
     expect(page.locator('#facts')).to_contain_text(f'{about["classes"]} classes')
     assert about['model'] in page.title()
 
 
-def test_the_server_lets_the_page_load_nothing_from_elsewhere(page):
+def test_page_loads_nothing_from_other_servers(page):
     reply = page.request.get('')
     policy = reply.headers['content-security-policy']
     assert "default-src 'self'" in policy
@@ -198,7 +200,7 @@ def test_the_server_lets_the_page_load_nothing_from_elsewhere(page):
     assert re.findall(r'(?:src|href)="(?!data:)([^"]*)"', reply.text()) == ['page.css', 'page.js']
 
 
-def test_bars_are_the_servers_answer_in_its_order(page, expect):
+def test_bars_show_the_servers_answer_in_its_order(page, expect):
     with page.expect_response('**/classify?top=5') as caught:
         give(page, part('a cat.png'))
     classes = caught.value.json()['classes']
@@ -218,14 +220,14 @@ def test_bars_are_the_servers_answer_in_its_order(page, expect):
     expect(page.locator('#log')).to_contain_text(f'a cat.png: {classes[0]["name"]}, {written[0]}')
 
 
-def test_the_card_says_how_long_it_took_and_in_what_batch(visit, expect):
+def test_card_shows_times_and_batch(visit, expect):
     page = visit(lambda page: page.route('**/classify*', lambda r: r.fulfill(json=answer())))
     give(page, part('a.png'))
     values = page.locator('.times dd')
     expect(values).to_have_text(['2.0 ms', '0.5 ms', '12 ms', re.compile(r'^[\d.]+ ms$'), '3'])
 
 
-def test_pictures_may_be_dropped(page, expect):
+def test_pictures_can_be_dropped(page, expect):
     files = part('one.png'), part('two.png')
     page.dispatch_event('#zone', 'dragover', {'dataTransfer': carrying(page, *files)})
     expect(page.locator('body')).to_have_class('dragging')
@@ -235,7 +237,7 @@ def test_pictures_may_be_dropped(page, expect):
     assert page.locator('.photo img').first.get_attribute('alt') == 'The picture one.png'
 
 
-def test_pictures_may_be_pasted(page, expect):
+def test_pictures_can_be_pasted(page, expect):
     page.evaluate(
         'data => document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: data }))',
         carrying(page, part('image.png')),
@@ -243,7 +245,7 @@ def test_pictures_may_be_pasted(page, expect):
     expect(page.locator('[data-state=done] .file b')).to_have_text('image.png')
 
 
-def test_what_is_no_file_is_not_followed(page, expect):
+def test_dropped_link_is_not_followed(page, expect):
     expect(page.locator('#hint')).to_contain_text('Each up to')
     stayed = page.evaluate(
         """() => {
@@ -258,8 +260,8 @@ def test_what_is_no_file_is_not_followed(page, expect):
     expect(page.locator('#hint')).to_contain_text('no file')
 
 
-def test_the_thumbnail_is_upright_and_what_the_network_sees(visit, expect):
-    """Left half red, right half blue; stored lying down, with EXIF that says so."""
+def test_thumbnail_is_upright_and_shows_what_the_network_sees(visit, expect):
+    """Left half red, right half blue; stored rotated, with its EXIF orientation."""
 
     def shrunk(route):
         about = route.fetch().json()
@@ -293,7 +295,7 @@ def test_the_thumbnail_is_upright_and_what_the_network_sees(visit, expect):
         assert pixel == pytest.approx(colour, abs=40)
 
 
-def test_what_is_not_a_picture_fails_alone_and_for_good(page, expect):
+def test_file_that_is_not_a_picture_fails_alone_without_retry(page, expect):
     with page.expect_response(lambda reply: reply.status == 400) as caught:
         give(page, part('notes.heic', b'not a picture'), part('fine.png'))
     expect(page.locator('[data-state=done]')).to_have_count(1)
@@ -306,7 +308,7 @@ def test_what_is_not_a_picture_fails_alone_and_for_good(page, expect):
 
 
 @pytest.mark.parametrize(
-    ('limits', 'said'),
+    ('limits', 'text'),
     [
         (
             {'bytes': 2**16, 'pixels': 10**6},
@@ -318,7 +320,7 @@ def test_what_is_not_a_picture_fails_alone_and_for_good(page, expect):
         ),
     ],
 )
-def test_pictures_over_the_limits_are_not_sent(visit, expect, limits, said):
+def test_pictures_over_the_limits_are_not_sent(visit, expect, limits, text):
     sent = []
 
     def less(route):
@@ -327,19 +329,19 @@ def test_pictures_over_the_limits_are_not_sent(visit, expect, limits, said):
     page = visit(lambda page: page.route('**/about', less))
     page.on('request', lambda request: sent.append(request.url))
     give(page, part('large.png', picture(200, 200)))
-    expect(page.locator('[data-state=failed] .note')).to_have_text(said)
+    expect(page.locator('[data-state=failed] .note')).to_have_text(text)
     expect(page.locator('.retry:visible')).to_have_count(0)
     assert not [url for url in sent if 'classify' in url]
 
 
-def test_a_busy_server_is_asked_again_when_it_says(page, expect):
+def test_busy_server_is_asked_again_after_retry_after(page, expect):
     page.route('**/classify*', refuse(503, 'busy', **{'Retry-After': '1'}), times=1)
     give(page, part('a.png'))
     expect(page.locator('.note')).to_have_text('Server busy; again in 1\u00a0s (1 of 5)')
     expect(page.locator('[data-state=done]')).to_have_count(1)
 
 
-def test_a_server_that_stays_busy_is_left_alone_until_retry(visit, expect):
+def test_server_that_stays_busy_is_asked_six_times(visit, expect):
     page = visit(lambda page: page.clock.install(time=0))
     page.clock.pause_at(3_600_000)
     asked = []
@@ -360,7 +362,7 @@ def test_a_server_that_stays_busy_is_left_alone_until_retry(visit, expect):
 
 
 @pytest.mark.parametrize(
-    ('handler', 'said'),
+    ('handler', 'text'),
     [
         (lambda route: route.abort(), 'The server cannot be reached.'),
         (lambda route: route.fulfill(status=502, body='<html>'), 'The server answered 502'),
@@ -368,16 +370,16 @@ def test_a_server_that_stays_busy_is_left_alone_until_retry(visit, expect):
         (refuse(504, 'waited too long'), 'Waited too long.'),
     ],
 )
-def test_what_may_pass_can_be_tried_again(page, expect, handler, said):
+def test_temporary_errors_offer_a_retry(page, expect, handler, text):
     page.route('**/classify*', handler, times=1)
     give(page, part('a.png'))
-    expect(page.locator('[data-state=failed] .note')).to_contain_text(said)
+    expect(page.locator('[data-state=failed] .note')).to_contain_text(text)
     page.click('.retry')
     expect(page.locator('[data-state=done] .bars li').first).to_be_visible()
     expect(page.locator('.retry')).to_be_hidden()
 
 
-def test_four_are_sent_at_once_and_the_others_wait(page, expect):
+def test_four_pictures_are_sent_at_a_time(page, expect):
     held = []
     page.route('**/classify*', lambda route: held.append(route))
     give(page, *(part(f'{number}.png') for number in range(7)))
@@ -387,14 +389,14 @@ def test_four_are_sent_at_once_and_the_others_wait(page, expect):
     held[0].fulfill(json=answer())
     expect(page.locator('#summary')).to_have_text('7 pictures · 4 under way · 2 waiting')
     with page.expect_event('requestfailed'):
-        page.click('[aria-label="Remove 1.png"]')  # is called off, and makes room
+        page.click('[aria-label="Remove 1.png"]')  # is aborted, and makes room
     expect(page.locator('#summary')).to_have_text('6 pictures · 4 under way · 1 waiting')
     page.click('#clear')
     expect(page.locator('#results')).to_be_hidden()
 
 
-def test_all_is_done_with_the_keyboard(visit, expect):
-    # Who listens only when the key is pressed may listen too late.
+def test_page_works_with_the_keyboard_alone(visit, expect):
+    # A listener that is added when the key is pressed may be too late.
     page = visit(lambda page: page.on('filechooser', lambda chooser: None))
     page.keyboard.press('Tab')
     expect(page.locator('#theme')).to_be_focused()
@@ -425,7 +427,7 @@ def test_all_is_done_with_the_keyboard(visit, expect):
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
-def test_all_text_can_be_read_in_both_themes(visit, expect, scheme):
+def test_text_contrast_is_sufficient_in_both_themes(visit, expect, scheme):
     page = visit(color_scheme=scheme, reduced_motion='reduce')
     give(page, part('done.png'), part('failed.txt', b'not a picture'))
     expect(page.locator('[data-state=failed]')).to_have_count(1)
@@ -444,7 +446,7 @@ def test_all_text_can_be_read_in_both_themes(visit, expect, scheme):
     assert [(text, ratio) for text, ratio in contrasts if ratio < 4.5] == []
 
 
-def test_a_chosen_theme_is_remembered(visit, expect):
+def test_chosen_theme_is_remembered(visit, expect):
     page = visit(color_scheme='light')
     background = 'getComputedStyle(document.body).backgroundColor'
     bright = page.evaluate(background)
@@ -459,7 +461,7 @@ def test_a_chosen_theme_is_remembered(visit, expect):
     assert page.evaluate(background) == bright
 
 
-def test_a_browser_that_remembers_nothing_shows_the_page(visit, expect):
+def test_page_works_without_local_storage(visit, expect):
     forbid = 'Object.defineProperty(window, "localStorage", { get() { throw new Error("no"); } })'
     page = visit(lambda page: page.add_init_script(forbid))
     page.click('#theme')
@@ -468,7 +470,7 @@ def test_a_browser_that_remembers_nothing_shows_the_page(visit, expect):
     expect(page.locator('[data-state=done]')).to_have_count(1)
 
 
-def test_a_phone_scrolls_in_one_direction(visit, expect):
+def test_phone_layout_does_not_scroll_sideways(visit, expect):
     page = visit(viewport={'width': 360, 'height': 740}, has_touch=True, is_mobile=True)
     long = 'a' * 80
     names = [{'name': name, 'index': 0, 'probability': 0.2} for name in [long, HOSTILE, long]]
@@ -484,7 +486,7 @@ def test_a_phone_scrolls_in_one_direction(visit, expect):
     expect(page.get_by_text('Take a picture')).to_be_visible()
 
 
-def test_on_a_narrow_screen_words_stay_whole_and_the_foot_short(visit, expect):
+def test_narrow_screen_breaks_no_words(visit, expect):
     reason = 'the first of openvino, onnxruntime that runs on cpu; openvino: is not installed'
 
     def prepare(page):
@@ -504,7 +506,7 @@ def test_on_a_narrow_screen_words_stay_whole_and_the_foot_short(visit, expect):
     assert page.locator('#reason li').all_text_contents() == reason.split('; ')
 
 
-def test_names_are_text_and_never_markup(visit, expect):
+def test_names_are_shown_as_text_not_markup(visit, expect):
     classes = [{'name': HOSTILE, 'index': 0, 'probability': 1.0}]
 
     def about(route):
@@ -523,7 +525,7 @@ def test_names_are_text_and_never_markup(visit, expect):
     expect(page.locator('img:not(.photo img)')).to_have_count(0)
 
 
-def test_nothing_moves_where_motion_is_not_wanted(visit, expect):
+def test_reduced_motion_stops_animations(visit, expect):
     moves = 'getComputedStyle(document.querySelector(".bar i")).animationName'
     for wish, name in (('reduce', 'none'), ('no-preference', 'grow')):
         page = visit(reduced_motion=wish)
@@ -532,7 +534,7 @@ def test_nothing_moves_where_motion_is_not_wanted(visit, expect):
         assert page.evaluate(moves) == name
 
 
-def test_without_javascript_the_page_says_what_to_do(visit, expect):
+def test_page_without_javascript_shows_the_curl_command(visit, expect):
     page = visit(java_script_enabled=False)
     code = page.locator('noscript code')
     expect(code).to_be_visible()

@@ -1,4 +1,4 @@
-"""deploy/serve.py: a real server, real sockets, and clients who mean well or don't."""
+"""deploy/serve.py: a real server, real sockets, well-behaved clients and hostile ones."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def predictor(folder):
 
 @pytest.fixture(scope='module')
 def live(predictor):
-    """A server with the network itself."""
+    """A server with a real network."""
     with in_thread([predictor.another()], Limits(body_bytes=1 << 20, pixels=1_000_000)) as server:
         yield server
 
@@ -102,7 +102,7 @@ def head(size: object, *, path: str = '/classify', more: str = '') -> bytes:
 
 
 def in_background(work, *given):
-    """A thread's future."""
+    """The future of a call in a thread of its own."""
     pool = ThreadPoolExecutor(1)
     future = pool.submit(work, *given)
     pool.shutdown(wait=False)
@@ -133,12 +133,12 @@ def test_a_picture_is_classified_as_the_predictor_does(live, predictor, format):
     assert sum(chances) == pytest.approx(1, abs=1e-5)
 
 
-def test_different_pictures_are_told_apart(live):
+def test_different_pictures_get_different_answers(live):
     one, other = (live.classify(picture(width)).json['classes'] for width in (20, 25))
     assert one != other
 
 
-def test_top(live):
+def test_top_limits_the_number_of_classes(live):
     for text, count in (
         ('', 5),
         ('?top=1', 1),
@@ -152,14 +152,14 @@ def test_top(live):
         assert (reply.status, reply.error) == (400, 'top: must be a whole number above 0')
 
 
-def test_the_size_is_that_of_the_upright_picture(live):
+def test_width_and_height_follow_the_exif_orientation(live):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # rotated by 90 degrees
     found = live.classify(picture(40, 24, format='JPEG', exif=exif)).json
     assert (found['width'], found['height']) == (24, 40)
 
 
-def test_any_content_type_will_do(live):
+def test_content_type_is_ignored(live):
     for kind in ('image/png', 'application/x-www-form-urlencoded', 'text/plain', 'nonsense'):
         assert live.classify(PICTURE, Content_Type=kind).status == 200
 
@@ -170,7 +170,7 @@ def form(*files: bytes, boundary: str = 'XX') -> bytes:
     return b''.join(parts) + f'--{boundary}--\r\n'.encode()
 
 
-def test_a_form_with_a_file(live):
+def test_form_with_one_file_is_classified(live):
     kind = 'multipart/form-data; boundary=XX'
     plain = live.classify(PICTURE).json['classes']
     assert live.classify(form(PICTURE), Content_Type=kind).json['classes'] == plain
@@ -184,7 +184,7 @@ def test_a_form_with_a_file(live):
     assert live.classify(nameless, Content_Type=kind).json['classes'] == plain
 
 
-def test_an_upload_in_chunks(live):
+def test_chunked_upload_is_classified(live):
     def pieces():
         for start in range(0, len(PICTURE), 100):
             yield PICTURE[start : start + 100]
@@ -193,7 +193,7 @@ def test_an_upload_in_chunks(live):
     assert reply.json['classes'] == live.classify(PICTURE).json['classes']
 
 
-def test_a_client_that_asks_first_whether_to_send(live):
+def test_expect_100_continue_is_answered(live):
     with live.link() as link:
         link.sendall(head(len(PICTURE), more='Expect: 100-continue\r\n'))
         assert link.recv(65536).startswith(b'HTTP/1.1 100 ')
@@ -202,7 +202,7 @@ def test_a_client_that_asks_first_whether_to_send(live):
 
 
 @pytest.mark.parametrize('pack', [gzip.compress, zlib.compress], ids=['gzip', 'deflate'])
-def test_a_packed_upload(live, pack):
+def test_compressed_upload_is_classified(live, pack):
     name = 'gzip' if pack is gzip.compress else 'deflate'
     packed = live.classify(pack(PICTURE), Content_Encoding=name)
     assert packed.json['classes'] == live.classify(PICTURE).json['classes']
@@ -216,7 +216,7 @@ def test_a_packed_upload(live, pack):
     assert (most.status, most.error) == (400, 'the body is not a picture')
 
 
-def test_a_packed_bomb_is_not_unpacked():
+def test_decompression_stops_at_the_limit():
     bomb = zlib.compress(b'\0' * (100 << 20))
     uploads = Uploads(Limits(body_bytes=1 << 20), ThreadPoolExecutor(1))
     tracemalloc.start()
@@ -228,13 +228,13 @@ def test_a_packed_bomb_is_not_unpacked():
         tracemalloc.stop()
 
 
-def test_an_unknown_packing_is_refused(live):
+def test_unknown_content_encoding_is_refused(live):
     reply = live.classify(PICTURE, Content_Encoding='br')
     assert (reply.status, reply.headers['Accept-Encoding']) == (415, 'gzip, deflate')
 
 
 def png_of(width: int, height: int) -> bytes:
-    """The head of one, and nothing more."""
+    """The header of one, without pixels."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         check = struct.pack('>I', zlib.crc32(name + data))
@@ -273,14 +273,14 @@ def png_of(width: int, height: int) -> bytes:
         'too large',
     ],
 )
-def test_what_is_no_picture_is_refused(live, data, says):
+def test_body_that_is_not_a_picture_is_refused(live, data, says):
     reply = live.classify(data)
     assert reply.status == 400
     assert says in reply.error
     assert live.classify(PICTURE).status == 200
 
 
-def test_pictures_of_many_clients_share_batches_and_each_gets_his_own_answer(fake):
+def test_clients_share_batches_and_each_gets_its_own_answer(fake):
     sent = {
         width: centre(read_picture(picture(width)), size=SIZE, resize=SIZE)
         for width in range(20, 32)
@@ -306,7 +306,7 @@ def test_pictures_of_many_clients_share_batches_and_each_gets_his_own_answer(fak
 # The protocol
 
 
-def test_metadata(live):
+def test_server_and_model_metadata(live):
     extensions = ['binary_tensor_data', 'classification', 'model_configuration', 'statistics']
     assert live.get('/v2').json['extensions'] == extensions
     assert set(live.get('/v2').json) == {'name', 'version', 'extensions'}
@@ -324,7 +324,7 @@ def test_metadata(live):
         assert live.get(f'{base}/ready').json == {'name': MODEL, 'ready': True}
 
 
-def test_a_graph_that_takes_bytes(folder):
+def test_infer_with_a_uint8_graph(folder):
     fake = Fake(folder, type='uint8')
     with in_thread([fake]) as server:
         (given,) = server.get(f'/v2/models/{MODEL}').json['inputs']
@@ -336,7 +336,7 @@ def test_a_graph_that_takes_bytes(folder):
         assert server.infer({'inputs': [{**asked, 'data': [-1, *data[1:]]}]}).status == 400
 
 
-def test_unknown_models_and_versions(live):
+def test_unknown_models_and_versions_are_404(live):
     for path in (
         '/v2/models/other',
         f'/v2/models/{MODEL}/versions/2',
@@ -348,7 +348,7 @@ def test_unknown_models_and_versions(live):
             assert reply.error.startswith('no such ')
 
 
-def test_tensors_in_json_and_in_bytes_give_the_predictors_logits(live, predictor):
+def test_json_and_binary_tensors_give_the_predictors_logits(live, predictor):
     images = tensor(3)
     expected = predictor.logits(images)
     (output,) = live.infer(request(images, id='7')).json['outputs']
@@ -360,15 +360,15 @@ def test_tensors_in_json_and_in_bytes_give_the_predictors_logits(live, predictor
     reply = live.infer(asked, images.tobytes())
     assert reply.headers['Content-Type'] == 'application/octet-stream'
     length = int(reply.headers['Inference-Header-Content-Length'])
-    said = json.loads(reply.body[:length])
-    assert (said['model_name'], said['model_version'], said['id']) == (MODEL, '1', '7')
-    assert said['outputs'][0]['parameters'] == {'binary_data_size': 3 * CLASSES * 4}
+    response = json.loads(reply.body[:length])
+    assert (response['model_name'], response['model_version'], response['id']) == (MODEL, '1', '7')
+    assert response['outputs'][0]['parameters'] == {'binary_data_size': 3 * CLASSES * 4}
     found = np.frombuffer(reply.body[length:], '<f4').reshape(3, CLASSES)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_a_wrong_request_to_infer_is_one_line(live):
-    """What is wrong in which way: test_tensors.py."""
+def test_wrong_infer_request_is_400_with_one_line(live):
+    """The kinds of mistakes are in test_tensors.py."""
     for asked in (b'', b'{', b'[' * 100_000, b'\xff', request(tensor(5)), {'inputs': []}):
         reply = live.infer(asked)
         assert reply.status == 400
@@ -380,7 +380,7 @@ def test_a_wrong_request_to_infer_is_one_line(live):
 
 @pytest.mark.parametrize('packing', [None, 'gzip', 'deflate'])
 @pytest.mark.parametrize('binary', [False, True])
-def test_tritonclient(live, predictor, binary, packing):
+def test_tritonclient_infers(live, predictor, binary, packing):
     client = pytest.importorskip('tritonclient.http')
     images = tensor(2)
     with client.InferenceServerClient(f'127.0.0.1:{live.port}') as triton:
@@ -409,10 +409,10 @@ def test_tritonclient(live, predictor, binary, packing):
             triton.infer(MODEL, [given], outputs=[client.InferRequestedOutput('other')])
         with pytest.raises(Exception, match="parameter 'sequence_id' is not supported"):
             triton.infer(MODEL, [given], sequence_id=1, sequence_start=True)
-        triton.infer(MODEL, [given], priority=1, timeout=10**6)  # which change no answer
+        triton.infer(MODEL, [given], priority=1, timeout=10**6)  # they change no answer
 
 
-def test_what_else_tritonclient_asks(live, predictor):
+def test_tritonclient_config_statistics_and_class_count(live, predictor):
     client = pytest.importorskip('tritonclient.http')
     images = tensor(2)
     with client.InferenceServerClient(f'127.0.0.1:{live.port}') as triton:
@@ -420,8 +420,8 @@ def test_what_else_tritonclient_asks(live, predictor):
         given = client.InferInput('image', list(images.shape), 'FP32')
         given.set_data_from_numpy(images)
         for binary in (True, False):
-            wanted = client.InferRequestedOutput('logits', binary_data=binary, class_count=3)
-            found = triton.infer(MODEL, [given], outputs=[wanted]).as_numpy('logits')
+            requested = client.InferRequestedOutput('logits', binary_data=binary, class_count=3)
+            found = triton.infer(MODEL, [given], outputs=[requested]).as_numpy('logits')
             names = predictor.description.classes
             for row, logits in zip(found, predictor.logits(images)):
                 texts = [t.decode() if isinstance(t, bytes) else t for t in row]
@@ -458,14 +458,14 @@ def test_what_else_tritonclient_asks(live, predictor):
 # The other routes
 
 
-def test_an_origin_is_compared_as_browsers_write_it():
+def test_origin_is_lower_cased_as_browsers_send_it():
     assert serve.origin('HTTPS://Example.org:8443') == 'https://example.org:8443'
     for wrong in ('example.org', 'ftp://a.org', 'https://a.org/', 'null', ''):
         with pytest.raises(argparse.ArgumentTypeError, match='is not an origin'):
             serve.origin(wrong)
 
 
-def test_pages_of_other_origins_may_ask_where_that_is_allowed(fake, live):
+def test_cors_allows_only_the_given_origins(fake, live):
     asks = {'Origin': 'https://a.org', 'Access-Control-Request-Method': 'POST'}
     asks['Access-Control-Request-Headers'] = 'content-type'
     allowed = 'Access-Control-Allow-Origin'
@@ -482,7 +482,7 @@ def test_pages_of_other_origins_may_ask_where_that_is_allowed(fake, live):
         assert server.ask('OPTIONS', '/classify', headers=asks).status == 400
 
 
-def test_about(live):
+def test_about_describes_model_and_limits(live):
     assert live.get('/about').json == {
         'model': MODEL,
         'classes': CLASSES,
@@ -494,7 +494,7 @@ def test_about(live):
     }
 
 
-def test_the_page(live):
+def test_page_files_are_served(live):
     page = REPOSITORY / 'deploy' / 'server' / 'page'
     kinds = {'/': 'text/html', '/page.css': 'text/css', '/page.js': 'text/javascript'}
     for path, kind in kinds.items():
@@ -540,13 +540,13 @@ def test_every_answer_has_the_security_headers(live):
         '*',
     ],
 )
-def test_no_path_leads_to_a_file(live, path):
+def test_no_path_reaches_the_file_system(live, path):
     answer = live.raw(f'GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n'.encode())
     assert status_of(answer) == 404
     assert json.loads(answer.partition(b'\r\n\r\n')[2])['error']
 
 
-def test_other_methods(live):
+def test_other_methods_are_405(live):
     for method, path in (
         ('GET', '/classify'),
         ('POST', '/about'),
@@ -559,7 +559,7 @@ def test_other_methods(live):
         assert reply.headers['Allow']
 
 
-def test_metrics(fake):
+def test_metrics_count_requests_images_and_refusals(fake):
     with in_thread([fake]) as server:
         for width in (20, 30):
             assert server.classify(picture(width)).status == 200
@@ -589,10 +589,10 @@ def test_metrics(fake):
         assert b'ecret' not in text.body.lower()
 
 
-# Too much, too slow, too late
+# Limits
 
 
-def test_a_body_that_is_announced_too_large_is_not_read(live):
+def test_too_large_content_length_is_refused_unread(live):
     for size in ((1 << 20) + 1, 10**9, 10**19):
         with live.link() as link:
             start = time.monotonic()
@@ -605,8 +605,8 @@ def test_a_body_that_is_announced_too_large_is_not_read(live):
 
 
 @pytest.mark.parametrize('chunked', [False, True], ids=['announced', 'chunked'])
-def test_a_gigabyte_is_refused_while_it_is_being_sent(live, chunked):
-    """Its client, who sends on and listens only then, does see why."""
+def test_too_large_upload_is_refused_while_it_is_sent(live, chunked):
+    """A client that continues to send and reads afterwards gets the answer."""
     sent, piece = 0, b'10000\r\n' + b'\0' * 65536 + b'\r\n'
     with live.link() as link:
         if chunked:
@@ -629,7 +629,7 @@ def test_a_gigabyte_is_refused_while_it_is_being_sent(live, chunked):
     assert live.classify(PICTURE).status == 200
 
 
-def test_a_client_that_sends_on_regardless_is_held_up_and_dropped(live):
+def test_client_that_continues_to_send_is_slowed_down_and_dropped(live):
     sent, piece = 0, b'10000\r\n' + b'\0' * 65536 + b'\r\n'
     with live.link() as link:
         start = time.monotonic()
@@ -639,17 +639,17 @@ def test_a_client_that_sends_on_regardless_is_held_up_and_dropped(live):
                 link.sendall(piece)
                 sent += len(piece)
         assert time.monotonic() - start < 10
-    assert sent < 32 << 20  # what fits into the system's buffers, above all
+    assert sent < 32 << 20  # mostly what fits into the buffers of the system
 
 
-def test_a_client_that_only_sends_sees_why_it_was_refused(live):
-    """As http.client does: it listens when all is sent. With some megabytes that works."""
+def test_client_that_reads_only_after_sending_gets_the_answer(live):
+    """As http.client does. It works with some megabytes."""
     for path, status in (('/classify', 413), ('/nothing', 404), ('/about', 405)):
         assert live.classify(b'\0' * (3 << 19), path).status == status
 
 
 @pytest.mark.skipif(shutil.which('curl') is None, reason='needs curl')
-def test_curl_sees_it_too(live, tmp_path):
+def test_curl_gets_the_answer_to_a_refused_upload(live, tmp_path):
     (tmp_path / 'large').write_bytes(b'\0' * (64 << 20))
     for options in ([], ['-H', 'Expect:'], ['-H', 'Transfer-Encoding: chunked']):
         url = f'http://127.0.0.1:{live.port}/classify'
@@ -658,8 +658,8 @@ def test_curl_sees_it_too(live, tmp_path):
         assert run.stdout == '{"error":"the body has more than 1,048,576 bytes"}413'
 
 
-def test_bodies_share_a_memory_that_is_bounded(fake):
-    """What is only promised takes none of it, or a few idle clients would keep all others out."""
+def test_memory_of_all_uploads_together_is_limited(fake):
+    """A Content-Length reserves nothing, or a few idle clients would block all others."""
     limits = Limits(body_bytes=1 << 20)
     with in_thread([fake], limits) as server, contextlib.ExitStack() as stack:
         links = [stack.enter_context(server.link()) for _ in range(20)]
@@ -678,14 +678,14 @@ def test_bodies_share_a_memory_that_is_bounded(fake):
         links[0].close()
         eventually(lambda: server.metric('classifier_bodies_bytes') < 15 << 20)
         assert server.classify(large).status == 200
-        packed = gzip.compress(large)  # it may become as large as any
+        packed = gzip.compress(large)  # it may unpack to the largest size
         assert server.classify(packed, Content_Encoding='gzip').status == 503
         for link in links:
             link.close()
         eventually(lambda: server.metric('classifier_bodies_bytes') == 0)
 
 
-def test_memory_is_given_back_whatever_becomes_of_a_request(fake):
+def test_memory_is_released_after_every_kind_of_request(fake):
     limits = Limits(body_bytes=1 << 20)
     with in_thread([fake], limits) as server:
         for body in (PICTURE, b'hello', b'', b'\0' * (2 << 20)):
@@ -696,8 +696,8 @@ def test_memory_is_given_back_whatever_becomes_of_a_request(fake):
         assert server.metric('classifier_queue_images') == 0
 
 
-def test_clients_that_leave_take_their_uploads_with_them(fake, monkeypatch):
-    """From the queue of the threads that decode, too."""
+def test_uploads_of_disconnected_clients_are_freed(fake, monkeypatch):
+    """Also those in the queue of the decoding threads."""
     go, size = threading.Event(), 1 << 20
     monkeypatch.setattr('server.classify.read_picture', lambda *_, **__: go.wait(20) and 1 / 0)
     threads = min(cores(), 4)
@@ -717,7 +717,7 @@ def test_clients_that_leave_take_their_uploads_with_them(fake, monkeypatch):
         eventually(lambda: server.metric('classifier_bodies_bytes') == 0)
 
 
-def test_an_upload_counts_while_a_thread_decodes_it_though_its_client_has_left(fake, monkeypatch):
+def test_upload_counts_while_a_thread_decodes_it_after_disconnect(fake, monkeypatch):
     go = threading.Event()
     monkeypatch.setattr('server.classify.read_picture', lambda *_, **__: go.wait(20) and 1 / 0)
     with in_thread([fake]) as server:
@@ -730,7 +730,7 @@ def test_an_upload_counts_while_a_thread_decodes_it_though_its_client_has_left(f
         eventually(lambda: server.metric('classifier_bodies_bytes') == 0)
 
 
-def test_a_body_that_comes_too_slowly(fake):
+def test_slow_body_is_408(fake):
     with in_thread([fake], Limits(body_s=0.3)) as server, server.link() as link:
         start = time.monotonic()
         link.sendall(head(100) + b'x')
@@ -741,7 +741,7 @@ def test_a_body_that_comes_too_slowly(fake):
 
 
 @pytest.mark.parametrize('sent', [b'', b'GET /about HTTP/1.1\r\nHost'])
-def test_a_connection_without_a_complete_request_is_dropped(fake, sent):
+def test_connection_without_a_complete_head_is_dropped(fake, sent):
     with in_thread([fake], Limits(head_s=0.3)) as server:
         with server.link() as link:
             start = time.monotonic()
@@ -751,7 +751,7 @@ def test_a_connection_without_a_complete_request_is_dropped(fake, sent):
         assert server.metric('classifier_refused_total{reason="slow_client"}') == 1
 
 
-def test_a_head_that_comes_byte_by_byte_is_dropped(fake):
+def test_head_sent_byte_by_byte_is_dropped(fake):
     with in_thread([fake], Limits(head_s=0.3)) as server, server.link() as link:
         start = time.monotonic()
         with pytest.raises(ConnectionError):  # noqa: PT012
@@ -761,7 +761,7 @@ def test_a_head_that_comes_byte_by_byte_is_dropped(fake):
         assert time.monotonic() - start < 3
 
 
-def test_so_is_the_second_request_of_a_connection(fake):
+def test_slow_head_of_a_second_request_is_dropped(fake):
     with in_thread([fake], Limits(head_s=0.5)) as server, server.link() as link:
         link.sendall(b'GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n')
         assert status_of(read_answer(link)) == 200
@@ -771,7 +771,7 @@ def test_so_is_the_second_request_of_a_connection(fake):
         assert time.monotonic() - start < 3
 
 
-def test_an_answer_may_take_longer_than_a_head(fake):
+def test_answer_may_take_longer_than_the_head_timeout(fake):
     with in_thread([fake], Limits(head_s=0.2)) as server:
         fake.go.clear()
         asked = in_background(server.classify, PICTURE)
@@ -780,7 +780,7 @@ def test_an_answer_may_take_longer_than_a_head(fake):
         assert asked.result(10).status == 200
 
 
-def test_a_client_that_never_reads_its_answers_is_dropped(fake):
+def test_client_that_never_reads_is_dropped(fake):
     with in_thread([fake], Limits(head_s=0.5)) as server, server.link() as link:
         link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         link.settimeout(0.5)
@@ -790,7 +790,7 @@ def test_a_client_that_never_reads_its_answers_is_dropped(fake):
         eventually(lambda: not server.server.server_state.connections, timeout_s=15)
 
 
-def test_connections_are_counted(fake):
+def test_too_many_connections_are_503(fake):
     with in_thread([fake], Limits(connections=5)) as server, contextlib.ExitStack() as stack:
         links = [stack.enter_context(server.link()) for _ in range(5)]
         eventually(lambda: len(server.server.server_state.connections) == 5)
@@ -803,8 +803,8 @@ def test_connections_are_counted(fake):
         assert server.get('/v2').status == 200
 
 
-def test_more_connections_than_open_files(folder):
-    """It keeps descriptors for itself, so that accepting cannot fail."""
+def test_more_connections_than_open_files_are_503(folder):
+    """The server keeps spare descriptors, so that accepting cannot fail."""
     with command(folder, files=600) as server, contextlib.ExitStack() as stack:
         for _ in range(500):
             stack.enter_context(server.link())
@@ -841,12 +841,12 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize('data', MALFORMED, ids=lambda data: repr(data[:40]))
-def test_malformed_http(live, caplog, data):
+def test_malformed_http_is_400(live, caplog, data):
     with live.link() as link:
         with contextlib.suppress(ConnectionError):
             link.sendall(data)
         answer = read_all(link)
-    if answer:  # else the connection was reset, as more than its error could be was under way
+    if answer:  # otherwise the connection was reset while more data was on its way
         assert status_of(answer) == 400
         assert json.loads(answer.partition(b'\r\n\r\n')[2]) == {'error': 'not a valid HTTP request'}
     assert len(data) > 1000 or answer
@@ -854,8 +854,8 @@ def test_malformed_http(live, caplog, data):
     assert not caplog.records
 
 
-def test_a_refused_upload_that_goes_on_malformed(live, caplog):
-    """The answer has begun, so there is no second one."""
+def test_malformed_rest_of_a_refused_upload_ends_the_connection(live, caplog):
+    """The answer has begun, so no second one is sent."""
     with live.link() as link:
         link.sendall(b'POST /nothing HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n')
         answer = read_answer(link)
@@ -871,8 +871,8 @@ def test_upgrades_are_ignored(live):
     assert status_of(answer) == 200
 
 
-def test_requests_in_a_row_on_one_connection(live):
-    """Sent all at once, too."""
+def test_keep_alive_and_pipelined_requests_are_answered(live):
+    """All sent at once."""
     one = b'GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n'
     last = b'GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n'
     upload = head(len(PICTURE)) + PICTURE
@@ -881,7 +881,7 @@ def test_requests_in_a_row_on_one_connection(live):
     assert answers.count(b'"probability"') == 5
 
 
-def test_a_full_queue(fake):
+def test_full_queue_is_503(fake):
     with in_thread([fake], max_batch=1, queue=2) as server:
         fake.go.clear()
         asked = [in_background(server.classify, PICTURE)]
@@ -897,7 +897,7 @@ def test_a_full_queue(fake):
         assert server.metric('classifier_refused_total{reason="queue"}') == 2
 
 
-def test_an_answer_that_comes_too_late(fake):
+def test_late_answer_is_504(fake):
     with in_thread([fake], Limits(answer_s=0.3), max_batch=1) as server:
         fake.go.clear()
         running = in_background(server.classify, PICTURE)
@@ -907,10 +907,10 @@ def test_an_answer_that_comes_too_late(fake):
         assert running.result(10).status == 504
         fake.go.set()
         assert server.classify(PICTURE).status == 200
-    assert fake.seen == [1, 1]  # the second one was never run
+    assert fake.seen == [1, 1]  # the second one was not run
 
 
-def test_a_picture_whose_turn_comes_too_late_is_not_decoded(fake, monkeypatch):
+def test_expired_picture_is_not_decoded(fake, monkeypatch):
     go, decoded = threading.Event(), []
 
     def prepare(pixels: np.ndarray) -> np.ndarray:
@@ -930,7 +930,7 @@ def test_a_picture_whose_turn_comes_too_late_is_not_decoded(fake, monkeypatch):
     assert fake.seen == []
 
 
-def test_a_picture_that_takes_too_long_to_decode_is_answered_in_time(fake, monkeypatch):
+def test_slow_decoding_is_504_in_time(fake, monkeypatch):
     go, prepare = threading.Event(), fake.prepare
 
     def slow(pixels: np.ndarray) -> np.ndarray:
@@ -946,7 +946,7 @@ def test_a_picture_that_takes_too_long_to_decode_is_answered_in_time(fake, monke
         assert server.classify(PICTURE).status == 200
 
 
-def test_a_client_that_has_gone_costs_no_run(fake):
+def test_request_of_a_disconnected_client_is_not_run(fake):
     with in_thread([fake], max_batch=1) as server:
         fake.go.clear()
         running = in_background(server.classify, PICTURE)
@@ -962,7 +962,7 @@ def test_a_client_that_has_gone_costs_no_run(fake):
     assert fake.seen == [1, 1]
 
 
-def test_a_network_that_fails(fake, caplog):
+def test_failing_network_is_500(fake, caplog):
     with in_thread([fake]) as server:
         fake.error = RuntimeError('out of memory')
         for reply in (server.classify(PICTURE), server.infer(request(tensor(1)))):
@@ -975,7 +975,7 @@ def test_a_network_that_fails(fake, caplog):
 
 
 @pytest.mark.filterwarnings('ignore')
-def test_logits_that_are_no_numbers(fake, monkeypatch):
+def test_non_finite_logits_are_an_error(fake, monkeypatch):
     with in_thread([fake]) as server:
         images = np.full((1, 3, SIZE, SIZE), 3e38, np.float32)
         reply = server.infer(request(images))
@@ -986,7 +986,7 @@ def test_logits_that_are_no_numbers(fake, monkeypatch):
         assert (reply.status, reply.error) == (500, "the network's logits are not finite")
 
 
-def test_a_bug_of_ours_is_told_to_the_log_alone(fake, caplog, monkeypatch):
+def test_internal_error_is_logged_and_not_shown(fake, caplog, monkeypatch):
     with in_thread([fake]) as server:
         monkeypatch.setattr(fake, 'prepare', lambda pixels: 1 / 0)
         reply = server.classify(PICTURE)
@@ -998,7 +998,7 @@ def test_a_bug_of_ours_is_told_to_the_log_alone(fake, caplog, monkeypatch):
 
 
 def burst(server: Client, count: int, *, at_once: int) -> dict[int, int]:
-    """So many uploads, each on a connection of its own: how many got which status."""
+    """`count` uploads, each on a connection of its own: status -> how many got it."""
     statuses: dict[int, int] = {}
     lock, numbers = threading.Lock(), iter(range(count))
     data = picture(200, 150, format='JPEG')
@@ -1038,18 +1038,18 @@ def check_burst(folder, count: int, *, at_once: int) -> None:
         assert (code, err) == (0, '')
 
 
-def test_a_burst(folder):
+def test_burst_of_requests_leaves_memory_bounded(folder):
     check_burst(folder, 500, at_once=50)
 
 
 @pytest.mark.slow
-def test_a_burst_of_thousands(folder):
+def test_burst_of_thousands_leaves_memory_bounded(folder):
     check_burst(folder, 6000, at_once=300)
 
 
 @pytest.mark.slow
-def test_a_thousand_uploads_that_never_end(folder):
-    """Each announces 16 MB and sends a little; the memory stays, and so do those who behave."""
+def test_thousand_endless_uploads_leave_memory_bounded(folder):
+    """Each announces 16 MB and sends a little; other clients are still answered."""
     with command(folder) as server, contextlib.ExitStack() as stack:
         assert server.classify(PICTURE).status == 200
         before = server.resident()
@@ -1067,7 +1067,7 @@ def test_a_thousand_uploads_that_never_end(folder):
         assert server.classify(PICTURE).status == 200
 
 
-# The end
+# Start and stop
 
 
 def half_sent(server: Client) -> socket.socket:
@@ -1077,12 +1077,12 @@ def half_sent(server: Client) -> socket.socket:
     return link
 
 
-def test_a_signal_lets_it_finish_what_is_in_flight(folder):
-    """SIGTERM; SIGINT is that of the next test."""
+def test_signal_lets_requests_in_flight_finish(folder):
+    """SIGTERM; the next test sends SIGINT."""
     with command(folder) as server:
         link, idle = half_sent(server), server.link()
         server.process.terminate()
-        assert read_all(idle) == b''  # who has asked nothing is not waited for
+        assert read_all(idle) == b''  # it has sent no request
         with pytest.raises(ConnectionError):
             server.link()
         link.sendall(PICTURE[100:])
@@ -1092,7 +1092,7 @@ def test_a_signal_lets_it_finish_what_is_in_flight(folder):
         assert out == 'stopping: answering open requests; a second signal ends at once\n'
 
 
-def test_a_second_signal_ends_it_at_once(folder):
+def test_second_signal_ends_at_once(folder):
     with command(folder) as server:
         half_sent(server)
         server.process.send_signal(signal.SIGINT)
@@ -1104,8 +1104,8 @@ def test_a_second_signal_ends_it_at_once(folder):
         assert time.monotonic() - start < 3
 
 
-def test_it_doesnt_wait_for_ever(fake, caplog):
-    """A client that never sends its body is told that the server has stopped."""
+def test_drain_timeout_answers_503(fake, caplog):
+    """A client that never sends its body gets 503 when the server ends."""
     with in_thread([fake], drain_s=1) as server:
         link = half_sent(server)
         start = time.monotonic()
@@ -1117,7 +1117,7 @@ def test_it_doesnt_wait_for_ever(fake, caplog):
     assert 'Traceback' not in caplog.text
 
 
-def test_while_it_stops_it_is_not_ready_and_answers_what_still_comes(fake):
+def test_stopping_server_is_not_ready_but_answers(fake):
     with in_thread([fake]) as server:
         server.service.stop()
         for path in ('/v2/health/ready', f'/v2/models/{MODEL}/ready'):
@@ -1128,8 +1128,8 @@ def test_while_it_stops_it_is_not_ready_and_answers_what_still_comes(fake):
         assert server.infer(request(tensor(1))).status == 200
 
 
-def test_clients_that_have_connected_before_the_end_are_answered(fake, monkeypatch):
-    """Of sixteen that make a connection for each request; those who come later are refused."""
+def test_stop_drops_no_connected_client(fake, monkeypatch):
+    """Sixteen clients that make a connection for each request; later connections are refused."""
     monkeypatch.setattr(connection, 'LAST_S', 10)  # the machine may be busy
     ends = []
 
@@ -1145,7 +1145,7 @@ def test_clients_that_have_connected_before_the_end_are_answered(fake, monkeypat
 
     with in_thread([fake]) as server:
         clients = [in_background(ask_until_the_end, server) for _ in range(16)]
-        waiting = server.link()  # it has connected, and sends in a moment
+        waiting = server.link()  # it has connected, and sends a moment later
         eventually(lambda: len(ends) > 100)
         server.server.should_exit = True
         time.sleep(0.2)
@@ -1160,7 +1160,7 @@ def test_clients_that_have_connected_before_the_end_are_answered(fake, monkeypat
 
 
 @pytest.mark.parametrize('version', ['1.0', '1.1'])
-def test_a_client_that_ends_its_side_is_answered(fake, version):
+def test_half_closed_client_is_answered(fake, version):
     fake.go.clear()
     with in_thread([fake]) as server, server.link() as link:
         link.sendall(head(len(PICTURE)).replace(b'HTTP/1.1', f'HTTP/{version}'.encode()) + PICTURE)
@@ -1170,7 +1170,7 @@ def test_a_client_that_ends_its_side_is_answered(fake, version):
         fake.go.set()
         answer = read_all(link)
         parts = answer.split(b'HTTP/1.1 100 Continue\r\n\r\n')
-        assert (len(parts) > 1) == (version == '1.1')  # which 1.0 doesn't know
+        assert (len(parts) > 1) == (version == '1.1')  # HTTP 1.0 has no such answer
         assert status_of(parts[-1]) == 200
 
 
@@ -1183,7 +1183,7 @@ def test_a_client_that_ends_its_side_is_answered(fake, version):
         '\r\n\r\nGET /about HTTP/1.1',
     ],
 )
-def test_requests_as_proxies_and_old_clients_send_them(live, line):
+def test_absolute_urls_and_leading_blank_lines_are_accepted(live, line):
     answer = live.raw(f'{line}\r\nHost: x\r\nConnection: close\r\n\r\n'.encode())
     assert status_of(answer) == 200
     assert MODEL.encode() in answer
@@ -1203,7 +1203,7 @@ SECOND = b'GET /about HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n'
         [FIRST + b'\r\n\r', b'\n', SECOND],
     ],
 )
-def test_a_blank_line_between_two_requests(live, pieces):
+def test_blank_lines_between_requests_are_ignored(live, pieces):
     """Old browsers sent one after a form."""
     with live.link() as link:
         for piece in pieces:
@@ -1212,7 +1212,7 @@ def test_a_blank_line_between_two_requests(live, pieces):
         assert re.findall(rb'HTTP/1.1 (\d+)', read_all(link)) == [b'200', b'200']
 
 
-def test_blank_lines_alone_are_no_request(fake):
+def test_blank_lines_alone_do_not_keep_a_connection(fake):
     with in_thread([fake], Limits(head_s=0.3)) as server, server.link() as link:
         for _ in range(3):
             link.sendall(b'\r\n' * 10_000 + b'\r')
@@ -1225,7 +1225,7 @@ def test_blank_lines_alone_are_no_request(fake):
 
 
 def refused(*arguments: str) -> str:
-    """Exit code 2, and one line, without its beginning."""
+    """The one line of a start that fails with exit code 2, without the command's name."""
     run = subprocess.run(
         [sys.executable, SERVE, *arguments], capture_output=True, text=True, timeout=60
     )
@@ -1234,18 +1234,18 @@ def refused(*arguments: str) -> str:
     return run.stderr.splitlines()[-1].removeprefix('serve.py: ')
 
 
-def test_the_command_says_where_it_is_and_with_what(folder):
+def test_command_prints_engine_and_url(folder):
     with command(folder, '--instances', '2', '--timeout-s', '0.5', '--max-body-mb', '2') as server:
-        assert server.said[0] == 'engine: paddle (as asked for)\n'
+        assert server.lines[0] == 'engine: paddle (as asked for)\n'
         url = f'http://127.0.0.1:{server.port}/'
-        assert server.said[-1] == f'{MODEL}: {url} (Ctrl-C ends it)\n'
+        assert server.lines[-1] == f'{MODEL}: {url} (Ctrl-C ends it)\n'
         assert server.get('/about').json['limits'] == {'bytes': 2 << 20, 'pixels': 64_000_000}
         assert len(server.classify(PICTURE).json['classes']) == 5
 
 
-def test_wrong_arguments(folder, tmp_path, monkeypatch, capsys):
+def test_wrong_arguments_are_one_line(folder, tmp_path, monkeypatch, capsys):
     def refused(*arguments: str) -> str:
-        """In this process: what ends it is a line, and the exit code 2."""
+        """The one line of a start in this process that fails with exit code 2."""
         monkeypatch.setattr(sys, 'argv', ['serve.py', *arguments])
         with pytest.raises(SystemExit) as end:
             console.run(serve.main)
@@ -1266,7 +1266,7 @@ def test_wrong_arguments(folder, tmp_path, monkeypatch, capsys):
     assert 'cannot listen on' in refused(good, '--host', 'x' * 100)
 
 
-def test_a_port_that_is_taken(folder):
+def test_port_in_use_is_one_line(folder):
     with socket.create_server(('127.0.0.1', 0)) as taken:
         port = taken.getsockname()[1]
         start = time.monotonic()
@@ -1275,7 +1275,7 @@ def test_a_port_that_is_taken(folder):
     assert time.monotonic() - start < 5  # no engine was started
 
 
-def test_help_answers_at_once_and_without_the_frameworks():
+def test_help_imports_no_framework():
     code = (
         'import sys, runpy; sys.argv = [sys.argv[1], "--help"]\n'
         'sys.path.insert(0, sys.argv[0].rpartition("/")[0])\n'
@@ -1290,7 +1290,7 @@ def test_help_answers_at_once_and_without_the_frameworks():
 
 
 @pytest.mark.skipif(not exported.HAS_ONNX, reason='paddle2onnx or onnxruntime is not installed')
-def test_it_runs_without_what_windows_lacks():
+def test_runs_without_the_modules_that_windows_lacks():
     driver = str(REPOSITORY / 'tests' / 'as_on_windows.py')
     with command(exported.folder(), '--engine', 'onnxruntime', through=[driver]) as server:
         assert server.classify(PICTURE).status == 200
@@ -1299,7 +1299,7 @@ def test_it_runs_without_what_windows_lacks():
         assert (code, err) == (0, '')
 
 
-def test_standard_output_may_be_closed(folder):
+def test_closed_standard_output_is_no_error(folder):
     with socket.create_server(('127.0.0.1', 0)) as free:
         port = free.getsockname()[1]
     arguments = [sys.executable, SERVE, str(folder), '--port', str(port), '--engine', 'paddle']
@@ -1323,8 +1323,8 @@ def test_standard_output_may_be_closed(folder):
         server.communicate()
 
 
-def test_it_needs_nothing_of_the_repository(folder, tmp_path):
-    """A copy of deploy/ alone, started from elsewhere."""
+def test_deploy_imports_nothing_of_the_repository(folder, tmp_path):
+    """A copy of deploy/ alone, started from another folder."""
     import shutil
 
     shutil.copytree(REPOSITORY / 'deploy', tmp_path / 'copy')

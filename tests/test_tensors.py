@@ -1,4 +1,4 @@
-"""deploy/server/tensors.py: what a request must say, to the byte, and what it gets back."""
+"""deploy/server/tensors.py: requests and responses of the Open Inference Protocol, to the byte."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PIXELS = np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2) / 8
 
 
 def request(signature: Signature = FLOATS, /, **changes) -> dict:
-    """One that is right, but for the changes to its input; None leaves a key out."""
+    """A valid request with changes to its input; None leaves a key out."""
     datatype = 'FP32' if signature is FLOATS else 'UINT8'
     given = {'name': 'image', 'datatype': datatype, 'shape': [2, *signature.shape]}
     given = {**given, 'data': list(range(24)), **changes}
@@ -50,7 +50,7 @@ def refusal(*given, **more) -> str:
 
 @pytest.mark.parametrize('nested', [False, True])
 @pytest.mark.parametrize('signature', [FLOATS, BYTES], ids=['float32', 'uint8'])
-def test_numbers_in_json_flat_or_nested(signature, nested):
+def test_json_data_may_be_flat_or_nested(signature, nested):
     values = np.arange(24).reshape(2, *signature.shape)
     data = values.tolist() if nested else values.ravel().tolist()
     found = call(request(signature, data=data), signature)
@@ -61,7 +61,7 @@ def test_numbers_in_json_flat_or_nested(signature, nested):
 
 
 @pytest.mark.parametrize('signature', [FLOATS, BYTES], ids=['float32', 'uint8'])
-def test_numbers_as_bytes(signature):
+def test_binary_data_is_read(signature):
     values = np.arange(24, dtype='<f4' if signature is FLOATS else 'u1')
     parameters = {'binary_data_size': values.nbytes}
     given = request(signature, data=None, parameters=parameters)
@@ -70,12 +70,12 @@ def test_numbers_as_bytes(signature):
     np.testing.assert_array_equal(found.images, values.reshape(2, *signature.shape))
 
 
-def test_floats_keep_their_values():
+def test_json_floats_keep_their_values():
     data = PIXELS.ravel().tolist()
     np.testing.assert_array_equal(call(request(data=data)).images, PIXELS)
 
 
-def test_which_outputs_are_wanted_as_bytes():
+def test_binary_output_is_requested_by_either_parameter():
     def binary(parameters=None, output=None) -> bool:
         given = {**request(), 'parameters': parameters}
         if output is not None:
@@ -91,7 +91,7 @@ def test_which_outputs_are_wanted_as_bytes():
     assert binary({'binary_data_output': True}, {})
 
 
-def test_the_id_comes_back():
+def test_id_is_returned():
     logits = np.arange(10, dtype=np.float32).reshape(2, 5)
     content, length = write_response(FLOATS, call({**request(), 'id': 'größe'}), logits)
     assert length == len(content)
@@ -106,10 +106,10 @@ def test_the_id_comes_back():
     assert 'id' not in json.loads(write_response(FLOATS, call(request()), logits)[0])
 
 
-def test_an_answer_in_bytes():
+def test_binary_response():
     logits = np.random.default_rng(0).normal(size=(2, 5)).astype(np.float32)
-    wanted = {**request(), 'parameters': {'binary_data_output': True}}
-    content, length = write_response(FLOATS, call(wanted), logits)
+    given = {**request(), 'parameters': {'binary_data_output': True}}
+    content, length = write_response(FLOATS, call(given), logits)
     (output,) = json.loads(content[:length])['outputs']
     assert output == {
         'name': 'logits',
@@ -120,7 +120,7 @@ def test_an_answer_in_bytes():
     np.testing.assert_array_equal(np.frombuffer(content[length:], '<f4').reshape(2, 5), logits)
 
 
-def test_the_likeliest_classes_instead_of_logits():
+def test_classification_returns_the_top_classes():
     logits = np.array([[1, 3, 2, 0, -1], [0, 0, 0, 0, 9]], np.float32)
     outputs = [{'name': 'logits', 'parameters': {'classification': 2}}]
     content, _ = write_response(FLOATS, call({**request(), 'outputs': outputs}), logits)
@@ -140,12 +140,12 @@ def test_the_likeliest_classes_instead_of_logits():
     assert content[length:].startswith(b'\x0c\0\0\x003.000000:1:b')
 
 
-def test_logits_that_json_cannot_say_are_refused_and_as_bytes_they_are_not():
+def test_non_finite_logits_are_refused_in_json_only():
     logits = np.full((2, 5), np.nan, np.float32)
     with pytest.raises(BadRequest, match='not finite'):
         write_response(FLOATS, call(request()), logits)
-    wanted = {**request(), 'parameters': {'binary_data_output': True}}
-    assert write_response(FLOATS, call(wanted), logits)[0].endswith(logits.tobytes())
+    given = {**request(), 'parameters': {'binary_data_output': True}}
+    assert write_response(FLOATS, call(given), logits)[0].endswith(logits.tobytes())
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_logits_that_json_cannot_say_are_refused_and_as_bytes_they_are_not():
         ({'data': None, 'parameters': {'binary_data_size': 96}}, '0 bytes follow the JSON'),
     ],
 )
-def test_an_input_that_is_wrong(changes, says):
+def test_wrong_input_is_refused(changes, says):
     assert says in refusal(request(**changes))
 
 
@@ -205,29 +205,29 @@ def test_an_input_that_is_wrong(changes, says):
         ([0] * 23 + [10**30], 'whole numbers only'),
     ],
 )
-def test_bytes_out_of_range(data, says):
+def test_uint8_data_out_of_range_is_refused(data, says):
     assert says in refusal(request(BYTES, data=data), BYTES)
 
 
 @pytest.mark.parametrize('size', [-96, 0, 92, 100, 2**70, 96.0, '96', True, [96]])
-def test_sizes_of_binary_data_that_are_wrong(size):
+def test_wrong_binary_data_size_is_refused(size):
     given = request(data=None, parameters={'binary_data_size': size})
     assert 'binary_data_size must be 96' in refusal(given, rest=b'\0' * 96)
 
 
 @pytest.mark.parametrize('count', [95, 97, 960])
-def test_bytes_that_dont_add_up(count):
+def test_wrong_number_of_bytes_is_refused(count):
     given = request(data=None, parameters={'binary_data_size': 96})
     text = refusal(given, rest=b'\0' * count)
     assert f'{count} bytes follow the JSON, and the inputs have 96' in text
 
 
-def test_bytes_that_nobody_announced():
+def test_unannounced_bytes_are_refused():
     assert '3 bytes follow the JSON, and no input takes them' in refusal(request(), rest=b'abc')
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
-def test_bytes_that_are_no_finite_number(value):
+def test_non_finite_binary_data_is_refused(value):
     values = np.zeros(24, '<f4')
     values[5] = value
     given = request(data=None, parameters={'binary_data_size': 96})
@@ -235,11 +235,11 @@ def test_bytes_that_are_no_finite_number(value):
 
 
 @pytest.mark.parametrize('length', ['', '-1', '1e2', '5000', '9' * 5000, '٣', ' 3', '0x10'])
-def test_header_lengths_that_are_wrong(length):
+def test_wrong_header_length_is_refused(length):
     assert 'must be a whole number, and at most' in refusal(request(), length=length)
 
 
-def test_a_header_length_that_cuts_the_json():
+def test_header_length_that_truncates_the_json_is_refused():
     for length in ('0', '10'):
         assert 'not JSON' in refusal(request(), length=length)
 
@@ -279,17 +279,17 @@ def test_a_header_length_that_cuts_the_json():
         ),
     ],
 )
-def test_a_request_that_is_wrong(given, says):
+def test_wrong_request_is_refused(given, says):
     assert says in refusal(given)
 
 
 @pytest.mark.parametrize('word', ['NaN', 'Infinity', '-Infinity'])
-def test_json_knows_no_nan(word):
+def test_nan_and_infinity_in_json_are_refused(word):
     text = json.dumps(request(data=['X'] + [0] * 23)).replace('"X"', word).encode()
     assert f'{word} is not a JSON number' in refusal(text)
 
 
-def test_empty_is_as_good_as_left_out():
+def test_null_and_empty_values_count_as_missing():
     given = {**request(), 'id': None, 'parameters': None, 'outputs': []}
     assert call(given).images.shape == (2, 3, 2, 2)
 
@@ -310,8 +310,8 @@ def test_empty_is_as_good_as_left_out():
     ],
     ids=lambda text: text[:6].decode(),
 )
-def test_json_made_to_hurt_is_refused_before_it_does(text):
-    """The parser holds Python's lock: the whole server stands still."""
+def test_malicious_json_is_refused_before_it_is_parsed(text):
+    """The parser holds the GIL: the whole server would stand still."""
     start = time.process_time()
     refusal(text)
     assert time.process_time() - start < 1.0
