@@ -18,7 +18,8 @@ import pytest
 from conftest import REPOSITORY
 from launching import free_port
 
-from engine.machine.peers import DIED, PeerFailure, PeerMissing, Peers, PortTaken
+from engine.machine.connections import PeerMissing, PortTaken
+from engine.machine.peers import DIED, PeerFailure, Peers
 
 JOB = 'job1'
 SOON = 10.0  # seconds in which everything here should have happened, on a busy machine too
@@ -34,7 +35,7 @@ class Job:
         self.peers: list[Peers] = []
         self._pool = ThreadPoolExecutor(world)
 
-    def start(self, rank: int, *, patience: float = SOON) -> Future[Peers]:
+    def start(self, rank: int, *, timeout_s: float = SOON) -> Future[Peers]:
         return self._pool.submit(
             Peers,
             rank,
@@ -42,7 +43,7 @@ class Job:
             ('127.0.0.1', self.port),
             secret=self.word.encode(),
             on_failure=self.failures[rank].append,
-            patience=patience,
+            timeout_s=timeout_s,
         )
 
     def connect(self) -> Job:
@@ -387,13 +388,13 @@ def test_the_first_process_may_come_last(job):
     ('world', 'here', 'named'),
     [(2, [], '1'), (3, [1], '2'), (3, [], '1, 2'), (8, [1, 2, 4, 5, 7], '3, 6')],
 )
-def test_who_is_missing_after_all_patience_is_named(job, world, here, named):
+def test_who_is_missing_after_all_timeout_s_is_named(job, world, here, named):
     processes = job(world)
     for rank in here:
         processes.start(rank)
     start = time.monotonic()
     with pytest.raises(PeerMissing) as error:
-        processes.start(0, patience=0.7).result(SOON)
+        processes.start(0, timeout_s=0.7).result(SOON)
     assert str(error.value) == f'process {named}'
     assert 0.6 < time.monotonic() - start < 5
 
@@ -401,7 +402,7 @@ def test_who_is_missing_after_all_patience_is_named(job, world, here, named):
 def test_without_the_first_process_its_address_is_named(job):
     processes = job(3)
     with pytest.raises(PeerMissing) as error:
-        processes.start(1, patience=0.5).result(SOON)
+        processes.start(1, timeout_s=0.5).result(SOON)
     assert str(error.value) == f'process 0 at 127.0.0.1:{processes.port}'
 
 
@@ -409,7 +410,7 @@ def test_a_port_that_another_program_has_is_named(job):
     processes = job(2)
     taken = f'port {processes.port} of this machine is taken'
     with socket.create_server(('', processes.port)), pytest.raises(PortTaken, match=taken):
-        processes.start(0, patience=0.3).result(SOON)
+        processes.start(0, timeout_s=0.3).result(SOON)
 
 
 def test_a_port_that_has_connected_to_itself_is_free_for_the_first_process(job, monkeypatch):
@@ -423,7 +424,7 @@ def test_a_port_that_has_connected_to_itself_is_free_for_the_first_process(job, 
         itself.set()
         return connection
 
-    monkeypatch.setattr('engine.machine.peers.socket.create_connection', connect)
+    monkeypatch.setattr('engine.machine.connections.socket.create_connection', connect)
     late = processes.start(1)
     assert itself.wait(SOON)
     early = processes.start(0)
@@ -523,7 +524,7 @@ def test_a_host_without_the_secret_is_not_taken_for_the_first_process(job, said)
     with socket.create_server(('127.0.0.1', processes.port)) as server:
         threading.Thread(target=pretend, args=(server,), daemon=True).start()
         with pytest.raises(PeerMissing, match='process 0 at '):
-            processes.start(1, patience=0.7).result(SOON)
+            processes.start(1, timeout_s=0.7).result(SOON)
         server.shutdown(socket.SHUT_RDWR)
 
 
@@ -532,7 +533,7 @@ def test_another_secret_is_named_as_a_reason(job):
     others.port = ours.port
     first = ours.start(0)
     with pytest.raises(PeerMissing, match='belongs to another job or has another secret'):
-        others.start(1, patience=0.7).result(SOON)
+        others.start(1, timeout_s=0.7).result(SOON)
     second = ours.start(1)
     ours.peers = [first.result(SOON), second.result(SOON)]
 
@@ -542,7 +543,7 @@ def test_a_job_of_one_machine_cannot_be_reached_from_another(host, reached):
     """Another address of this machine stands for it: 127.0.0.2 is one on Linux."""
     if sys.platform != 'linux':
         pytest.skip('needs 127.0.0.2')
-    from engine.machine.peers import _listening
+    from engine.machine.connections import _listening
 
     port = free_port()
     with _listening((host, port), time.monotonic() + SOON):
@@ -579,10 +580,10 @@ def test_the_secret_of_a_job(monkeypatch):
 def test_a_stranger_who_never_ends_his_line_holds_nobody_up_for_long(job, said):
     """Five seconds, and then the others' turn comes."""
     processes = job(2)
-    first = processes.start(0, patience=30)
+    first = processes.start(0, timeout_s=30)
     with call(processes.port) as stranger:
         stranger.sendall(said)
-        second = processes.start(1, patience=30)
+        second = processes.start(1, timeout_s=30)
         processes.peers = [future.result(20) for future in (first, second)]
     assert processes.all([True, False]) == [True] * 2
 
@@ -604,7 +605,7 @@ def test_a_line_without_an_end_is_cut_off(job):
 @pytest.mark.parametrize('said', STRANGERS, ids=str)
 def test_strangers_alone_are_not_taken_for_processes(job, said):
     processes = job(2)
-    first = processes.start(0, patience=0.5)
+    first = processes.start(0, timeout_s=0.5)
     with call(processes.port) as stranger:
         with contextlib.suppress(OSError):
             stranger.sendall(STRANGERS[said])

@@ -1,8 +1,7 @@
 """The processes of a job, as paddle.distributed.launch starts them.
 
-From `connect` on, none outlives another's failure. A job of one process needs no special case
-elsewhere: these functions then do nothing, or say what that one says. (Tensors are summed over the
-processes in engine/machine/collectives.py.)
+After `connect`, no process outlives the failure of another. In a job of one process these functions
+do nothing, so that it needs no special case elsewhere.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ from types import FrameType
 from typing import Callable, Optional
 
 from engine.errors import EXIT_STOPPED, Stopped, UserError
-from engine.machine.peers import LOOPBACK, PeerFailure, PeerMissing, Peers, PortTaken
+from engine.machine.connections import LOOPBACK, PeerMissing, PortTaken
+from engine.machine.peers import PeerFailure, Peers
 
-# What paddle.distributed.launch tells each process.
+# Set by paddle.distributed.launch for each process.
 LAUNCHED = 'PADDLE_TRAINERS_NUM' in os.environ
 RANK = int(os.environ.get('PADDLE_TRAINER_ID', '0'))
 WORLD_SIZE = int(os.environ.get('PADDLE_TRAINERS_NUM', '1'))
@@ -32,10 +32,7 @@ _peers: Optional[Peers] = None
 
 
 def connect() -> None:
-    """At once: connect with the other processes.
-
-    Raises Stopped if they don't all come.
-    """
+    """Connect with the other processes, before anything slow. Raises Stopped if one is missing."""
     global _peers
     if WORLD_SIZE == 1:
         return
@@ -48,45 +45,53 @@ def connect() -> None:
     host, port = endpoints.split(',')[0].rsplit(':', 1)
     # The launcher has reserved a port for each process, and collectives use the master's alone.
     taken = os.environ.get('PADDLE_MASTER') == f'{host}:{port}'
-    if os.environ.get('PADDLE_LOCAL_SIZE') == str(WORLD_SIZE):  # one machine: no other can connect
-        host = LOOPBACK
+    address = LOOPBACK if _on_one_machine() else host.strip('[]'), int(port) + taken
     try:
-        address = host.strip('[]'), int(port) + taken
         _peers = Peers(RANK, WORLD_SIZE, address, secret=_secret(endpoints), on_failure=_end_too)
     except PortTaken as problem:
         raise Stopped(f'{problem} by another program; start again') from None
     except PeerMissing as missing:
         raise Stopped(
-            f'{missing} of {WORLD_SIZE} cannot be reached; the workerlog there says why, or a '
+            f'{missing} of {WORLD_SIZE} cannot be reached; its workerlog has the reason, or a '
             'firewall keeps the ports of the job closed'
         ) from None
+
+
+def _on_one_machine() -> bool:
+    return os.environ.get('PADDLE_LOCAL_SIZE') == str(WORLD_SIZE)
 
 
 def _secret(endpoints: str) -> bytes:
     """What the processes of this job have in common.
 
-    The launcher makes nothing up that it sends to other machines: there, only a secret that the
-    user has set keeps out who knows the endpoints. On one machine it passes on a random name.
+    On one machine, that includes a random name that the launcher passes on. To other machines it
+    sends nothing random: there, only a secret that the user has set keeps out a program that knows
+    the endpoints.
     """
-    alone = os.environ.get('PADDLE_LOCAL_SIZE') == str(WORLD_SIZE)
-    words = [endpoints, os.environ.get(SECRET, ''), os.environ.get('POD_NAME', '') * alone]
+    name = os.environ.get('POD_NAME', '') if _on_one_machine() else ''
+    words = [endpoints, os.environ.get(SECRET, ''), name]
     return hashlib.sha256(' '.join(words).encode()).digest()
 
 
 def announce_exit(code: int, reason: str = '') -> None:
-    """Tell the other processes that this one ends. They end, too, unless the code is 0."""
+    """Report the end of this process to the others, which end too unless the code is 0."""
     if _peers is not None:
         _peers.leave(code, f'process {RANK}: {reason}')
 
 
 def barrier() -> None:
-    """Return when all processes have come here, however long it takes them."""
+    """Wait for all processes, without a time limit."""
     if _peers is not None:
         _peers.any()
 
 
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set in any process. A barrier."""
+    return flag if _peers is None else _peers.any(flag)
+
+
 def require_same(what: str, describe: Callable[[], str]) -> None:
-    """UserError unless all processes describe it in the same way; each says its own."""
+    """UserError, with this process's description, unless that of all is the same. A barrier."""
     if _peers is None:
         return
     mine = describe()
@@ -94,14 +99,9 @@ def require_same(what: str, describe: Callable[[], str]) -> None:
         raise UserError(f'{what} is not the same in all processes; process {RANK}: {mine}')
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether the flag is up in any process; waits for all."""
-    return flag if _peers is None else _peers.any(flag)
-
-
 def wait_for_peer_failure() -> None:
-    """Does not return if another process has died: a collective that fails here is then only a
-    consequence."""
+    """Does not return if another process has failed. Call it after an error that may be only the
+    consequence, such as one of a collective."""
     if _peers is not None:
         time.sleep(1.0)
         if _peers.failed:
@@ -119,15 +119,16 @@ def handle_sigterm(number: int, frame: Optional[FrameType]) -> None:
 
 
 def _end_too(failure: PeerFailure) -> None:
-    """Another process has ended before its time. A thread calls this: the main one may wait for
+    """End this process after a failure of another. Called by a thread: the main one may wait for
     ever in a collective."""
-    if failure.code is not None:
+    code, text = failure.code, failure.reason
+    program = Path(sys.argv[0]).name
+    if code is not None:
         time.sleep(GRACE_S)  # most errors occur in all processes, and each prints its own
-    program, says = Path(sys.argv[0]).name, failure.reason
-    if failure.code is None:
-        says += ' (killed, out of memory, or crashed)'
-    if failure.code is None and program == 'train.py':
-        says += '; train.py --resume goes on from what was saved'
+    else:
+        text += ' (killed, out of memory, or crashed)'
+        if program == 'train.py':
+            text += '; train.py --resume continues from the last checkpoint'
     # Not print: the main thread may hold the stream's lock.
-    os.write(2, f'{program}: {says}; process {RANK} ends, too\n'.encode())
-    os._exit(EXIT_STOPPED if failure.code is None else failure.code)
+    os.write(2, f'{program}: {text}; process {RANK} ends, too\n'.encode())
+    os._exit(EXIT_STOPPED if code is None else code)
