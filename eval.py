@@ -13,7 +13,7 @@ from engine.machine import cpu, devices, processes
 from engine.machine.start import start_paddle
 from engine.run import chosen_weights
 from engine.run.chosen_weights import Weights
-from engine.run.folder import find_run
+from engine.run.reading import find_run
 
 
 def main() -> None:

@@ -13,7 +13,8 @@ from engine.errors import Diverged, Stopped, UserError
 from engine.machine import collectives, cpu, devices, processes, support
 from engine.machine.start import start_paddle
 from engine.run.chosen_weights import initial_weights
-from engine.run.folder import RunFolder, resolve_config
+from engine.run.folder import RunFolder
+from engine.run.reading import find_snapshot, resolve_config
 
 if TYPE_CHECKING:  # these import paddle, which waits until the arguments are known to be good
     from engine.data.batches import Batches
@@ -30,7 +31,7 @@ def main() -> None:
     config = resolve_config(args, Path(args.resume) if args.resume else None)
     run = RunFolder(Path(config.output.dir))
     if processes.RANK == 0:
-        run.require_free()
+        run.lock.require_free()
         if args.resume is None:
             run.require_new()
     settings = cpu.prepare_cpu()
@@ -72,7 +73,7 @@ def train(config: Config, run: RunFolder, resume: Optional[str], log: AnyLog) ->
     from engine.training.trainer import Trainer
 
     devices.seed_everything(config.seed)
-    snapshot = run.find_snapshot(resume, log.line) if resume is not None else None
+    snapshot = find_snapshot(resume, run, log.line) if resume is not None else None
     config, pretrained = initial_weights(config, snapshot, log.line)
     # Bad files are reported by the process that reads them.
     dataset = data.load_data(config, report=print if processes.RANK else log.line)

@@ -24,7 +24,7 @@ from typing import Any, Optional
 from benchmarks.processes import Worker
 from benchmarks.report import Result, machine, table
 from benchmarks.train_step import has_bfloat16
-from engine.run.folder import read_records
+from engine.run.reading import read_records
 
 KINDS = ('gpu', 'npu', 'cpu')
 BY_ONEDNN = ('O1', 'bfloat16', 'NCHW')

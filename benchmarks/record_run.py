@@ -16,7 +16,8 @@ from benchmarks.report import machine, read_results, write_results
 from engine import cli
 from engine.config import chosen
 from engine.errors import UserError
-from engine.run.folder import RunFolder, load_run_config, read_records, read_snapshot
+from engine.run.folder import RunFolder
+from engine.run.reading import load_run_config, read_records, read_snapshot
 
 PLACES = ('data.root', 'output.dir')
 

@@ -28,7 +28,7 @@ from engine.config import Config, chosen
 from engine.data.batches import Batches
 from engine.errors import UserError
 from engine.models import parse
-from engine.run.folder import load_run_config
+from engine.run.reading import load_run_config
 from engine.training.schedule import make_schedule, peak_lr
 
 NOT_HERE = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 from benchmarks.processes import failure, memory_bytes, start
-from engine.run.folder import read_records
+from engine.run.reading import read_records
 
 
 class TrainingRun(contextlib.ExitStack):

@@ -26,7 +26,7 @@ from engine.config.key_help import is_read
 from engine.errors import UserError
 from engine.evaluation import evaluate
 from engine.run import chosen_weights
-from engine.run.folder import load_run_config
+from engine.run.reading import load_run_config
 from engine.weights import load_weights
 
 QUICK = ('-c', str(REPOSITORY / 'configs' / 'quickstart.yaml'), '-o', *TINY)

@@ -46,7 +46,7 @@ from engine.export import static_model, verification
 from engine.export.exported_folder import class_names, graph_input, new_folder
 from engine.export.forms import Forms
 from engine.run import chosen_weights
-from engine.run.folder import read_records
+from engine.run.reading import read_records
 from engine.weights import load_weights, read_weights, write_arrays
 from export import default_output
 

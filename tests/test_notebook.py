@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from engine.config import load_config
-from engine.run.folder import resolve_config
+from engine.run.reading import resolve_config
 
 PATH = REPOSITORY / 'notebooks' / 'aistudio.ipynb'
 NOTEBOOK = nbformat.read(PATH, as_version=nbformat.NO_CONVERT)

@@ -18,7 +18,8 @@ from engine.config import Config, load_config
 from engine.errors import UserError
 from engine.run import chosen_weights
 from engine.run.checkpoint import Checkpoints, serialised
-from engine.run.folder import RunFolder, find_run, read_snapshot
+from engine.run.folder import RunFolder
+from engine.run.reading import find_run, read_snapshot
 from engine.training.snapshot import Snapshot
 
 STATE = {'classes': ['a', 'b'], 'images': 8, 'step': 4, 'progress': {}}
@@ -28,7 +29,7 @@ def a_run(path: Path) -> RunFolder:
     """As training leaves it, with a checkpoint and best.pdparams, but no longer locked."""
     run = RunFolder(path)
     run.open(load_config(REPOSITORY / 'configs' / 'quickstart.yaml'), ['a', 'b'])
-    os.close(run._lock)
+    os.close(run.lock._descriptor)
     run.log_file.write_text('line\n')
     run.metrics_file.write_text('{"epoch": 0}\n')
     run.checkpoints().save('epoch_0001', Snapshot({}, {}, None, STATE))
@@ -118,12 +119,12 @@ def holder(tmp_path):
 def test_the_process_that_trains_there_is_named(tmp_path, holder):
     run, number = RunFolder(tmp_path / 'run'), holder.pid
     wanted = re.escape(f'run: process {number}; kill {number} makes it save and end')
-    for attempt in (run.require_free, lambda: run.open(Config(), ['a'])):
+    for attempt in (run.lock.require_free, lambda: run.open(Config(), ['a'])):
         with pytest.raises(UserError, match=f'another process is training in .*{wanted}'):
             attempt()
     holder.kill()
     holder.wait()
-    run.require_free()
+    run.lock.require_free()
     run.open(Config(), ['a'])
 
 
@@ -134,7 +135,7 @@ def test_the_process_that_trains_there_is_named(tmp_path, holder):
 def test_a_process_on_another_machine_or_without_a_number(tmp_path, holder, content, said):
     (tmp_path / 'run' / '.lock').write_bytes(content)
     with pytest.raises(UserError, match=f'{said}$'):
-        RunFolder(tmp_path / 'run').require_free()
+        RunFolder(tmp_path / 'run').lock.require_free()
 
 
 def test_a_disk_without_locks_gets_one_line_and_the_run_begins(tmp_path, monkeypatch, capsys):
@@ -144,7 +145,7 @@ def test_a_disk_without_locks_gets_one_line_and_the_run_begins(tmp_path, monkeyp
     monkeypatch.setattr('fcntl.flock', flock)
     run = RunFolder(tmp_path / 'run')
     for _ in range(2):  # the second is a resume, which looks at the lock once more
-        run.require_free()
+        run.lock.require_free()
         run.open(Config(), ['a'])
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f'cannot lock {run.path}')

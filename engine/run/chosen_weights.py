@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 from engine.config import Config
 from engine.errors import UserError
 from engine.run.checkpoint import EMA, MODEL
-from engine.run.folder import (
+from engine.run.reading import (
     find_run,
     is_run,
     load_run_config,

@@ -1,4 +1,4 @@
-"""The folder of a run: its files, who may write there, and how it is found from a path.
+"""The folder of a run: its files, and what is written there.
 
 output/<config name>/{config.yaml, classes.txt, train.log, metrics.jsonl, first_batch.png,
 curves.png, best.pdparams, vdl/, checkpoints/, eval/}
@@ -6,33 +6,25 @@ curves.png, best.pdparams, vdl/, checkpoints/, eval/}
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import dataclasses
-import json
-import os
-import socket
 from pathlib import Path
-from typing import Any, Callable, Optional, Sequence
+from typing import Callable, Sequence
 
 from engine import files
-from engine.config import Config, Output, load_config, to_yaml
-from engine.config.recipes import DEFAULT_CONFIG, find_config
+from engine.config import Config, to_yaml
 from engine.errors import UserError
 from engine.files import write_atomically
 from engine.machine import processes
-from engine.run.checkpoint import MANIFEST, Checkpoints, load, serialised
+from engine.run.checkpoint import Checkpoints, serialised
+from engine.run.lock import RunLock
 from engine.training.progress import Progress
 from engine.training.snapshot import Snapshot
 from engine.weights import Arrays
 
-# What a start writes before there is anything to keep.
+# What a start writes before there is anything that must be kept.
 BEGUN = (
     *('.lock', 'config.yaml', 'classes.txt', 'train.log', 'metrics.jsonl'),
     *('first_batch.png', 'vdl', 'checkpoints'),
 )
-# Two of these make a run, even if the others are gone.
-MARKS = ('config.yaml', 'classes.txt', 'train.log', 'metrics.jsonl', 'checkpoints')
 
 
 class RunFolder:
@@ -46,28 +38,10 @@ class RunFolder:
         self.curves_file = path / 'curves.png'
         self.best_file = path / 'best.pdparams'
         self.vdl_folder = path / 'vdl'
-        self._lock_file = path / '.lock'
-        self._lock: Optional[int] = None  # its descriptor, from `open` to `close`
-        self._holder = b''  # the content that this process has written
+        self.lock = RunLock(path)
 
     def checkpoints(self, *, keep: int = 2) -> Checkpoints:
         return Checkpoints(self.path / 'checkpoints', keep=keep)
-
-    def find_snapshot(self, resume: str, report: Callable[[str], None]) -> Optional[Snapshot]:
-        """The checkpoint that --resume names, or the newest sound one of this run.
-
-        None where this run has not saved one yet. UserError where a named one is missing.
-        """
-        snapshot = read_snapshot(Path(resume) if resume else self.path, report)
-        if snapshot is None and resume:
-            raise UserError(
-                f'--resume {resume}: neither a checkpoint nor a run folder with a sound one'
-            )
-        if snapshot is None:
-            if processes.RANK == 0 and not self.config_file.exists():
-                self.require_new()
-            report(f'resume: no checkpoint in {self.path}; starting from the beginning')
-        return snapshot
 
     def contains(self, path: Path) -> bool:
         return self.path.resolve() in path.resolve().parents
@@ -129,16 +103,6 @@ class RunFolder:
         records = self.metrics_file.exists() and self.metrics_file.stat().st_size
         return names <= set(BEGUN) and not records and not self.checkpoints().exist
 
-    def require_free(self) -> None:
-        """UserError if another process is training there; checked before anything slow."""
-        if self._lock_file.is_file():
-            with contextlib.suppress(OSError):  # `open` will say what is wrong
-                descriptor = os.open(self._lock_file, os.O_RDWR)
-                try:
-                    self._take(descriptor)
-                finally:
-                    os.close(descriptor)
-
     def open(self, config: Config, classes: Sequence[str], *, new: bool = False) -> None:
         """Create the folder, lock it for this process, write config.yaml and classes.txt.
 
@@ -146,17 +110,10 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                self._take(self._lock)
-            except OSError as error:
-                files.warn_of_no_lock(self._lock_file, error)
+            self.lock.take()
             if new:
                 self.require_new()
-            # A line's end is another on Windows.
-            self._holder = f'{os.getpid()} {socket.gethostname()}'.encode()
-            os.truncate(self._lock, 0)
-            os.write(self._lock, self._holder)
+            self.lock.sign()
             write_atomically(self.config_file, lambda file: file.write(to_yaml(config).encode()))
             names = ''.join(f'{name}\n' for name in classes)
             write_atomically(self.classes_file, lambda file: file.write(names.encode()))
@@ -168,107 +125,12 @@ class RunFolder:
             raise UserError(f'cannot write in output.dir {self.path}: {error.strerror}') from None
 
     def close(self) -> None:
-        """Release the lock, if this process has it: a notebook's process lives longer."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self.lock.release()
 
     def require_ours(self) -> None:
-        """UserError if the folder was deleted or moved, or begun anew by another process."""
-        try:
-            ours = self._lock_file.read_bytes() == self._holder
-        except OSError:
-            ours = False
-        if not (ours and self.config_file.is_file()):
+        """UserError if the folder was deleted or moved, or taken by another process."""
+        if not (self.lock.is_ours() and self.config_file.is_file()):
             raise UserError(
                 f'{self.path} was deleted, moved or taken by another process during training: '
                 'this one ends, and writes nothing more'
             )
-
-    def _take(self, descriptor: int) -> None:
-        """Lock the open lock file. UserError if another process has; OSError if the disk cannot."""
-        try:
-            files.lock(descriptor)
-        except files.Busy:
-            raise UserError(
-                f'another process is training in {self.path}{self._describe_holder()}'
-            ) from None
-
-    def _describe_holder(self) -> str:
-        with contextlib.suppress(OSError, ValueError):
-            number, host = self._lock_file.read_text(encoding='utf-8').split()
-            if host != socket.gethostname():
-                return f': process {int(number)} on {host}'
-            return f': process {int(number)}; kill {number} makes it save and end'
-        return ''
-
-
-def read_classes(run: Path) -> Optional[list[str]]:
-    """The classes that a run was trained on, None if they are not recorded."""
-    file = RunFolder(run).classes_file
-    return file.read_text(encoding='utf-8').splitlines() if file.is_file() else None
-
-
-def read_records(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, less one that a kill left half written."""
-    file = RunFolder(run).metrics_file
-    records = []
-    for text in file.read_text(encoding='utf-8').splitlines() if file.is_file() else []:
-        with contextlib.suppress(ValueError):
-            records.append(json.loads(text))
-    return records
-
-
-def load_run_config(run: Path, overrides: Sequence[str]) -> Config:
-    """The resolved config of a run, wherever its folder is now, with overrides on top."""
-    if not (run / 'config.yaml').is_file():
-        raise UserError(
-            f'{run}: config.yaml of this run is missing; name the config that it was trained with: '
-            '-c FILE'
-        )
-    config = load_config(run / 'config.yaml', overrides)
-    if any(text.startswith('output.dir=') for text in overrides):
-        return config
-    return dataclasses.replace(config, output=Output(dir=str(run)))
-
-
-def resolve_config(args: argparse.Namespace, path: Optional[Path]) -> Config:
-    """The config that -c names; without -c, that of the run that `path` lies in, if it lies in one.
-
-    UserError if that run's config is missing: any other has other data or another network.
-    """
-    if path is not None and args.config is None:
-        run = find_run(path)
-        if run is not None:
-            return load_run_config(run, args.override)
-        if is_checkpoint(path):
-            raise UserError(f'{path}: a checkpoint without its run; name its config with -c FILE')
-    return load_config(find_config(args.config or DEFAULT_CONFIG), args.override)
-
-
-def is_run(path: Path) -> bool:
-    """Whether a folder is a run's, perhaps with files missing."""
-    return sum((path / name).exists() for name in MARKS) >= 2
-
-
-def is_checkpoint(path: Path) -> bool:
-    return (path / MANIFEST).is_file()
-
-
-def find_run(path: Path) -> Optional[Path]:
-    """The run that `path` is, or lies in: its folder, a checkpoint's, or a weight file."""
-    given, whole = (path, *list(path.parents)[:3]), path.resolve()
-    for folder in (*given, whole, *list(whole.parents)[:3]):
-        if is_run(folder):
-            return folder
-    return None
-
-
-def read_snapshot(path: Path, warn: Callable[[str], None]) -> Optional[Snapshot]:
-    """The checkpoint at `path`, or the newest sound one of the run at `path`.
-
-    `warn` gets a line for each that was skipped. UserError if the checkpoint itself is damaged.
-    """
-    if is_checkpoint(path):
-        return load(path)
-    return RunFolder(path).checkpoints().newest(warn)

@@ -23,7 +23,8 @@ from engine.console import can_redraw
 from engine.files import write_atomically
 from engine.plots import fonts
 from engine.run import vdl
-from engine.run.folder import RunFolder, read_records
+from engine.run.folder import RunFolder
+from engine.run.reading import read_records
 
 if TYPE_CHECKING:
     from engine.data.batches import Batches
