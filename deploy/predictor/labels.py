@@ -37,7 +37,7 @@ def find_labels(source: str, pictures: Sequence[Path], classes: Sequence[str]) -
 
 
 def _read(file: Path, numbers: Mapping[str, int]) -> dict[str, int]:
-    """Place -> label. The same lines are understood as in engine/data/sources/lists.py."""
+    """Place -> label. Reads the same lines as engine/data/sources/lists.py."""
     named: dict[str, int] = {}
     used: set[str] = set()
     by_number = not any(name.isdecimal() for name in numbers)  # or '1' could mean either
@@ -61,7 +61,7 @@ def _read(file: Path, numbers: Mapping[str, int]) -> dict[str, int]:
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    """Those that are not empty, by their numbers."""
+    """The lines that are not empty, with their numbers."""
     try:
         data = file.read_bytes()
         text = data.decode('utf-16' if data.startswith(UTF_16) else 'utf-8-sig')
@@ -81,7 +81,7 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
 
 
 def _readings(line: str) -> list[tuple[str, str]]:
-    """How a line can be read as a picture and a class; either may hold spaces and commas."""
+    """The ways to read a line as a picture and a class; both may contain spaces and commas."""
     parts = [line.split('\t', 1), line.split(None, 1), line.rsplit(None, 1)]
     if ',' in line:
         quoted = _cells(line)
@@ -90,7 +90,7 @@ def _readings(line: str) -> list[tuple[str, str]]:
 
 
 def _cells(line: str) -> list[str]:
-    """Of a line of CSV, without quotes; none if it cannot be one."""
+    """The cells of a line of CSV, without quotes; none if it is not CSV."""
     try:
         return next(csv.reader([line]))
     except csv.Error:  # more than 128 KiB between two commas, say
@@ -98,7 +98,7 @@ def _cells(line: str) -> list[str]:
 
 
 def _listed(folder: Path, picture: str) -> str:
-    """The place of a picture in a list, which may have the separators of Windows."""
+    """The place of a picture in a list, which may use the separators of Windows."""
     path = folder / picture
     if '\\' in picture and not os.path.exists(path):
         path = folder / picture.replace('\\', '/')
@@ -106,7 +106,7 @@ def _listed(folder: Path, picture: str) -> str:
 
 
 def _place(path: Path) -> str:
-    """Where a picture lies, without links to folders. A link to a picture is one of its own."""
+    """The path of a picture, without links to folders. A link to a picture is a picture."""
     folder, name = os.path.split(path)
     return os.path.join(_without_links(os.path.join(os.getcwd(), folder)), name)
 

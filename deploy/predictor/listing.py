@@ -65,9 +65,9 @@ def is_passed_over(name: str) -> bool:
 
 
 def what_it_is(data: bytes, readable: Sequence[str]) -> str:
-    """What a file is that cannot be decoded here, by its first bytes: 'is HEIC, which ...'.
+    """What a file is that cannot be decoded, by its first bytes: 'is HEIC, which ...'.
 
-    readable: names of formats in OPTIONAL that are read here, so that the file must be damaged
+    readable: names of formats in OPTIONAL that can be read here; such a file is damaged
     """
     if not data:
         return 'is empty'
@@ -85,10 +85,10 @@ def what_it_is(data: bytes, readable: Sequence[str]) -> str:
 def walk(
     folder: str, suffixes: tuple[str, ...], left_out: Optional[list[str]] = None
 ) -> Iterator[str]:
-    """Pictures at any depth, in the disk's order. OSError where a folder cannot be read.
+    """Pictures at any depth, in the disk's order. OSError if a folder cannot be read.
 
-    Links to folders are followed, but not in circles, and not to a folder that holds this one:
-    that would make the pictures beside it its own. `left_out` gets the paths of other files.
+    Links to folders are followed, but not in circles, and not to a folder that contains this one:
+    that would include the pictures beside it. `left_out` gets the paths of other files.
     """
     above = frozenset(
         identity

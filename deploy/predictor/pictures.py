@@ -1,6 +1,6 @@
-"""A picture file's bytes -> the square that the network sees, as evaluation sees it, to the pixel.
+"""A picture file's bytes -> the square that the network sees, equal to evaluation's in each pixel.
 
-Pillow alone: it decodes JPEG with the library that training decodes it with.
+With Pillow alone, whose JPEG library is also that of training.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, _imagi
 
 from predictor import listing
 
-MAX_PIXELS = 134_000_000  # a larger picture is an accident or an attack
-MAX_SCANS = 100  # of a JPEG, as in libtiff: 1 is common, and 10 if it is progressive
-MAX_COMMENTS = 1000  # of a PPM in plain text, of which Pillow takes the square
+MAX_PIXELS = 134_000_000  # larger pictures are mistakes or attacks
+MAX_SCANS = 100  # of a JPEG, as in libtiff; usual are 1, and 10 of a progressive one
+MAX_COMMENTS = 1000  # of a PPM in plain text; Pillow's time grows with their square
 SIXTEEN_BITS = ('I', 'I;16', 'I;16B', 'I;16L')
-MARKER = re.compile(rb'\xff([\x02-\xcf\xd9-\xfe])')  # of a JPEG, but for those within its scans
+MARKER = re.compile(rb'\xff([\x02-\xcf\xd9-\xfe])')  # of a JPEG, without those inside its scans
 END, SCAN = b'\xd9', b'\xda'
 PNG = b'\x89PNG\r\n\x1a\n'
 PHOTOMETRIC = 262  # a TIFF tag; 0: white is zero
 
-Image.MAX_IMAGE_PIXELS = None  # checked here, by an error instead of a warning
-# 16 bits, big-endian, white is zero: Pillow knows its little-endian twin alone.
+Image.MAX_IMAGE_PIXELS = None  # here it is an error, not a warning
+# 16 bits, big-endian, white is zero: Pillow knows only the little-endian form.
 TiffImagePlugin.OPEN_INFO.setdefault((b'MM', 0, (1,), 1, (16,), ()), ('I;16B', 'I;16B'))
-warnings.filterwarnings('ignore', module=r'PIL\.')  # of EXIF; damaged pixels are errors
-with contextlib.suppress(OSError, AttributeError):  # libtiff prints what Pillow raises, too
+warnings.filterwarnings('ignore', module=r'PIL\.')  # about EXIF; damaged pixels are errors
+with contextlib.suppress(OSError, AttributeError):  # libtiff also prints what Pillow raises
     _set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler
     _set_handler.argtypes, _set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
     _set_handler(None)
 
 
 class BadPicture(Exception):
-    """A file that cannot be read; the text says why, without the file's name."""
+    """The file cannot be read; the text says why, without the file's name."""
 
 
 def _optional_formats() -> dict[str, str]:
-    """Of listing.OPTIONAL, what can be read here -> Pillow's name of it."""
+    """The formats of listing.OPTIONAL that can be read here -> Pillow's names."""
     found = {}
     if features.check_codec('jpg_2000'):
         found['JPEG 2000'] = 'JPEG2000'
@@ -63,11 +63,11 @@ SUFFIXES = (*listing.SUFFIXES, *(s for name in _OPTIONAL for s in listing.OPTION
 
 
 def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture in these bytes: upright, RGB; of an animation the first. BadPicture if none."""
+    """The picture in these bytes (the first of several), upright, RGB. BadPicture if unreadable."""
     try:
         return _read(data, max_pixels)
     except BadPicture:
-        # Pillow refuses a PNG for a long text, or a wrong checksum of one.
+        # Pillow refuses a PNG if a text is long, or its checksum is wrong.
         plain = essential_chunks(data) if data.startswith(PNG) else data
         if plain == data:
             raise
@@ -75,20 +75,20 @@ def read_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture in these bytes, of which its beginning is enough; not decoded yet."""
+    """The picture in these bytes, not decoded yet; the beginning of a file is enough."""
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         readable = [name for name, own in _OPTIONAL.items() if own in FORMATS]
         raise BadPicture(listing.what_it_is(data, readable)) from None
-    except Exception as error:  # a damaged header can raise anything at all
+    except Exception as error:  # a damaged header may raise anything
         raise BadPicture(f'is damaged ({_first_line(error)})') from None
     require_moderate(image.width, image.height, max_pixels)
     return image
 
 
 def require_moderate(width: int, height: int, max_pixels: int) -> None:
-    """BadPicture if there are more pixels."""
+    """BadPicture if the picture has more pixels."""
     if width * height > max_pixels:
         raise BadPicture(
             f'has {width} x {height} pixels, more than {max_pixels / 1e6:.0f} million '
@@ -105,11 +105,11 @@ def _read(data: bytes, max_pixels: int) -> Image.Image:
     inverted = image.mode in SIXTEEN_BITS and white_is_zero(image)
     try:
         image.load()
-        image = _upright(image)  # under the old name, so that only one is in memory
+        image = _upright(image)  # the same name, so that only one is in memory
         return _as_rgb(image, inverted=inverted)
     except BadPicture:
         raise
-    except Exception as error:  # so can damaged pixels
+    except Exception as error:  # so may damaged pixels
         raise BadPicture(f'is damaged ({_first_line(error)})') from None
 
 
@@ -161,13 +161,13 @@ def _span(
     """
     factor = side / goal
     low, high = first * factor, (first + size) * factor
-    reach = math.ceil(max(factor, 1.0)) + 1  # how far the filter looks beyond the crop
+    reach = math.ceil(max(factor, 1.0)) + 1  # of the filter, beyond the crop
     start, stop = max(0, math.floor(low) - reach), min(side, math.ceil(high) + reach)
     return (start, stop), (low - start, high - start)
 
 
 def essential_chunks(data: bytes) -> bytes:
-    """A PNG without texts, colour profiles and the like; sound EXIF stays."""
+    """A PNG without texts, colour profiles and the like; EXIF stays if its checksum is right."""
     kept, at = [PNG], len(PNG)
     while at < len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], 'big')
@@ -180,16 +180,16 @@ def essential_chunks(data: bytes) -> bytes:
 
 
 def white_is_zero(image: Image.Image) -> bool:
-    """Of a TIFF that is not loaded yet. Pillow inverts such pixels of 8 bits, but not of 16."""
+    """For a TIFF that is not loaded yet. Pillow inverts such pixels of 8 bits, but not of 16."""
     tags = getattr(image, 'tag_v2', {})
     return image.format == 'TIFF' and tags.get(PHOTOMETRIC) == 0
 
 
 def _has_many_scans(data: bytes) -> bool:
-    """Whether this JPEG goes over all its pixels again and again: 10 bytes a time, and hours."""
+    """Whether a JPEG has so many scans that decoding takes hours: each needs only 10 bytes."""
     if data.count(b'\xff' + SCAN) <= MAX_SCANS:
         return False
-    # Some may lie in other parts, or behind the end, where telephones put films.
+    # Some may be in other parts, or after the end, where telephones put videos.
     scans, found = 0, MARKER.search(data)
     while found is not None and found[1] != END and scans <= MAX_SCANS:
         scans += found[1] == SCAN
@@ -199,7 +199,7 @@ def _has_many_scans(data: bytes) -> bool:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """As EXIF says. It is an ornament: where it is damaged, the picture stays as it is."""
+    """Rotated by its EXIF, if that is not damaged."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:
