@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -53,7 +54,10 @@ def parsed(words: list[str], monkeypatch) -> None:
         compile(words[1], 'README', 'exec')
         return None
     if words[0] == '-m':
-        assert importlib.util.find_spec(words[1]) is not None, words
+        module = importlib.util.find_spec(words[1])
+        assert module is not None, words
+        is_package = module.submodule_search_locations is not None
+        assert not is_package or importlib.util.find_spec(f'{words[1]}.__main__'), words
         return None
     monkeypatch.setattr(sys, 'argv', words)
     module = importlib.import_module(Path(words[0]).stem)
@@ -173,6 +177,14 @@ def test_files_that_are_named_exist():
             if name == 'deploy/python/predict_cls.py':  # of PaddleClas
                 continue
             assert (REPOSITORY / name).exists(), (page.name, name)
+
+
+def test_the_accuracies_of_the_readme_are_those_recorded():
+    recorded = json.loads((REPOSITORY / 'benchmarks/results.json').read_text('utf-8'))['runs']
+    for page in ('README.md', 'README_cn.md'):
+        text = (REPOSITORY / page).read_text('utf-8')
+        for name in ('wrn16_2_30min', 'wrn16_2_120min', 'resnext29_4x8d_cifar10_short'):
+            assert f'| {100 * recorded[name]["accuracy"]:.2f} % |' in text
 
 
 @pytest.fixture
