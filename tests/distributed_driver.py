@@ -184,7 +184,7 @@ def before(owner: Any, name: str, first: Callable[[], None]) -> None:
 
 
 def record_rows() -> None:
-    """Each process writes down what it trained on: [epoch, batch, rows], a line a step."""
+    """Each process records what it trained on: [epoch, batch, rows], a line a step."""
     from engine.training import trainer
 
     kind, file = trainer.Trainer, Path(os.environ['ROWS'])
@@ -245,7 +245,7 @@ def other_root() -> None:
 
 
 def other_root_seen_late() -> None:
-    """The same on a slow disk: the other process has gone on to where it must wait."""
+    """The same on a slow disk: the other process already waits."""
 
     def search() -> None:
         from engine import data

@@ -28,7 +28,7 @@ FILES = ['model.pdparams', 'optimizer.pdopt', 'ema.pdparams', 'state.json', 'man
 
 
 def snapshot(number: int, *, ema: bool = True, size: int = 50) -> Snapshot:
-    """A snapshot whose every array tells its number."""
+    """A snapshot whose arrays all hold its number."""
     rng = np.random.default_rng(number)
 
     def arrays(names: str) -> dict[str, np.ndarray]:
@@ -114,7 +114,7 @@ def test_keeps_the_newest(tmp_path, keep):
     assert_equal(newest(tmp_path)[0], snapshot(5))
 
 
-def test_an_old_one_that_cannot_go_yet_goes_later(tmp_path, monkeypatch):
+def test_an_old_one_that_cannot_be_removed_yet_is_removed_later(tmp_path, monkeypatch):
     """On Windows, one that is being read."""
     checkpoints, replace = Checkpoints(tmp_path, keep=1), os.replace
 
@@ -175,12 +175,12 @@ def test_a_clock_that_was_set_back_costs_no_checkpoint(tmp_path, monkeypatch):
     for number, clock in [(1, now + 3600), (2, now)]:
         monkeypatch.setattr(checkpoint.time, 'time', lambda clock=clock: clock)
         path = checkpoints.save(f'epoch_{number:04d}', snapshot(number))
-        assert path.is_dir(), 'the checkpoint that was just saved is gone'
+        assert path.is_dir(), 'the checkpoint that was just saved is missing'
         named = tmp_path / (tmp_path / 'latest').read_text().strip()
         assert_equal(load(named), snapshot(number))
 
 
-def test_rubbish_of_killed_saves_goes_with_the_next(tmp_path):
+def test_the_next_save_removes_what_killed_saves_have_left(tmp_path):
     for name in ('.epoch_0001.writing', '.epoch_0007.replaced'):
         (tmp_path / name).mkdir()
         (tmp_path / name / 'model.pdparams').write_bytes(b'half')
@@ -348,7 +348,7 @@ def test_all_damaged_is_none(tmp_path):
         assert name in warning
 
 
-def test_saving_goes_on_beside_damaged_checkpoints(tmp_path):
+def test_saving_works_beside_damaged_checkpoints(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save('epoch_0001', snapshot(1))
     flip(tmp_path / 'epoch_0001' / 'manifest.json')
@@ -357,7 +357,7 @@ def test_saving_goes_on_beside_damaged_checkpoints(tmp_path):
     assert_equal(newest(tmp_path)[0], snapshot(2))
 
 
-def test_load_of_what_is_no_checkpoint(tmp_path):
+def test_load_refuses_what_is_not_a_checkpoint(tmp_path):
     with pytest.raises(UserError, match=r'manifest\.json'):
         load(tmp_path)
     with pytest.raises(UserError, match='nowhere'):
@@ -510,9 +510,9 @@ def test_full_disk_at_the_first_checkpoint(tmp_path):
         except OSError:
             print(old.read_bytes())
     """
-    said, old = finish(start(script, tmp_path)).splitlines()
-    assert 'cannot save' in said
-    assert 'intact' not in said
+    message, old = finish(start(script, tmp_path)).splitlines()
+    assert 'cannot save' in message
+    assert 'intact' not in message
     assert old == "b'old'"
     assert names(tmp_path) == ['best.pdparams']
 

@@ -83,7 +83,7 @@ def test_console_lines_are_those_that_scripts_grep_for(finished):
     assert re.match(r'CPU: \d+ threads?( \(your OMP_NUM_THREADS\))?(, oneDNN)?\ndevice: cpu', out)
 
 
-def test_run_folder_holds_everything_that_is_promised(finished):
+def test_run_folder_has_all_documented_files(finished):
     run, _ = finished
     for name in ('config.yaml', 'train.log', 'curves.png', 'best.pdparams', 'checkpoints/latest'):
         assert (run / name).stat().st_size > 0, name
@@ -133,8 +133,13 @@ def test_visualdl_holds_scalars_and_the_first_batch(finished):
     run, _ = finished
     reader = LogReader(file_path=str(next((run / 'vdl').iterdir())))
     tags = reader.get_tags()
-    wanted = {'train/loss', 'train/learning_rate', 'train/images_per_second', 'epoch/eval_accuracy'}
-    assert wanted <= set(tags['scalar'])
+    expected = {
+        'train/loss',
+        'train/learning_rate',
+        'train/images_per_second',
+        'epoch/eval_accuracy',
+    }
+    assert expected <= set(tags['scalar'])
     assert 'first_batch' in tags['image']
     assert len(reader.get_data('scalar', 'train/loss')) == 15
 
@@ -148,7 +153,7 @@ def test_a_run_is_never_overwritten(finished, here):
     assert before == sorted((path, path.stat().st_mtime_ns) for path in run.rglob('*'))
 
 
-def test_resuming_a_finished_run_says_so_and_changes_no_weight(finished, here):
+def test_resuming_a_finished_run_reports_it_and_changes_no_weight(finished, here):
     run, _ = finished
     before = weights(run)
     result = here('train.py', '--resume', str(run))
@@ -158,7 +163,7 @@ def test_resuming_a_finished_run_says_so_and_changes_no_weight(finished, here):
     assert weights(run) == before
 
 
-def test_killed_in_mid_epoch_and_resumed_equals_undisturbed_to_the_bit(finished, tmp_path, command):
+def test_resume_after_a_kill_in_mid_epoch_is_bit_identical(finished, tmp_path, command):
     arguments = (*QUICK, 'train.save_every_steps=2')
     process = start(tmp_path, *arguments)
     wait_for_line(process, r'^iter:3 ')  # of the first epoch: step 2 is saved, step 4 perhaps not
@@ -190,7 +195,7 @@ def visualdl_shows(run: Path, tag: str) -> list[tuple[int, float]]:
 @pytest.mark.parametrize(
     'number', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
 )
-def test_a_signal_saves_exits_75_and_the_same_command_goes_on(finished, tmp_path, command, number):
+def test_a_signal_saves_exits_75_and_the_run_resumes(finished, tmp_path, command, number):
     process = start(tmp_path, *QUICK, 'train.save_every=100')
     wait_for_line(process, r'^Epoch 1:')
     wait_for_line(process, r'^iter:0 ')
@@ -203,7 +208,7 @@ def test_a_signal_saves_exits_75_and_the_same_command_goes_on(finished, tmp_path
     assert weights(tmp_path / 'output' / 'quickstart') == weights(finished[0])
 
 
-def test_a_signal_in_an_evaluation_saves_and_the_same_command_goes_on(finished, tmp_path, command):
+def test_a_signal_in_an_evaluation_saves_and_the_run_resumes(finished, tmp_path, command):
     stopped = command('tests/distributed_driver.py', 'train', 'stopped_in_evaluation', *QUICK)
     assert stopped.returncode == 75, stopped.stderr
     assert '\nacc:' not in stopped.stdout
@@ -234,7 +239,7 @@ def test_the_best_weights_are_of_an_epoch_that_counts(finished, tmp_path, here, 
     second = run / 'checkpoints' / 'epoch_0002'
     state = json.loads((second / 'state.json').read_text())
     ours = hashlib.sha256((second / 'ema.pdparams').read_bytes()).hexdigest()
-    kept = ours if best_was == 'of the checkpoint' else 'that of a file that is gone'
+    kept = ours if best_was == 'of the checkpoint' else 'that of a missing file'
     state['progress'] |= {'best': 1.0, 'best_epoch': 1, 'best_sha256': kept}
     rewrite(second, 'state.json', json.dumps(state))
     result = here('train.py', '--resume', str(run), '-o', 'optimizer.lr=5')
@@ -294,7 +299,7 @@ def test_train_eval_and_export_do_without_what_windows_lacks(finished, tmp_path,
     assert (run / 'eval' / 'epoch_0003' / 'eval.json').is_file()
 
 
-def test_max_steps_ends_inside_an_epoch_and_more_steps_go_on_there(finished, tmp_path, command):
+def test_max_steps_ends_inside_an_epoch_and_more_steps_continue_there(finished, tmp_path, command):
     short = command('train.py', *QUICK, 'train.max_steps=7')
     assert short.returncode == 0, short.stderr
     assert 'total:80' in short.stdout
@@ -309,14 +314,16 @@ def test_divergence_exits_3_names_step_and_rate_and_keeps_the_last_checkpoint(he
     before = weights(run, 'epoch_0001')
     result = here('train.py', *QUICK, '--resume', '-o', 'optimizer.lr=1e25')
     assert result.returncode == 3, result.stderr
-    said = one_line(result.stderr)
-    assert re.search(r'step \d+ \(learning rate ', said)
-    assert said.endswith('The last checkpoint is intact: output/quickstart/checkpoints/epoch_0001')
+    message = one_line(result.stderr)
+    assert re.search(r'step \d+ \(learning rate ', message)
+    assert message.endswith(
+        'The last checkpoint is intact: output/quickstart/checkpoints/epoch_0001'
+    )
     assert weights(run, 'epoch_0001') == before
     assert (run / 'checkpoints' / 'latest').read_text() == 'epoch_0001\n'
 
 
-def test_damaged_checkpoint_is_skipped_for_the_one_before_and_said(finished, tmp_path, command):
+def test_a_damaged_checkpoint_is_skipped_and_reported(finished, tmp_path, command):
     assert command('train.py', *QUICK).returncode == 0
     run = tmp_path / 'output' / 'quickstart'
     newest = run / 'checkpoints' / 'epoch_0003' / 'model.pdparams'
@@ -339,7 +346,7 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path, command):
     assert f': process {first.pid}; kill {first.pid} makes it save' in one_line(second.stderr)
 
 
-def test_the_estimate_names_shorter_configs_and_goes_on(tmp_path, command):
+def test_the_estimate_names_shorter_configs_and_training_continues(tmp_path, command):
     long = ('train.epochs=100000000', 'train.log_every=1')
     process = start(tmp_path, *QUICK, *long)
     text = wait_for_line(process, r'^This run takes about')
@@ -352,7 +359,7 @@ def test_the_estimate_names_shorter_configs_and_goes_on(tmp_path, command):
 
 
 @pytest.mark.parametrize(
-    ('settings', 'wanted'),
+    ('settings', 'expected'),
     [
         (('model.num_classes=5',), 'model.num_classes is 5'),
         (('output.dir=/dev/null/run',), '/dev/null/run'),
@@ -370,12 +377,12 @@ def test_the_estimate_names_shorter_configs_and_goes_on(tmp_path, command):
     ],
 )
 def test_input_that_cannot_work_is_one_line_exit_2_and_nothing_written(
-    here, tmp_path, tmp_path_factory, settings, wanted
+    here, tmp_path, tmp_path_factory, settings, expected
 ):
     home = str(tmp_path_factory.mktemp('home'))  # no data set of an earlier paddle lies there
     result = here('train.py', *QUICK, *settings, HOME=home)
     assert result.returncode == 2, result.stderr
-    assert wanted in one_line(result.stderr)
+    assert expected in one_line(result.stderr)
     assert not list(tmp_path.iterdir())
 
 
@@ -395,7 +402,7 @@ def test_eval_measures_the_configs_own_run(finished, here):
     assert (run / 'eval' / 'epoch_0003' / 'mistakes.png').stat().st_size > 5000
 
 
-def test_eval_of_two_views_says_so_and_equals_their_average(finished, here):
+def test_eval_of_two_views_reports_them_and_equals_their_average(finished, here):
     run, _ = finished
     one = here('eval.py', '-w', str(run))
     assert one.returncode == 0, one.stderr
@@ -429,7 +436,7 @@ def test_eval_of_two_views_says_so_and_equals_their_average(finished, here):
 
 
 @pytest.mark.slow
-def test_a_run_with_every_augmentation_goes_on_from_inside_an_epoch(command, tmp_path):
+def test_a_run_with_every_augmentation_resumes_inside_an_epoch(command, tmp_path):
     strong = (
         *QUICK,
         *('data.auto_augment=randaugment', 'data.color_jitter=[0.4, 0.4, 0.4]'),
@@ -498,7 +505,7 @@ def test_eval_refuses_in_one_line(finished, here, tmp_path, what):
     if what == 'code':
         code = f"cos\nsystem\n(S'touch {sentinel}'\ntR."
         (tmp_path / 'evil.pdparams').write_text(code)
-    arguments, wanted = {
+    arguments, expected = {
         'missing': (['-w', 'nowhere'], 'nowhere'),
         'no run': (['-c', QUICK[1]], 'train first'),
         'other model': (['-w', str(run), '-o', 'model.name=wide_resnet16_1'], 'block1.layer.1.bn1'),
@@ -506,7 +513,7 @@ def test_eval_refuses_in_one_line(finished, here, tmp_path, what):
     }[what]
     result = here('eval.py', *arguments)
     assert result.returncode == 2
-    assert wanted in one_line(result.stderr)
+    assert expected in one_line(result.stderr)
     assert not sentinel.exists()
 
 
@@ -538,7 +545,7 @@ def test_help_of_eval_and_export_leaves_out_no_key_that_they_read(finished, keys
     assert {name for name in keys if not is_read(name, training=False)} == set()
 
 
-def test_without_a_run_those_that_are_there_are_named(finished, monkeypatch):
+def test_without_a_run_existing_runs_are_named(finished, monkeypatch):
     run, _ = finished
     monkeypatch.chdir(run.parent.parent)
     monkeypatch.setattr(sys, 'argv', ['eval.py', '-c', 'wrn16_2_cifar10_short'])
@@ -572,7 +579,7 @@ def test_a_run_can_branch_off_a_checkpoint_of_another(finished, command, here, t
     assert here('eval.py', '-w', str(branch)).returncode == 0
 
 
-def test_less_training_than_is_done_already_is_said(here, tmp_path):
+def test_less_training_than_is_done_already_is_reported(here, tmp_path):
     short = (*QUICK, 'eval.every=3', 'train.save_every=1')
     assert here('train.py', *short, 'train.max_steps=15').returncode == 0
     process = here('train.py', *short, '--resume', '-o', 'train.epochs=2')
@@ -591,7 +598,7 @@ def test_a_resumed_run_needs_its_pretrained_file_no_more(finished, here, tmp_pat
     assert result.returncode == 0, result.stderr
 
 
-def test_a_name_that_no_disk_takes_is_one_line(here, tmp_path):
+def test_a_name_that_is_too_long_for_disks_is_one_line(here, tmp_path):
     result = here('train.py', *QUICK, f'output.dir={"x" * 300}')
     assert result.returncode == 2
     assert 'name too long' in one_line(result.stderr).lower()

@@ -220,12 +220,12 @@ def records(run: Path) -> list[dict]:
 def require_equal_runs(run: Path, other: Path) -> None:
     ours, theirs = records(run), records(other)
     assert [record['epoch'] for record in ours] == [0, 1]
-    for record, wanted in zip(ours, theirs):
-        assert record == pytest.approx(wanted, abs=1e-5)
-    saved, wanted = (
+    for record, expected in zip(ours, theirs):
+        assert record == pytest.approx(expected, abs=1e-5)
+    saved, expected = (
         checkpoint.load(folder / 'checkpoints' / 'epoch_0002') for folder in (run, other)
     )
-    for arrays, others in ((saved.model, wanted.model), (saved.ema, wanted.ema)):
+    for arrays, others in ((saved.model, expected.model), (saved.ema, expected.ema)):
         assert max(np.abs(arrays[name] - others[name]).max() for name in others) < 1e-5
 
 
@@ -288,7 +288,7 @@ def rows_of(file: Path) -> list[list[list[int]]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize('processes', [1, 3])
-def test_another_number_of_processes_goes_on_inside_the_epoch(launch, tmp_path, processes):
+def test_another_number_of_processes_resumes_inside_the_epoch(launch, tmp_path, processes):
     """67 images: 14 pairs of halves and a rest for two processes; three take 8 each, one 8.
 
     Seven steps of two processes are 112 images with an epoch of five steps: one epoch and 32
@@ -314,15 +314,15 @@ def test_another_number_of_processes_goes_on_inside_the_epoch(launch, tmp_path, 
     assert [len(step) for step in after] == [processes] * len(after)
     order = [flat(step) for step in before + after]
     for epoch in range(2):
-        wanted = np.random.default_rng([0, epoch]).permutation(67).tolist()
-        assert flat(order)[67 * epoch : 67 * (epoch + 1)] == wanted
+        expected = np.random.default_rng([0, epoch]).permutation(67).tolist()
+        assert flat(order)[67 * epoch : 67 * (epoch + 1)] == expected
     assert len(flat(order)) == 2 * 67
     assert [len(step) for step in order[7:]][-1] == {1: 3, 3: 19}[processes]
     assert 'total:67' in run_alone(tmp_path, EVAL, '-w', str(RUN))
 
 
 @pytest.mark.parametrize('killed', [1, pytest.param(0, marks=pytest.mark.slow)])
-def test_a_process_that_is_killed_ends_the_job_which_goes_on(launch, tmp_path, killed):
+def test_a_killed_process_ends_the_job_which_can_be_resumed(launch, tmp_path, killed):
     arguments = (*HALVES, 'train.save_every_steps=2')
     job = launch.start(tmp_path, DRIVER, 'train', 'slowly', *arguments)
     job.wait_for_line(r'^iter:5 ')
@@ -331,20 +331,18 @@ def test_a_process_that_is_killed_ends_the_job_which_goes_on(launch, tmp_path, k
     assert job.wait(60) != 0
     job.wait_until_nobody_is_left(60 - (time.monotonic() - start))
     other = 1 - killed
-    said = DIED.format(killed, other)
-    assert only_line(job.log(other), r'train\.py: ') == said
+    message = DIED.format(killed, other)
+    assert only_line(job.log(other), r'train\.py: ') == message
     assert 'Traceback' not in job.everything()
     if killed == 1:  # of the other processes' logs, the launcher shows nothing
-        assert job.console.count(said) >= 1
+        assert job.console.count(message) >= 1
     resumed = run_alone(tmp_path, TRAIN, *arguments, '--resume')
     assert re.search(r'^resume: continuing from \S+epoch_0000_batch_\d+', resumed, re.M)
     assert 'resume: 8 images a step now, not 16' in resumed
     assert 'finished after epoch 2' in resumed
 
 
-def test_sigterm_saves_everything_and_the_run_goes_on_as_if_undisturbed(
-    launch, undisturbed, tmp_path
-):
+def test_sigterm_saves_and_the_resumed_run_is_bit_identical(launch, undisturbed, tmp_path):
     """The launcher sends it up to three times, the first process first."""
     job = launch.start(tmp_path, DRIVER, 'train', 'slowly', *HALVES)
     job.wait_for_line(r'^iter:3 ')
@@ -399,13 +397,13 @@ def test_a_bad_path_of_one_process_ends_the_others_with_its_reason(launch, tmp_p
 
 
 @pytest.mark.slow
-def test_a_bug_that_one_process_meets_ends_the_others_and_is_told(launch, tmp_path):
+def test_a_bug_in_one_process_ends_the_others_with_its_reason(launch, tmp_path):
     job = launch.start(tmp_path, DRIVER, 'train', 'bug', *HALVES)
     assert job.wait(120) != 0
     job.wait_until_nobody_is_left()
     assert 'RuntimeError: a bug of ours' in job.log(1)
-    said = 'train.py: process 1: train.py failed: RuntimeError, see its log; process 0 ends, too'
-    assert only_line(job.log(0), 'process 1') == said
+    message = 'train.py: process 1: train.py failed: RuntimeError, see its log; process 0 ends, too'
+    assert only_line(job.log(0), 'process 1') == message
     assert 'Traceback' not in job.log(0)
 
 
@@ -469,15 +467,15 @@ def test_a_bad_path_on_another_machine_ends_this_one_with_the_reason(launch, tmp
         job.wait_until_nobody_is_left()
     own = only_line(jobs[1].log(0))
     assert 'elsewhere' in own
-    said = f'train.py: process 1: {own}; process 0 ends, too'
-    assert only_line(jobs[0].log(0), 'elsewhere') == said
-    assert said in jobs[0].console
+    message = f'train.py: process 1: {own}; process 0 ends, too'
+    assert only_line(jobs[0].log(0), 'elsewhere') == message
+    assert message in jobs[0].console
     assert not (tmp_path / 'one' / 'output').exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('what', ['config', 'data set', 'checkpoint'])
-def test_machines_that_start_from_different_things_train_nothing(
+def test_machines_that_start_from_different_inputs_refuse_to_train(
     launch, undisturbed, tmp_path, what
 ):
     different = {'config': ('optimizer.lr=0.5',), 'data set': ('data.root=other',)}
@@ -516,7 +514,7 @@ def late_jobs(launch, undisturbed, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('hook', [*LATE, 'eval'])
-def test_a_process_that_is_held_up_longer_than_gloo_waits_ends_nothing(late_jobs, hook):
+def test_a_process_later_than_gloos_timeout_does_not_end_the_job(late_jobs, hook):
     job = late_jobs[hook]
     assert job.wait() == 0, job.everything()
     job.wait_until_nobody_is_left()

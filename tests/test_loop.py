@@ -167,7 +167,7 @@ def through_disk(snapshot: Snapshot, folder: Path, name: str) -> Snapshot:
 
 @pytest.mark.parametrize('ema', [0.0, 0.9])
 @pytest.mark.parametrize('stop', [1, 2, 3, 4, 6, 7, 8, 9, 11])
-def test_resumed_equals_uninterrupted(tmp_path, stop, ema):
+def test_resume_is_bit_identical(tmp_path, stop, ema):
     """To the bit, wherever the run was stopped: after the first step, in an epoch, at its end."""
     config = changed(CONFIG, train={'ema': ema})
     whole = new_trainer(config)
@@ -188,7 +188,7 @@ def test_resumed_equals_uninterrupted(tmp_path, stop, ema):
 
 
 @pytest.mark.parametrize('count', [23, 24])
-def test_a_run_that_was_stopped_by_the_last_step_of_an_epoch_goes_on_with_its_end(tmp_path, count):
+def test_a_run_stopped_at_the_last_step_of_an_epoch_continues_with_its_evaluation(tmp_path, count):
     """Also where the last batch is a whole one."""
     config = changed(CONFIG, data={'num_images': count}, train={'epochs': 2})
     whole = new_trainer(config)
@@ -204,7 +204,7 @@ def test_a_run_that_was_stopped_by_the_last_step_of_an_epoch_goes_on_with_its_en
     assert_identical(second, whole)
 
 
-def test_resumed_equals_uninterrupted_of_a_wide_resnet(tmp_path):
+def test_resume_of_a_wide_resnet_is_bit_identical(tmp_path):
     config = changed(CONFIG, train={'epochs': 2})
     whole = new_trainer(config, wide=True)
     expected = run_to_end(whole)
@@ -229,7 +229,7 @@ STRONG = {
 
 
 @pytest.mark.parametrize('stop', [1, 2, 4, 5, 8])
-def test_resumed_equals_uninterrupted_with_every_augmentation(tmp_path, stop):
+def test_resume_with_every_augmentation_is_bit_identical(tmp_path, stop):
     config = changed(CONFIG, data=STRONG, train={'epochs': 3})
     whole = new_trainer(config)
     expected = run_to_end(whole)
@@ -279,7 +279,7 @@ def test_dropout_and_the_averaged_weights_are_on_in_these_tests():
 
 
 @pytest.mark.parametrize('log_every', [1, 100])
-def test_saving_and_logging_leave_no_trace(log_every):
+def test_saving_and_logging_do_not_change_the_training(log_every):
     """Snapshots at every step, or results fetched at every step, change no bit of the training."""
     plain = new_trainer(CONFIG)
     expected = run_to_end(plain)
@@ -320,7 +320,7 @@ def test_snapshot_before_the_first_step(tmp_path):
         np.testing.assert_array_equal(state_arrays(second.model)[name], value, err_msg=name)
 
 
-def test_snapshot_says_where_it_was_taken():
+def test_snapshot_records_where_it_was_taken():
     trainer = new_trainer()
     run_epoch(trainer)
     run_epoch(trainer, until=5)
@@ -348,7 +348,7 @@ def test_snapshot_is_a_copy():
 
 
 @pytest.mark.parametrize(('before', 'after'), [(0.0, 0.9), (0.9, 0.0)])
-def test_averaging_may_be_switched_by_a_resume(before, after):
+def test_a_resume_may_switch_averaging_on_or_off(before, after):
     first = new_trainer(changed(CONFIG, train={'ema': before}))
     run_epoch(first)
     second = new_trainer(changed(CONFIG, train={'ema': after}))
@@ -379,7 +379,7 @@ def test_max_steps_ends_inside_an_epoch_and_can_be_raised():
 
 
 @pytest.mark.parametrize('classes', [CLASSES[::-1], CLASSES[:9], [*CLASSES, 'more']])
-def test_restore_with_other_classes(classes):
+def test_restore_refuses_other_classes(classes):
     first = new_trainer()
     run_epoch(first)
     snapshot = first.snapshot()
@@ -392,7 +392,7 @@ def test_restore_with_other_classes(classes):
         np.testing.assert_array_equal(value, before[name], err_msg=name)
 
 
-def test_restore_into_another_model():
+def test_restore_refuses_another_model():
     first = new_trainer()
     run_epoch(first)
     second = new_trainer(wide=True)
@@ -403,7 +403,7 @@ def test_restore_into_another_model():
 @pytest.mark.parametrize(
     'sections', [{'seed': 4}, {'data': {'num_images': 23}}, {'data': {'num_images': 16}}], ids=str
 )
-def test_restore_inside_an_epoch_of_another_order(sections):
+def test_restore_inside_an_epoch_refuses_another_order(sections):
     """The order of an epoch follows from the seed and the number of images."""
     first = new_trainer()
     run_epoch(first, until=2)
@@ -418,7 +418,7 @@ def test_restore_inside_an_epoch_of_another_order(sections):
     assert second.step == 0
 
 
-def test_restore_with_images_held_out_that_were_trained_on():
+def test_restore_refuses_to_hold_out_images_that_were_trained_on():
     whole, part = (changed(CONFIG, data={'num_images': 80, 'holdout': h}) for h in (0.0, 0.25))
     first = new_trainer(whole)
     run_epoch(first)
@@ -561,7 +561,7 @@ def largest_difference(one: Trainer, other: Trainer) -> float:
     [(4, 2), (2, 4), (1, 8), (3, 3), (5, 3), (2, 11), (10, 3)],
     # 22 images, so that a last batch may be short: of 6, 6, 6, 4, 7, 22 and 22 images
 )
-def test_batches_that_are_accumulated_make_the_step_of_one_large_batch(
+def test_accumulated_batches_make_the_step_of_one_large_batch(
     batch_size, accumulate, smoothing, mixed
 ):
     """To rounding, when batch norms don't look at the batch."""
@@ -624,7 +624,7 @@ def test_live_batch_norms_normalise_each_accumulated_batch_by_itself():
 
 
 @pytest.mark.parametrize('stop', [1, 2, 4])
-def test_resumed_equals_uninterrupted_with_accumulated_batches(tmp_path, stop):
+def test_resume_with_accumulated_batches_is_bit_identical(tmp_path, stop):
     config = changed(
         CONFIG, data={'batch_size': 3, 'mixup': 0.4}, train={'accumulate': 3, 'epochs': 2}
     )
@@ -685,7 +685,7 @@ def test_a_compiled_network_trains_to_the_same_weights_and_resumes(tmp_path, wid
     run_epoch(first, until=2)
     snapshot = through_disk(first.snapshot(), tmp_path, first.progress.name)
     assert sorted(snapshot.model) == sorted(state_arrays(plain.model))
-    for way in (static, config):  # what was compiled goes on plainly, too
+    for way in (static, config):  # a compiled run continues without compilation, too
         second = new_trainer(way, wide=wide)
         second.restore(snapshot)
         run_to_end(second)
@@ -726,7 +726,7 @@ def test_divergence_names_step_and_rate(lr, log_every):
     assert '\n' not in text
 
 
-def test_divergence_is_seen_before_a_snapshot():
+def test_divergence_is_detected_before_a_snapshot():
     config = changed(
         CONFIG,
         optimizer={'lr': 1e38},
@@ -829,7 +829,7 @@ def test_evaluation_uses_recorded_statistics_and_no_dropout():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
 
 
-def test_training_goes_on_in_training_mode_after_an_evaluation():
+def test_training_continues_in_training_mode_after_an_evaluation():
     trainer = new_trainer()
     run_epoch(trainer)
     statistics = state_arrays(trainer.model)['bn._mean']
@@ -976,7 +976,7 @@ def test_loss_of_mixed_images_is_that_of_both_labels_by_their_shares(kind, smoot
     assert record['train_accuracy'] == pytest.approx(np.mean(hits))
 
 
-def test_a_step_on_mixed_images_goes_down_the_gradient_of_that_loss():
+def test_a_step_on_mixed_images_follows_the_gradient_of_that_loss():
     """One plain step, against Paddle's own cross entropy of soft labels."""
     config = changed(
         CONFIG,
@@ -1003,7 +1003,7 @@ def test_a_step_on_mixed_images_goes_down_the_gradient_of_that_loss():
             np.testing.assert_allclose(ours[name], expected, atol=1e-6, err_msg=name)
 
 
-def test_record_without_evaluation_says_nothing_of_one():
+def test_record_without_evaluation_has_no_evaluation_fields():
     trainer = new_trainer()
     trainer.train_one_epoch(after_step=ignore)
     record = trainer.end_epoch(None)
@@ -1059,7 +1059,7 @@ def test_a_better_epoch_after_restore_takes_over():
 # ------------------------------------------------------------------ what a step does
 
 
-def test_rate_of_each_step_is_the_schedules():
+def test_each_step_uses_the_learning_rate_of_the_schedule():
     trainer = new_trainer()
     used = []
 
@@ -1183,10 +1183,10 @@ def test_sync_bn_exchanges_the_batch_norms_and_nothing_else(name):
         paddle.seed(3)
         networks.append(network.build(config.model, config.train, 10)[0])
     plain, synchronised = networks
-    wanted = state_arrays(plain)
-    assert list(wanted) == list(state_arrays(synchronised))
+    expected = state_arrays(plain)
+    assert list(expected) == list(state_arrays(synchronised))
     for key, value in state_arrays(synchronised).items():
-        np.testing.assert_array_equal(value, wanted[key], err_msg=key)
+        np.testing.assert_array_equal(value, expected[key], err_msg=key)
     kinds = [type(layer) for layer in synchronised.sublayers()]
     norms = sum(isinstance(layer, nn.BatchNorm2D) for layer in plain.sublayers())
     assert kinds.count(nn.SyncBatchNorm) == norms > 0

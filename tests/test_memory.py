@@ -74,7 +74,7 @@ def checked(config, monkeypatch, free, images=10**6):
     return memory.check(model, Precision(config.train), config, images=images)
 
 
-def test_what_a_step_needs_is_said(monkeypatch):
+def test_what_a_step_needs_is_reported(monkeypatch):
     config = Config(
         model=Model(name='wide_resnet10_1'), data=Data(name='synthetic', batch_size=100)
     )
@@ -89,7 +89,7 @@ def test_what_a_step_needs_is_said(monkeypatch):
 
 
 @pytest.mark.parametrize('config_of', [{}, {'train': Train(accumulate=2)}])
-def test_more_than_there_is_is_refused_with_what_would_fit(monkeypatch, config_of):
+def test_more_than_is_free_is_refused_with_what_would_fit(monkeypatch, config_of):
     data = Data(name='synthetic', batch_size=1000, image_size=32)
     config = Config(model=Model(name='wide_resnet10_1'), data=data, **config_of)
     with pytest.raises(UserError) as refusal:

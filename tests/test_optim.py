@@ -299,7 +299,7 @@ class Interrupted(Exception):
 
 
 @pytest.mark.parametrize('fails', [False, True])
-def test_in_place_restores_the_own_weights(fails):
+def test_in_place_restores_the_weights_of_the_model(fails):
     model, ema = averaged()
     own, average = state_arrays(model), ema.arrays()
     try:
@@ -318,7 +318,7 @@ def test_in_place_restores_the_own_weights(fails):
         np.testing.assert_array_equal(value, average[name], err_msg=name)
 
 
-def test_averaging_does_not_touch_the_training():
+def test_averaging_does_not_change_the_training():
     model, _ = averaged()
     plain = tiny()
     train(plain, optimizers.make_optimizer(plain, Optimizer(lr=0.2)), range(3))
@@ -408,7 +408,7 @@ def momentum_like(arrays: Arrays, seed: int = 1) -> Arrays:
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
-def test_state_with_masters_is_that_without_them_by_name_and_goes_round_exactly(dtype):
+def test_state_with_masters_has_the_same_names_and_an_exact_round_trip(dtype):
     """Slots have the names that they have in float32, and masters are the weights themselves."""
     model, optimizer, exact = with_masters(dtype=dtype)
     velocities = momentum_like(exact)
@@ -442,7 +442,7 @@ def test_slots_that_a_step_has_made_have_the_names_of_those_that_were_loaded():
 
 @pytest.mark.parametrize(('before', 'after'), [('float32', 'float16'), ('float16', 'float32')])
 def test_state_crosses_between_precisions(before, after):
-    """A run in float32 may go on in 16 bits, and the other way round."""
+    """A run in float32 may continue in 16 bits, and the other way round."""
 
     def made(dtype: str, seed: int):
         if dtype != 'float32':
@@ -496,7 +496,7 @@ def test_averages_of_16_bit_weights_are_those_of_their_masters():
     [{}, {'nesterov': True, 'decay_bn_and_bias': False}, {'clip_norm': 0.1, 'weight_decay': 1e-3}],
 )
 def test_one_kernel_for_all_tensors_equals_one_for_each_to_the_bit(options, monkeypatch):
-    """And they go on with each other's state: a checkpoint doesn't know which has written it."""
+    """And they continue from each other's state: a checkpoint doesn't record its writer."""
     config = Optimizer(lr=0.1, **options)
 
     def train(*kinds: str) -> tuple[Arrays, Arrays]:
@@ -520,8 +520,8 @@ def test_one_kernel_for_all_tensors_equals_one_for_each_to_the_bit(options, monk
 
     alone, together, mixed = train(*['npu'] * 4), train(*['cpu'] * 4), train(*['npu', 'cpu'] * 2)
     for other in (together, mixed):
-        for ours, wanted in zip(other, alone):
-            assert_arrays(ours, wanted)
+        for ours, expected in zip(other, alone):
+            assert_arrays(ours, expected)
     assert len(alone[1]) == 6
 
 

@@ -83,7 +83,7 @@ def test_on_a_cpu_the_loss_scale_of_a_checkpoint_is_left_alone(config):
 
 
 @pytest.mark.parametrize('config', MIXED, ids=mode)
-def test_of_a_cpu_engine_cpu_conv_says_what_becomes_of_mixed_precision(config):
+def test_on_a_cpu_engine_cpu_conv_reports_mixed_precision(config):
     assert support.check(config, Model()) == []
 
 
@@ -365,7 +365,7 @@ def test_an_overflow_leaves_the_step_out_and_halves_the_scale(npu):
     assert npu['velocity stays']
 
 
-def test_one_kernel_for_all_tensors_heeds_the_loss_scale_too(npu):
+def test_one_kernel_for_all_tensors_uses_the_loss_scale_too(npu):
     assert npu['together'] == [True, STEPPED, 2**16, STEPPED, 2**15]
 
 
@@ -373,7 +373,7 @@ def test_the_scale_doubles_after_many_steps_without_overflow(npu):
     assert npu['grown'] == {**npu['begins'], 'scale': 2.0**17}
 
 
-def test_a_saved_scale_goes_on_where_it_was(npu):
+def test_a_saved_scale_is_restored(npu):
     assert npu['loaded'] == npu['overflow 1']
     assert npu['scaled after loading'] == [3 * 2**14]
     assert npu['step after loading'] == STEPPED
@@ -405,14 +405,14 @@ def test_what_o2_saves_and_averages_is_float32_and_exact(npu):
     assert npu['state'] == 2**16
 
 
-def test_a_checkpoint_goes_on_in_o2_to_the_bit(npu):
+def test_resume_in_o2_is_bit_identical(npu):
     assert npu['restored'] == [True, True, True]  # weights, velocities, averages
     assert npu['restored scale'] == 512.0
     assert npu['16-bit weights are the masters rounded']
     assert npu['evaluated']
 
 
-def test_a_checkpoint_of_o2_goes_on_in_float32_and_back(npu):
+def test_a_checkpoint_of_o2_continues_in_float32_and_back(npu):
     assert npu['restored in float32'] == [True, True, {}]
     assert npu['and back'] == [True, True]
     assert npu['and back with scale'] == 2**16
@@ -425,7 +425,7 @@ def test_an_npu_refuses_what_its_batch_norms_cannot_do(npu):
     assert ' for npu; ' in npu['support sync_bn']
 
 
-def test_an_npu_says_which_mixed_precision_it_has(npu):
+def test_an_npu_reports_its_mixed_precision(npu):
     assert npu['support none'] == []
     assert npu['support O1'] == ['mixed precision: O1 float16']
     lacks = 'momentum there ignores its float32 master weights'
@@ -517,7 +517,7 @@ FLOAT16, BFLOAT16 = 'mixed precision: O1 float16', 'mixed precision: O1 bfloat16
         ),
     ],
 )
-def test_a_gpu_has_what_its_kernels_have_and_says_so(
+def test_a_gpu_has_and_reports_what_its_kernels_have(
     card, train, layout, lines, computed, monkeypatch
 ):
     """cuDNN's persistent batch norm, which costs accuracy in NCHW, is for float16 in NHWC alone."""
@@ -597,7 +597,7 @@ class TwoProcesses:
 
 
 @pytest.mark.parametrize('device', ['gpu', 'npu', 'cpu'])
-def test_what_one_process_knows_comes_through_a_sum_in_more_than_float32(device, monkeypatch):
+def test_a_sum_over_processes_keeps_more_than_float32(device, monkeypatch):
     """So it is in an evaluation, each image of which one process has judged. An npu's collectives
     have float32 alone: there the sum is one of two parts."""
     rng = np.random.default_rng(0)

@@ -118,9 +118,9 @@ def holder(tmp_path):
 
 def test_the_process_that_trains_there_is_named(tmp_path, holder):
     run, number = RunFolder(tmp_path / 'run'), holder.pid
-    wanted = re.escape(f'run: process {number}; kill {number} makes it save and end')
+    expected = re.escape(f'run: process {number}; kill {number} makes it save and end')
     for attempt in (run.lock.require_free, lambda: run.open(Config(), ['a'])):
-        with pytest.raises(UserError, match=f'another process is training in .*{wanted}'):
+        with pytest.raises(UserError, match=f'another process is training in .*{expected}'):
             attempt()
     holder.kill()
     holder.wait()
@@ -129,12 +129,12 @@ def test_the_process_that_trains_there_is_named(tmp_path, holder):
 
 
 @pytest.mark.parametrize(
-    ('content', 'said'),
+    ('content', 'message'),
     [(b'', 'run'), (b'\xff\xfe', 'run'), (b'12 elsewhere\n', 'run: process 12 on elsewhere')],
 )
-def test_a_process_on_another_machine_or_without_a_number(tmp_path, holder, content, said):
+def test_a_process_on_another_machine_or_without_a_number(tmp_path, holder, content, message):
     (tmp_path / 'run' / '.lock').write_bytes(content)
-    with pytest.raises(UserError, match=f'{said}$'):
+    with pytest.raises(UserError, match=f'{message}$'):
         RunFolder(tmp_path / 'run').lock.require_free()
 
 
@@ -156,7 +156,7 @@ def test_a_disk_without_locks_gets_one_line_and_the_run_begins(tmp_path, monkeyp
         run.require_ours()
 
 
-def test_a_machine_that_changes_its_name_trains_on(tmp_path, monkeypatch):
+def test_a_machine_that_changes_its_name_keeps_training(tmp_path, monkeypatch):
     """As a laptop does in another network."""
     run = RunFolder(tmp_path / 'run')
     run.open(Config(), ['a'])
@@ -165,7 +165,7 @@ def test_a_machine_that_changes_its_name_trains_on(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('how', ['deleted', 'moved', 'emptied'])
-def test_a_folder_that_goes_while_the_run_trains_is_noticed(tmp_path, how):
+def test_a_folder_that_is_removed_during_training_is_noticed(tmp_path, how):
     run = RunFolder(tmp_path / 'run')
     run.open(Config(), ['a'])
     run.require_ours()
@@ -197,7 +197,7 @@ def test_a_folder_that_goes_while_the_run_trains_is_noticed(tmp_path, how):
         ('elsewhere', 'link.pdparams'),
     ],
 )
-def test_a_run_is_found_from_wherever_one_stands(tmp_path, monkeypatch, inside, path):
+def test_a_run_is_found_from_any_working_directory(tmp_path, monkeypatch, inside, path):
     run = a_run(tmp_path / 'run')
     (tmp_path / 'elsewhere').mkdir()
     (tmp_path / 'elsewhere' / 'link.pdparams').symlink_to(run.best_file)
@@ -209,14 +209,14 @@ def test_a_run_is_found_from_wherever_one_stands(tmp_path, monkeypatch, inside, 
     assert config.model.name == 'wide_resnet10_1'
 
 
-def test_what_lies_in_no_run(tmp_path):
+def test_a_path_outside_of_runs_has_no_run(tmp_path):
     (tmp_path / 'config.yaml').write_text('')
     (tmp_path / 'weights.pdparams').write_bytes(b'')
     assert find_run(tmp_path / 'weights.pdparams') is None
 
 
 @pytest.mark.parametrize('of', ['', 'best.pdparams', 'checkpoints/epoch_0001'])
-def test_a_run_whose_config_is_gone_is_not_taken_for_one_of_the_default(tmp_path, of):
+def test_a_run_without_its_config_does_not_get_the_default_config(tmp_path, of):
     run = a_run(tmp_path / 'run')
     run.config_file.unlink()
     for texts in (['-w', str(run.path / of)], ['-o', f'output.dir={run.path}']):
@@ -244,7 +244,7 @@ def test_a_checkpoint_of_an_older_version_is_one_line(tmp_path):
 # ------------------------------------------------------------------ while a run trains
 
 
-def test_checkpoints_that_vanish_while_they_are_looked_at(tmp_path, monkeypatch):
+def test_checkpoints_that_are_removed_while_they_are_read(tmp_path, monkeypatch):
     """Between the listing and the look at each, and between the look and the reading."""
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.save('epoch_0001', Snapshot({}, {}, None, {'epoch': 1}))

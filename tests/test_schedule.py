@@ -154,7 +154,7 @@ def test_warmup_of_exponential_delays_it():
 
 
 @pytest.mark.parametrize('name', SAME)
-def test_warmup_that_leaves_no_step(name):
+def test_warmup_may_leave_no_step(name):
     """0.99 of one epoch is less than train.epochs, but rounds to all of its seven steps."""
     schedule = Schedule(**{**vars(SAME[name][0]), 'warmup_epochs': 0.99})
     rates = values(schedule, epochs=1)
@@ -200,7 +200,7 @@ def recipe_schedule(config: configs.Config) -> Callable[[int], float]:
         ('linear', 128, 320, 2.5),
     ],
 )
-def test_the_factor_of_the_rate_is_that_of_the_images_of_a_step(scaling, reference, images, factor):
+def test_peak_lr_scales_with_the_global_batch_size(scaling, reference, images, factor):
     config = Optimizer(lr_scaling=scaling, reference_batch=reference)
     assert schedules.peak_lr(config, images) == config.lr * factor
 

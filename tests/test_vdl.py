@@ -37,7 +37,7 @@ def expected(values: list[float]) -> dict[str, list[tuple[int, float]]]:
 
 
 @pytest.mark.parametrize('at', [1, 2, 3, 5, 6, 8])
-def test_after_a_resume_no_step_is_missing_and_none_is_there_twice(tmp_path, at):
+def test_after_a_resume_each_step_is_recorded_once(tmp_path, at):
     record(vdl.writer(tmp_path, step=0, epoch=0), range(8))
     resumed = vdl.writer(tmp_path, step=at, epoch=at // EVERY)
     record(resumed, range(at, 9), 0.5)
@@ -45,7 +45,7 @@ def test_after_a_resume_no_step_is_missing_and_none_is_there_twice(tmp_path, at)
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_times_are_those_of_the_first_time(tmp_path):
+def test_a_resume_keeps_the_times_of_the_records(tmp_path):
     first = LogWriter(logdir=str(tmp_path))
     first.add_scalar('train/loss', 1.0, 0, walltime=1234567890123)
     first.close()
@@ -85,7 +85,7 @@ def test_of_a_damaged_file_the_records_before_the_damage_are_read(tmp_path):
         assert list(vdl._scalars(file)) == whole
 
 
-def test_a_folder_that_is_not_there_yet_and_files_that_are_not_ours(tmp_path):
+def test_a_missing_folder_and_files_that_are_not_ours(tmp_path):
     record(vdl.writer(tmp_path / 'vdl', step=0, epoch=0), range(2))
     (tmp_path / 'vdl' / 'notes.txt').write_text('mine')
     (tmp_path / 'vdl' / 'vdlrecords.0.log').write_bytes(b'\x05\0\0\0\0\0\0\0nonsense')

@@ -64,20 +64,20 @@ class Checkpoints:
                 f'cannot save {target}: {error.strerror or error}. {self.describe_last()}'
             ) from None
         for old in list(self._newest_first())[self.keep :]:
-            hidden = old.with_name(f'.{old.name}.old')  # a half deleted one must not count
-            with contextlib.suppress(OSError):  # on Windows, one that is being read; the next time
+            hidden = old.with_name(f'.{old.name}.old')  # a half deleted one must not be found
+            with contextlib.suppress(OSError):  # on Windows, one that is being read: next time
                 os.replace(old, hidden)
                 shutil.rmtree(hidden, ignore_errors=True)
         return target
 
     def describe_last(self) -> str:
-        """A sentence about what there is to go on from."""
+        """A sentence about the checkpoint to resume from."""
         last = next(self._newest_first(), None)
         return f'The last checkpoint is intact: {last}' if last else 'No checkpoint was saved yet'
 
     @property
     def exist(self) -> bool:
-        """Whether there is any, sound or not."""
+        """Whether there is a checkpoint, sound or not."""
         return next(self._newest_first(), None) is not None
 
     def newest(self, warn: Callable[[str], None]) -> Optional[Snapshot]:
@@ -103,7 +103,7 @@ class Checkpoints:
         yield from sorted(found, key=lambda path: (_saved_at(path), path.name), reverse=True)
 
     def _moved_aside(self) -> list[Path]:
-        """Those that a kill caught between the two renames of a replacement."""
+        """Those that a kill has left between the two renames of a replacement."""
         return [
             path
             for path in self.folder.glob('.*.replaced')
@@ -111,7 +111,7 @@ class Checkpoints:
         ]
 
     def _clean_up(self) -> None:
-        """Put back what a kill has left moved aside, and remove the rest that it has left."""
+        """After a kill: move back what was moved aside, and remove its temporary folders."""
         for path in self._moved_aside():
             os.replace(path, _original(path))
         for left in self.folder.glob('.*'):
@@ -124,7 +124,7 @@ class Checkpoints:
 
 
 def load(path: Path) -> Snapshot:
-    """Read and verify one checkpoint folder. UserError says what is wrong with it."""
+    """Read and verify one checkpoint folder. UserError describes what is wrong."""
     manifest = _read_manifest(path)
     content = {name: _verified(path / name, expected) for name, expected in manifest.items()}
     try:

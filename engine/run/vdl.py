@@ -1,4 +1,4 @@
-"""VisualDL's records of a run, in one file: VisualDL shows the newest one of a folder alone."""
+"""VisualDL's records of a run, in one file: VisualDL shows only the newest file of a folder."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ LENGTH = 8  # bytes, of a record's length
 def writer(folder: Path, *, step: int, epoch: int) -> Any:
     """A LogWriter whose file begins with what was recorded before that step and epoch.
 
-    The files of before, of a run that goes on, are read and removed.
+    The older files of a resumed run are read and removed.
     """
     with home.elsewhere():  # its import writes there
         from visualdl import LogWriter
 
     old = sorted(folder.glob('*vdlrecords*'))
     kept: dict[tuple[str, int], Scalar] = {}
-    for file in old:  # a later one counts, where an older version has left several
+    for file in old:  # the last one counts, where an older version has left several
         for scalar in _scalars(file):
             if scalar.step < (epoch if scalar.tag.startswith(EPOCH) else step):
                 kept[scalar.tag, scalar.step] = scalar
@@ -47,14 +47,14 @@ def writer(folder: Path, *, step: int, epoch: int) -> Any:
 
 
 def _next_name(old: list[Path]) -> str:
-    """As VisualDL names its files, by the time, but behind those that are there: it adds to one of
-    the same name, and the clock may have been set back."""
+    """By the time, as VisualDL names its files, but after the existing ones: it would append to a
+    file of the same name, and the clock may have been set back."""
     numbers = [int(digits) for file in old for digits in re.findall(r'\d+', file.name)[:1]]
     return f'vdlrecords.{max([int(time.time()), *(number + 1 for number in numbers)]):010d}.log'
 
 
 def _scalars(file: Path) -> Iterator[Scalar]:
-    """Those of one file, up to where a kill has cut it off or a disk has damaged it."""
+    """The scalars of one file, up to where a kill has truncated or a disk has damaged it."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from visualdl.proto import record_pb2
 
@@ -66,8 +66,8 @@ def _scalars(file: Path) -> Iterator[Scalar]:
 
 
 def _records(data: bytes) -> Iterator[bytes]:
-    """Each has its length before it, in 8 bytes. VisualDL's own reader takes a damaged length for
-    the size of the memory that it needs."""
+    """Each is preceded by its length, in 8 bytes. VisualDL's own reader would allocate as many bytes
+    as a damaged length says."""
     start = LENGTH
     while start <= len(data):
         end = start + int.from_bytes(data[start - LENGTH : start], 'little')

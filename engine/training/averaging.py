@@ -15,7 +15,7 @@ class AveragedWeights:
     """Exponential moving average of weights and running statistics, in float32.
 
     `weights` gives the tensors to average, by the names of the model's state dict. The decay rises
-    as (1 + t) / (10 + t) up to `decay`, so that the first steps don't linger.
+    as (1 + t) / (10 + t) up to `decay`, so that the average soon forgets the first steps.
     """
 
     def __init__(

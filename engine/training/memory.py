@@ -27,8 +27,8 @@ from engine.training.precision import Precision
 from predictor import container
 
 PROBE = {False: 32, True: 64}  # pixels of the small images; of networks for photographs
-LARGE = 2  # a network for small images sees some that are so many times as high
-ROOM = 0.7  # of the free memory is offered: processes were seen to take half as much again
+LARGE = 2  # a network for small images may see images this many times as high
+ROOM = 0.7  # share of the free memory to advise: processes took up to half as much again
 
 
 def check(model: nn.Layer, precision: Precision, config: Config, *, images: int) -> list[str]:
@@ -79,7 +79,7 @@ def _what_fits(config: Config, fitting: int) -> str:
 def retained_by_an_image(model: nn.Layer, precision: Precision, side: int) -> int:
     """Bytes that the backward pass needs of one image of that side, itself included."""
     held = []
-    gc.collect()  # else what an earlier run in this process has left may go in between
+    gc.collect()  # or garbage of an earlier run in this process may be freed in between
     with _as_it_was(model):
         for count in (1, 2):
             before = _in_use()
@@ -93,7 +93,7 @@ def retained_by_an_image(model: nn.Layer, precision: Precision, side: int) -> in
 
 @contextlib.contextmanager
 def _as_it_was(model: nn.Layer) -> Iterator[None]:
-    """Within, the model is in training; what its batch norms have recorded is put back then."""
+    """Within, the model is in training mode; afterwards its mode and statistics are as before."""
     kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
     kept += [(p, p.clone()) for p in model.parameters() if p.stop_gradient]
     training = model.training
@@ -116,7 +116,7 @@ def _in_use() -> int:
 
 
 def free_memory() -> Optional[float]:
-    """Bytes that this process may still take on its device; None where that cannot be known."""
+    """Bytes that this process may still take on its device; None where that is unknown."""
     kind = paddle.get_device().partition(':')[0]
     if kind == 'gpu':
         return float(paddle.device.cuda.get_device_properties().total_memory - _in_use())

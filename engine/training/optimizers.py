@@ -20,10 +20,10 @@ def make_optimizer(model: nn.Layer, config: configs.Optimizer) -> paddle.optimiz
             if parameter.ndim <= 1:
                 parameter.regularizer = paddle.regularizer.L2Decay(0.0)
     clip = nn.ClipGradByGlobalNorm(config.clip_norm) if config.clip_norm is not None else None
-    # One kernel for all tensors, equal to the bit. An npu's goes through them one by one, and in 16
-    # bits it wants gradients of 16 bits.
+    # One kernel for all tensors, equal to the bit. An npu's loops over them, and in 16 bits it needs
+    # gradients of 16 bits.
     float32 = all(parameter.dtype == paddle.float32 for parameter in trainable)
-    together = float32 and devices.device_kind() != 'npu'
+    one_kernel = float32 and devices.device_kind() != 'npu'
     return paddle.optimizer.Momentum(
         learning_rate=config.lr,
         momentum=config.momentum,
@@ -31,14 +31,14 @@ def make_optimizer(model: nn.Layer, config: configs.Optimizer) -> paddle.optimiz
         weight_decay=config.weight_decay,
         parameters=trainable,
         grad_clip=clip,
-        use_multi_tensor=together,
+        use_multi_tensor=one_kernel,
     )
 
 
 def optimizer_arrays(optimizer: paddle.optimizer.Momentum, model: nn.Layer) -> Arrays:
     """Optimizer state under structured names (conv1.weight/velocity_0): Paddle's automatic ones
     change as soon as another model has been built first. Master weights are the model's own."""
-    # What was loaded stays in the holder until the first step makes use of it.
+    # What was loaded stays in the holder until the first step uses it.
     state = {**optimizer._accumulators_holder, **optimizer.state_dict()}
     arrays = {}
     for name, parameter in model.named_parameters():

@@ -25,7 +25,7 @@ MASTER = '_fp32_master_0'  # how Paddle names the master weight of a parameter
 
 class Precision:
     """Everything that differs between float32 and mixed precision. Off on a CPU, where
-    engine.cpu_conv does it."""
+    engine.cpu_conv computes in bfloat16."""
 
     def __init__(self, config: Train) -> None:
         half = support.mixed_precision(config)
@@ -73,24 +73,24 @@ class Precision:
     def step(self, optimizer: paddle.optimizer.Optimizer) -> None:
         """The optimizer's step, left out where the scaled gradients have overflowed.
 
-        UserError where it moves 16-bit weights and not their masters, which are what is saved.
+        UserError if it changes 16-bit weights and not their masters, which are saved.
         """
         before = self._watched(optimizer)
         self._scaler.step(optimizer)
         self._scaler.update()
         for (weight, master), (new_weight, new_master) in zip(before, self._watched(optimizer)):
-            if np.array_equal(weight, new_weight):  # an overflow, or a rate of 0: ask again
+            if np.array_equal(weight, new_weight):  # an overflow, or a rate of 0: check again
                 return
             if np.array_equal(master, new_master):
                 raise UserError(
-                    'train.amp: O2 fails on this device: a step has moved the 16-bit weights, and '
-                    'not the float32 master weights, which are what is saved; -o train.amp=O1'
+                    'train.amp: O2 fails on this device: a step has changed the 16-bit weights, '
+                    'but not the float32 master weights, which are saved; -o train.amp=O1'
                 )
         self._unproven = []
 
     def _watched(self, optimizer: paddle.optimizer.Optimizer) -> list[tuple[Any, Any]]:
-        """Copies of the first and the last 16-bit weights and their masters, until both have moved
-        together."""
+        """Copies of the first and the last 16-bit weights and their masters, until one step has
+        changed both."""
         if not self._unproven:
             return []
         masters = optimizer.state_dict()['master_weights']
@@ -102,7 +102,7 @@ class Precision:
         return {**state, 'scale': float(np.asarray(state['scale']).item())} if state else {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on with a saved scale. One that the config fixes stays as the config has it."""
+        """Continue with a saved scale, unless the config fixes it."""
         enabled = state and self._scaler.is_enable()
         if (
             enabled
