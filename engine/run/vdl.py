@@ -66,8 +66,8 @@ def _scalars(file: Path) -> Iterator[Scalar]:
 
 
 def _records(data: bytes) -> Iterator[bytes]:
-    """Each is preceded by its length, in 8 bytes. VisualDL's own reader would allocate as many bytes
-    as a damaged length says."""
+    """Each is preceded by its length, in 8 bytes. VisualDL's own reader would allocate what a
+    damaged length says."""
     start = LENGTH
     while start <= len(data):
         end = start + int.from_bytes(data[start - LENGTH : start], 'little')

@@ -20,8 +20,8 @@ def make_optimizer(model: nn.Layer, config: configs.Optimizer) -> paddle.optimiz
             if parameter.ndim <= 1:
                 parameter.regularizer = paddle.regularizer.L2Decay(0.0)
     clip = nn.ClipGradByGlobalNorm(config.clip_norm) if config.clip_norm is not None else None
-    # One kernel for all tensors, equal to the bit. An npu's loops over them, and in 16 bits it needs
-    # gradients of 16 bits.
+    # One kernel for all tensors, equal to the bit. An npu's loops over them, and in 16 bits
+    # it needs gradients of 16 bits.
     float32 = all(parameter.dtype == paddle.float32 for parameter in trainable)
     one_kernel = float32 and devices.device_kind() != 'npu'
     return paddle.optimizer.Momentum(
