@@ -605,5 +605,5 @@ def test_a_user_without_a_home_has_no_earlier_downloads(tmp_path, monkeypatch):
     monkeypatch.setattr('pwd.getpwuid', unknown)
     with pytest.raises(UserError, match='CIFAR-10 is not in'):
         load_cifar('cifar10', tmp_path, fetch=False)
-    with pytest.raises(UserError, match='there is no home to keep its weights in'):
+    with pytest.raises(UserError, match='no home folder to keep its weights in'):
         resolve('resnext50_32x4d')

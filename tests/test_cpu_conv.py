@@ -33,7 +33,7 @@ NORM = partial(nn.BatchNorm2D, data_format='NHWC')
 
 LIBRARY = Path(paddle.__file__).parent / 'libs' / onednn.LIBRARY
 
-pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason='this Paddle brings no oneDNN')
+pytestmark = pytest.mark.skipif(not LIBRARY.exists(), reason='this Paddle has no oneDNN')
 
 
 def numbers(*shape: int, seed: int = 0) -> np.ndarray:
@@ -650,7 +650,7 @@ def test_buffers_are_aligned_and_large_enough():
 
 def test_fallback_without_the_library(fresh_library, monkeypatch):
     monkeypatch.setattr(onednn, 'LIBRARY', 'libabsent.so.3')
-    assert_falls_back('brings no libabsent.so.3')
+    assert_falls_back('has no libabsent.so.3')
 
 
 @pytest.mark.parametrize('place', range(4))

@@ -327,7 +327,7 @@ def test_several_last_layers_are_named(tmp_path):
         ('net.mindir', 'is an exported model'),
         ('model.onnx', 'is an exported model'),
         ('best.pdopt', "is an optimizer's state"),
-        ('latest.pdstates', 'how far a training is'),
+        ('latest.pdstates', 'state of a training run'),
         ('resnext_50_32x4d.t7', 'Torch 7'),
     ],
 )
@@ -365,7 +365,7 @@ def test_weights_in_several_files(tmp_path):
             read_weights(path)
     for text in ('{"weight_map": {"a": "../a"}}', '{}', '[' * 100_000):
         index.write_text(text)
-        assert 'no index of weight files' in refused(index, network())
+        assert 'not an index of weight files' in refused(index, network())
     index.unlink()
     assert 'is one of 2 files, and their index' in refused(first, network())
 
@@ -676,7 +676,7 @@ def test_convert(tmp_path, suffix):
         (['convert', '{folder}/nothing.pth', '{folder}/out.pdparams'], 'No such file'),
         (['convert', '{folder}/text.pth', '{folder}/out.pdparams'], 'damaged or not a pickle'),
         (['convert', '{folder}/text.pth', '{folder}/out.pth'], 'must end with .pdparams'),
-        (['convert', '{folder}/text.pth', '{folder}/no/out.pdparams'], 'there is no folder'),
+        (['convert', '{folder}/text.pth', '{folder}/no/out.pdparams'], 'does not exist'),
         (['convert', '{folder}/complex', '{folder}/out.safetensors'], 'safetensors cannot hold'),
         (['convert', '{folder}/text.pth'], 'the following arguments are required: OUT'),
         ([], 'the following arguments are required: convert'),

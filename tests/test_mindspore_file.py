@@ -116,8 +116,8 @@ def test_the_checksum_is_checked(tmp_path):
     ('names', 'says'),
     [
         (['conv.weight', 'conv1.weight'], 'two arrays for conv1.weight'),
-        (['layer1.0.conv2.convs.1.weight'], 'not one array for each group of layer1.0.conv2.w'),
-        (['a.conv2.convs.0.weight', 'a.conv2.weight'], 'not one array for each group of a.conv2'),
+        (['layer1.0.conv2.convs.1.weight'], 'lacks an array for each group of layer1.0.conv2.w'),
+        (['a.conv2.convs.0.weight', 'a.conv2.weight'], 'lacks an array for each group of a.conv2'),
         (['a.conv2.convs.0.weight', 'a.conv2.convs.1.weight'], 'damaged: '),
     ],
 )

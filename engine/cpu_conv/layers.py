@@ -11,15 +11,15 @@ from paddle.autograd import PyLayer
 from engine.cpu_conv import kernels, onednn
 from resnext import NormReLU
 
-COLOURS = 4  # channels of images: the first convolution's factors are never rounded
+COLOURS = 4  # channels of images: the inputs of the first convolution are never rounded
 
 
 def accelerate(model: nn.Layer, dtype: str = 'float32') -> nn.Layer:
     """Let oneDNN compute the convolutions and batch norms of a network of data_format NHWC.
 
-    With bfloat16, training rounds the factors of a convolution's products to it, but for the first
-    convolution's, and sums in float32; everything else, and evaluation, is in float32. There is no
-    double gradient, no retain_graph, and paddle.grad must ask for the gradients of all weights.
+    With bfloat16, training rounds the inputs of all convolutions but the first to it and sums in
+    float32; everything else, and evaluation, is in float32. Double gradients and retain_graph are
+    not supported, and paddle.grad must ask for the gradients of all weights.
     """
     for layer in model.sublayers(include_self=True):
         if type(layer) is nn.Conv2D and _is_plain(layer):
@@ -34,7 +34,7 @@ def accelerate(model: nn.Layer, dtype: str = 'float32') -> nn.Layer:
 
 
 def computed_by(model: nn.Layer) -> str:
-    """Who computes the convolutions of a network in training, and in what."""
+    """What computes the convolutions of a network in training, and in which precision."""
     ours = [layer for layer in model.sublayers() if isinstance(layer, _Conv2D)]
     rounds = any(layer.trains_in == onednn.BFLOAT16 for layer in ours)
     return f'oneDNN in {"bfloat16" if rounds else "float32"}' if ours else 'Paddle'
@@ -44,15 +44,11 @@ class _Conv2D(nn.Conv2D):
     trains_in: int
 
     def forward(self, x: Tensor) -> Tensor:
-        stride, padding = _pair(self._stride), _pair(self._padding)
-        reaches = [
-            side + 2 * pad >= kernel
-            for side, pad, kernel in zip(x.shape[1:3], padding, self.weight.shape[2:])
-        ]
-        if not _is_float32_of(self._in_channels, x, self.weight) or not all(reaches):
+        if not _is_float32_of(self._in_channels, x, self.weight):
             return super().forward(x)
         dtype = self.trains_in if self.training else onednn.FLOAT32
-        return _Convolve.apply(x, self.weight, stride, padding, self._groups, dtype)
+        padding = self._padding, self._padding
+        return _Convolve.apply(x, self.weight, _pair(self._stride), padding, self._groups, dtype)
 
 
 class _BatchNorm2D(nn.BatchNorm2D):
@@ -80,7 +76,7 @@ class _NormReLU(NormReLU):
 
 
 def _is_float32_of(channels: int, images: Tensor, *weights: Tensor) -> bool:
-    """Of anything else, Paddle's own layer knows what to do, or what to say."""
+    """Paddle's own layer takes anything else, or raises its error."""
     right = images.ndim == 4 and images.shape[-1] == channels and images.place.is_cpu_place()
     return right and all(tensor.dtype == paddle.float32 for tensor in (images, *weights))
 
@@ -98,7 +94,7 @@ class _Convolve(PyLayer):
         groups: int,
         dtype: int,
     ) -> Tensor:
-        ctx.wanted = _trained(images, weight)
+        ctx.needed = _trained(images, weight)
         images, weight = _rounded(images.contiguous(), dtype), weight.contiguous()
         kernel = kernels.convolution(
             _nchw(images), tuple(weight.shape), stride, padding, groups, dtype
@@ -115,10 +111,10 @@ class _Convolve(PyLayer):
         gradient = _rounded(gradient.contiguous(), ctx.kernel.dtype)
         images, weight = _take_saved(ctx)
         of_images = of_weight = None
-        if ctx.wanted[0]:
+        if ctx.needed[0]:
             of_images = paddle.empty_like(images, 'float32')
             ctx.kernel.backward_images(*_addresses(weight, gradient, of_images))
-        if ctx.wanted[1]:
+        if ctx.needed[1]:
             of_weight = paddle.empty_like(weight)
             ctx.kernel.backward_filters(*_addresses(images, gradient, of_weight))
         return of_images, of_weight
@@ -131,11 +127,11 @@ class _Normalise(PyLayer):
     def forward(
         ctx: Any, images: Tensor, scale: Tensor, shift: Tensor, layer: Any, relu: bool
     ) -> Tensor:
-        ctx.wanted = _trained(images, scale, shift)
+        ctx.needed = _trained(images, scale, shift)
         images = images.contiguous()
         kernel = kernels.batch_norm(_nchw(images), layer._epsilon, relu)
         result, mean, variance = map(paddle.empty_like, (images, scale, scale))
-        # Which values the ReLU lets pass: what the kernel says to itself.
+        # Which values the ReLU lets pass, for the backward kernel.
         marks = [paddle.empty([kernel.marks_size], 'uint8')] if relu else []
         kernel.forward(*_addresses(images, scale, shift, result, mean, variance, *marks))
         for running, new in ((layer._mean, mean), (layer._variance, variance)):
@@ -153,21 +149,21 @@ class _Normalise(PyLayer):
         results = tuple(map(paddle.empty_like, (images, scale, scale)))
         given = images, gradient, *statistics
         ctx.kernel.backward(*_addresses(*given, *results))
-        return tuple(result if wanted else None for result, wanted in zip(results, ctx.wanted))
+        return tuple(result if needed else None for result, needed in zip(results, ctx.needed))
 
 
 def _take_saved(ctx: Any) -> tuple[Tensor, ...]:
-    """What was saved for the backward pass, freed as soon as it is used; else Paddle would keep all
-    of it until the whole pass is done."""
+    """What was saved for the backward pass. Paddle would keep all of it until the whole pass is
+    done; here it is freed as soon as it is used."""
     saved = ctx.saved_tensor()
     if saved is None:
-        raise RuntimeError('oneDNN has one backward pass for a forward pass (no retain_graph)')
+        raise RuntimeError('oneDNN allows one backward pass after a forward pass: no retain_graph')
     ctx.container = None
     return tuple(saved)
 
 
 def _trained(*inputs: Tensor) -> list[bool]:
-    """Which of the inputs have a gradient: for the others, Paddle insists on None."""
+    """Which of the inputs need a gradient: for the others, Paddle requires None."""
     return [not tensor.stop_gradient for tensor in inputs]
 
 
@@ -181,16 +177,11 @@ def _rounded(tensor: Tensor, dtype: int) -> Tensor:
 
 
 def _is_plain(layer: nn.Conv2D) -> bool:
-    """What this project's networks have."""
-    padding = layer._padding
-    same = isinstance(padding, int) or (
-        isinstance(padding, (list, tuple)) and len(padding) == 2 and padding[0] == padding[1]
-    )
+    """Whether it is a convolution as our networks have them."""
     return (
         layer._data_format == 'NHWC'
         and layer._padding_mode == 'zeros'
-        and same
-        and isinstance(padding if isinstance(padding, int) else padding[0], int)
+        and isinstance(layer._padding, int)
         and _pair(layer._dilation) == (1, 1)
         and layer.bias is None
     )

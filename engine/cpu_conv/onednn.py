@@ -1,8 +1,8 @@
 """oneDNN, which Paddle's wheel carries, called through its C interface with ctypes.
 
-Tensors are given as addresses. What oneDNN wants in another layout, above all weights, is converted
-on the way, into buffers that all primitives share: hence one lock. Their scratch memory is such a
-buffer, too: the library's own belongs to the thread that makes a primitive, and to no other.
+Tensors are given as addresses. Operands that oneDNN needs in another layout, mainly weights, are
+converted into buffers that all primitives share; a lock protects them. Scratch memory is such a
+buffer, too, because the library's own belongs to the thread that created a primitive.
 
 C interface: https://uxlfoundation.github.io/oneDNN (dnnl.h and dnnl_types.h of version 3).
 """
@@ -41,14 +41,6 @@ class Unavailable(RuntimeError):
     """Why oneDNN cannot be called here."""
 
 
-class _Version(ctypes.Structure):
-    _fields_ = [
-        ('major', c_int),
-        ('minor', c_int),
-        ('patch', c_int),
-    ]  # and more
-
-
 class _Argument(ctypes.Structure):
     _fields_ = [('argument', c_int), ('memory', c_void_p)]
 
@@ -63,13 +55,13 @@ class OneDNN:
         try:
             self._library = ctypes.CDLL(str(path))
         except OSError:
-            raise Unavailable(f'this Paddle brings no {LIBRARY}') from None
-        self._library.dnnl_version.restype = ctypes.POINTER(_Version)
-        version = self._library.dnnl_version().contents
-        self.version = f'{version.major}.{version.minor}.{version.patch}'
-        if version.major != 3:
-            raise Unavailable(f'its interface of version 3 is needed, not of {self.version}')
-        if not self._library.dnnl_get_effective_cpu_isa() & AVX2:  # then Paddle's own is quicker
+            raise Unavailable(f'this Paddle has no {LIBRARY}') from None
+        self._library.dnnl_version.restype = ctypes.POINTER(c_int * 3)  # the first of its fields
+        major, minor, patch = self._library.dnnl_version().contents
+        self.version = f'{major}.{minor}.{patch}'
+        if major != 3:
+            raise Unavailable(f'version 3 of its interface is needed, not {self.version}')
+        if not self._library.dnnl_get_effective_cpu_isa() & AVX2:  # Paddle's own is then faster
             raise Unavailable('this CPU has no AVX2')
         self._library.dnnl_primitive_desc_query_md.restype = c_void_p
         self._library.dnnl_memory_desc_get_size.restype = c_size_t
@@ -84,7 +76,7 @@ class OneDNN:
             raise RuntimeError(f'dnnl_{function} returned {status}')
 
     def make(self, function: str, *arguments: Any) -> c_void_p:
-        """What the function creates; it lives as long as the process."""
+        """The object that the function creates; it lives as long as the process."""
         made = c_void_p()
         self.call(function, byref(made), *arguments)
         return made
@@ -106,7 +98,7 @@ class OneDNN:
         return self.make('memory_desc_create_with_strides', *described, dims(strides))
 
     def conversion(self, source: c_void_p, target: c_void_p) -> c_void_p:
-        """The description of what copies from one layout to another."""
+        """The description of a copy from one layout to another."""
         places = source, self.engine, target, self.engine
         return self.make('reorder_primitive_desc_create', *places, self.attributes)
 
@@ -119,7 +111,7 @@ class OneDNN:
         return (name.value or b'').decode()
 
     def has_next_implementation(self, description: c_void_p) -> bool:
-        """Whether there is another one than it has now, which it then has."""
+        """Step to the next implementation; False if there is none."""
         return not self._library.dnnl_primitive_desc_next_impl(description)
 
     def size(self, layout: c_void_p) -> int:
@@ -180,15 +172,15 @@ class _Run:
 
 
 class _Operand:
-    """One argument of a primitive: a tensor, converted where oneDNN wants another layout."""
+    """One argument of a primitive: a tensor, converted if oneDNN needs another layout."""
 
-    def __init__(self, argument: int, ours: c_void_p, wanted: c_void_p, *, output: bool) -> None:
-        self.argument, self.memory = argument, _Memory(wanted)
+    def __init__(self, argument: int, ours: c_void_p, needed: c_void_p, *, output: bool) -> None:
+        self.argument, self.memory = argument, _Memory(needed)
         self._convert: Optional[_Run] = None
-        if library().same(ours, wanted):
+        if library().same(ours, needed):
             return
-        self._size, self._ours = library().size(wanted), _Memory(ours)
-        ends = [(ours, self._ours), (wanted, self.memory)]
+        self._size, self._ours = library().size(needed), _Memory(ours)
+        ends = [(ours, self._ours), (needed, self.memory)]
         (source, start), (target, end) = reversed(ends) if output else ends
         self._convert = _Run(library().conversion(source, target), {SRC: start, DST: end})
 
@@ -207,7 +199,7 @@ class _Operand:
 class Primitive:
     """A computation on tensors at given addresses.
 
-    `inputs` and `outputs` say in which layouts our tensors come: argument -> layout.
+    `inputs` and `outputs` map the arguments to the layouts of our tensors.
     """
 
     def __init__(
@@ -215,8 +207,8 @@ class Primitive:
     ) -> None:
         def operand(argument: int, layout: c_void_p, output: bool) -> _Operand:
             query = QUERY.get(argument)
-            wanted = library().chosen_layout(description, query) if query else layout
-            return _Operand(argument, layout, wanted, output=output)
+            needed = library().chosen_layout(description, query) if query else layout
+            return _Operand(argument, layout, needed, output=output)
 
         self._inputs = [operand(*item, output=False) for item in inputs.items()]
         self._outputs = [operand(*item, output=True) for item in outputs.items()]
@@ -224,9 +216,9 @@ class Primitive:
         self._run = _Run(description, {one.argument: one.memory for one in operands})
 
     def __call__(self, *addresses: int) -> None:
-        """Of the inputs, then of the outputs."""
+        """Compute; the addresses are those of the inputs, then of the outputs."""
         operands = (*self._inputs, *self._outputs)
-        assert len(addresses) == len(operands), 'or one would keep the address of an earlier call'
+        assert len(addresses) == len(operands), 'one would keep the address of an earlier call'
         with _LOCK:
             for operand, address in zip(operands, addresses):
                 operand.move(address)

@@ -31,7 +31,7 @@ def unavailable(dtype: str = 'float32') -> Optional[str]:
             ]
     except onednn.Unavailable as problem:
         return str(problem)
-    except Exception as problem:  # of a backward pass, Paddle makes an OSError with many lines
+    except Exception as problem:  # in a backward pass, Paddle makes it an OSError of many lines
         lines = [line.strip() for line in str(problem).splitlines() if 'dnnl' in line]
         return f'oneDNN fails in a self-check: {(lines or [type(problem).__name__])[-1]}'
     error = float(np.max(errors))  # NaN if one is

@@ -1,4 +1,4 @@
-"""python3 -m engine.weights convert IN OUT: write a weight file of any project as one of ours.
+"""python3 -m engine.weights convert IN OUT: write a weight file of another project as one of ours.
 
 Needs neither a model nor Paddle.
 """
@@ -15,14 +15,14 @@ from engine.weights import read_weights, write_arrays
 from engine.weights.formats import safetensors as safetensors_file
 from engine.weights.names.networks import looks_like
 
-_DESCRIPTION = """Work on weight files, without Paddle and without running anything in them.
+_DESCRIPTION = """convert: write a weight file of another project (paddle.vision, PaddleClas,
+Paddle Contrib, torchvision, timm, mmpretrain, xternalz/WideResNet-pytorch or
+MindSpore's ResNeXts) under the names of this repository, and report what
+became of every array. train.py's model.pretrained and eval.py's -w read the
+same files directly."""
 
-convert reads a weight file of paddle.vision, PaddleClas, Paddle Contrib,
-torchvision, timm, mmpretrain, xternalz/WideResNet-pytorch or MindSpore's
-ResNeXts and writes it under the names of this repository, for train.py's
-model.pretrained and eval.py's -w (which read the same files directly, too)."""
-
-_EXAMPLE = 'python3 -m engine.weights convert resnext50.pth resnext50.pdparams'
+_INPUT = """a .pdparams, .pth, .pth.tar, .pt, .bin, .ckpt or .safetensors (by content, not by
+suffix), or the name of paddle.vision's weights, e.g. resnext50_32x4d"""
 
 
 def main() -> None:
@@ -31,36 +31,25 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = cli.Parser(_DESCRIPTION, prog='python3 -m engine.weights', example=_EXAMPLE)
-    command = parser.add_subparsers(required=True, metavar='convert').add_parser(
-        'convert',
-        help='write a weight file under the names of this repository',
-        description='Write a weight file under the names of this repository, and say what became\n'
-        'of every array.',
-    )
-    command.example = _EXAMPLE
-    command.add_argument(
-        'input',
-        metavar='IN',
-        help='a .pdparams, .pth, .pth.tar, .pt, .bin, .ckpt or .safetensors (by content, not by '
-        "suffix), or the name of paddle.vision's weights, e.g. resnext50_32x4d",
-    )
-    command.add_argument('output', metavar='OUT', help='a new .pdparams or .safetensors')
+    example = 'python3 -m engine.weights convert resnext50.pth resnext50.pdparams'
+    parser = cli.Parser(_DESCRIPTION, prog='python3 -m engine.weights', example=example)
+    parser.add_argument('convert', choices=['convert'], metavar='convert')
+    parser.add_argument('input', metavar='IN', help=_INPUT)
+    parser.add_argument('output', metavar='OUT', help='a new .pdparams or .safetensors')
     return parser.parse_args()
 
 
 def convert(source: Path, target: Path) -> None:
-    """Read, write, and print the account. UserError if OUT is there or IN can't be read."""
+    """Read, write, and print the report. UserError if OUT exists or IN can't be read."""
     if target.suffix not in ('.pdparams', '.safetensors'):
         raise UserError(f'{target}: OUT must end with .pdparams or .safetensors')
     if target.exists():
         raise UserError(f'{target} exists already; it was not overwritten')
     if not target.parent.is_dir():
-        raise UserError(f'{target}: there is no folder {target.parent}')
+        raise UserError(f'{target}: the folder {target.parent} does not exist')
     converted = read_weights(source)
-    arrays, write = converted.arrays, write_arrays
-    if target.suffix == '.safetensors':
-        write = safetensors_file.write
+    arrays = converted.arrays
+    write = safetensors_file.write if target.suffix == '.safetensors' else write_arrays
     try:
         write_atomically(target, lambda file: write(file, arrays))
     except ValueError as error:

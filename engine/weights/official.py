@@ -28,16 +28,16 @@ OFFICIAL = {  # name -> MD5, as in paddle.vision.models.resnet
 
 
 def on_disk(path: Path) -> Path:
-    """The path, with .pdparams where that was left out, as Paddle's suites write it (RUN/best)."""
+    """The path, with .pdparams if that was left out, as Paddle's suites write it (RUN/best)."""
     file = Path(f'{path}.pdparams')
     return file if not path.exists() and file.is_file() else path
 
 
 def resolve(path_or_name: Union[str, Path]) -> Path:
-    """The file at that path; where there is none, the official weights of that name.
+    """The file at that path; if there is none, the official weights of that name.
 
-    Those are downloaded unless they are there; their MD5 is checked in either case. UserError says
-    which address to fetch and where to put it when that isn't possible.
+    They are downloaded once, and their MD5 is checked each time. If that fails, UserError gives the
+    address to fetch and where to put the file.
     """
     path, name = on_disk(Path(path_or_name)), str(path_or_name)
     if path.exists():
@@ -50,7 +50,7 @@ def resolve(path_or_name: Union[str, Path]) -> Path:
         target = CACHE.expanduser() / f'{name}.pdparams'
     except RuntimeError:
         raise UserError(
-            f'{name}: there is no home to keep its weights in; fetch {ADDRESS.format(name)} and '
+            f'{name}: no home folder to keep its weights in; fetch {ADDRESS.format(name)} and '
             'name the file'
         ) from None
     try:
@@ -64,8 +64,8 @@ def resolve(path_or_name: Union[str, Path]) -> Path:
 
 
 def _fetch(name: str, target: Path) -> None:
-    """Of several processes one downloads, and the others wait for it."""
-    from engine.download import download, md5_of  # which imports what only a download needs
+    """One of several processes downloads, and the others wait for it."""
+    from engine.download import download, md5_of  # imports what only a download needs
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(beside(target, 'lock')):

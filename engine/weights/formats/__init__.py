@@ -29,7 +29,7 @@ _OTHER_SUFFIXES = {
     'is an exported model': ('.onnx', '.pdmodel', '.mindir', '.air', '.om'),
     "is an exported model's parameters without their names": ('.pdiparams',),
     "is an optimizer's state": ('.pdopt',),
-    'says how far a training is': ('.pdstates',),
+    'is the state of a training run': ('.pdstates',),
     'is a file of Torch 7 (Lua), which is not read': ('.t7',),
 }
 

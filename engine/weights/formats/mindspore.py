@@ -1,9 +1,9 @@
 """MindSpore's checkpoints (.ckpt), read without MindSpore.
 
-One is a protobuf message of entries, 1: {1: tag, 2: {1: dims, 2: type, 3: content}}, and may end
-with a checksum (save_checkpoint's crc_check). Of a tensor of more than 512 MiB, several entries of
-one tag have a part of the content each. The wire format is that of
-protobuf.dev/programming-guides/encoding.
+A checkpoint is a protobuf message of entries, 1: {1: tag, 2: {1: dims, 2: type, 3: content}}, and
+may end with a checksum (save_checkpoint's crc_check). A tensor of more than 512 MiB is split:
+several entries have its tag and a part of the content each. Wire format:
+protobuf.dev/programming-guides/encoding
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Field = Union[int, memoryview]
 
 
 def looks_like_one(head: bytes) -> bool:
-    """Whether a checkpoint begins so: with an entry whose first field is a tag."""
+    """Whether the file begins as a checkpoint: with an entry whose first field is a tag."""
     try:
         if head[:1] != b'\n':  # of the number 1, and a length
             return False
@@ -45,9 +45,9 @@ def looks_like_one(head: bytes) -> bool:
 
 
 def read(file: BinaryIO) -> dict[str, Union[np.ndarray, str]]:
-    """Tag -> array, bfloat16 as float32; of a type that is not read, the type's name instead.
+    """Tag -> array, bfloat16 as float32; the name of the type in place of an array of other types.
 
-    ValueError says what is wrong with the file.
+    ValueError if the file is damaged.
     """
     data = file.read()
     if data[-17:-10] == CRC:

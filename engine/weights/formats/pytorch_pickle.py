@@ -74,7 +74,7 @@ class Tensor:
             np.zeros(self.shape, bool)  # a shape that NumPy refuses is refused now
 
     def _check(self, available: int) -> None:
-        """Neither outside of the storage nor, by strides of 0, larger than it."""
+        """Error if it reaches outside of the storage or, by strides of 0, is larger than it."""
         count, last = 1, self.offset
         for length, stride in zip(self.shape, self.strides):
             count *= length
@@ -87,7 +87,7 @@ class Tensor:
 
     @property
     def problem(self) -> Optional[str]:
-        """Why there is no array of it."""
+        """Why it cannot become an array, or None."""
         return None if isinstance(self.kind, str) else f'its numbers are {self.kind.what}'
 
     def array(self) -> np.ndarray:
@@ -110,14 +110,14 @@ def _whole_numbers(values: Any) -> tuple[int, ...]:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *more: Any) -> Tensor:
-    """`more` says whether it needs a gradient, its hooks, and since PyTorch 1.13 its flags."""
-    if any(more[2:]):  # the bits for «negated» and «conjugated»: the numbers aren't what is stored
+    """`more`: whether it needs a gradient, its hooks, and since PyTorch 1.13 its flags."""
+    if any(more[2:]):  # flags of negated and conjugated views, whose numbers are not those stored
         raise pickle.UnpicklingError('a tensor that is a negated view')
     return Tensor(storage, offset, shape, strides)
 
 
 def _tensor_of_bytes(storage: Any, offset: Any, shape: Any, strides: Any, *more: Any) -> Tensor:
-    """Newer types have no storage class: the storage is bytes and the tensor has the type."""
+    """A tensor of a newer type, which has no storage class: the storage is bytes."""
     kind = more[2]
     if any(more[3:]) or not (kind in _NUMBERS or isinstance(kind, Placeholder)):
         raise pickle.UnpicklingError('a tensor of an unusual kind')
@@ -127,7 +127,7 @@ def _tensor_of_bytes(storage: Any, offset: Any, shape: Any, strides: Any, *more:
 def _of_type(rebuild: Any, _type: Any, arguments: Any, _state: Any) -> Any:
     """A tensor with attributes."""
     if not isinstance(rebuild, Global):
-        raise pickle.UnpicklingError('it calls what is no name')
+        raise pickle.UnpicklingError('it calls what is not a name')
     return rebuild.rebuild(*arguments)
 
 

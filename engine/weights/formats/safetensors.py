@@ -34,7 +34,7 @@ def looks_like_one(head: bytes, size: int) -> bool:
 
 
 def read(file: BinaryIO) -> dict[str, np.ndarray]:
-    """The arrays, bfloat16 as float32. ValueError says what is wrong with the file."""
+    """The arrays, bfloat16 as float32. ValueError if the file is damaged."""
     try:
         entries = deserialize(file.read())  # type: ignore[no-untyped-call]
     except SafetensorError as error:
@@ -50,10 +50,10 @@ def read(file: BinaryIO) -> dict[str, np.ndarray]:
 
 
 def write(file: BinaryIO, arrays: Mapping[str, np.ndarray]) -> None:
-    """ValueError, before anything is written, if one is of a type that the format lacks."""
+    """Write a file. ValueError, before anything is written, for a type that the format lacks."""
     for name, array in arrays.items():
         if array.dtype.newbyteorder('<').str not in _TYPES.values():
             raise ValueError(f'{name} is of the type {array.dtype}')
-    # The package writes the memory of an array as it lies there.
+    # The package writes the memory of an array as it is.
     plain = {k: np.ascontiguousarray(v, v.dtype.newbyteorder('<')) for k, v in arrays.items()}
     file.write(save(plain))

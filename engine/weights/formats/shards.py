@@ -1,6 +1,6 @@
 """Weights in several files, and their folder, as Hugging Face's libraries write them.
 
-MODEL-00001-of-00003.SUFFIX and so on, and MODEL.SUFFIX.index.json, which says what is where.
+The parts are MODEL-00001-of-00003.SUFFIX and so on; MODEL.SUFFIX.index.json lists their arrays.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _SHARD = re.compile(r'(.+)-\d{5}-of-(\d{5})(\.\w+)')
 
 
 def file_in(folder: Path) -> Optional[Path]:
-    """The weight file, or the index of several, in a folder of that kind; None in any other.
+    """The weight file, or the index of several, in such a folder; None in any other folder.
 
     UserError if it is an exported network.
     """
@@ -32,13 +32,13 @@ def file_in(folder: Path) -> Optional[Path]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """The files that make up the weights of which `path` is the file, a shard, or the index."""
+    """All files of the weights; `path` is the only one, one of several, or their index."""
     shard = _SHARD.fullmatch(path.name)
     if shard and int(shard[2]) > 1:
         index = path.with_name(shard[1] + shard[3] + _INDEX)
         if not index.is_file():
             raise UserError(
-                f'{path} is one of {int(shard[2])} files, and their index {index} is not there'
+                f'{path} is one of {int(shard[2])} files, and their index {index} is missing'
             )
         path = index
     if not path.name.endswith(_INDEX):
@@ -48,8 +48,8 @@ def files_of(path: Path) -> list[Path]:
         files = [path.with_name(name) for name in sorted(names)]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
-            f'{path} is damaged, or no index of weight files ({type(error).__name__})'
+            f'{path} is damaged or not an index of weight files ({type(error).__name__})'
         ) from None
     if missing := [str(file) for file in files if not file.is_file()]:
-        raise UserError(f'{path} names {missing[0]}, which is not there')
+        raise UserError(f'{path} names {missing[0]}, which is missing')
     return files

@@ -42,7 +42,7 @@ def without_state(arrays: Arrays, dropped: list[str]) -> Arrays:
 
 
 def refusal(arrays: Arrays) -> Optional[str]:
-    """Why no network here computes what theirs does, None where one does."""
+    """Why none of our networks computes what theirs does, or None."""
     blocks = [int(match[1]) for name in arrays if (match := _WIDE_BLOCK.fullmatch(name))]
     kernel = arrays.get('conv2.0.conv1.weight')
     if blocks and kernel is not None and kernel.ndim == 4 and 'bn1.gamma' in arrays:
@@ -76,7 +76,7 @@ def ours(arrays: Arrays) -> Arrays:
     renamed = {name: array.T if array.ndim == 2 else array for name, array in renamed.items()}
     for name, parts in groups.items():
         if name in renamed or [*sorted(parts)] != [*range(len(parts))]:
-            raise ValueError(f'it has not one array for each group of {name}')
+            raise ValueError(f'it lacks an array for each group of {name}')
         renamed[name] = np.concatenate([parts[number] for number in sorted(parts)])
     return renamed
 
