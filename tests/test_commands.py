@@ -363,7 +363,7 @@ def test_the_estimate_names_shorter_configs_and_training_continues(tmp_path, com
     [
         (('model.num_classes=5',), 'model.num_classes is 5'),
         (('output.dir=/dev/null/run',), '/dev/null/run'),
-        (('device=gpu',), 'device: gpu is not here'),
+        (('device=gpu',), 'device: gpu is not available'),
         (
             (
                 'data.name=cifar10',

@@ -609,7 +609,7 @@ def test_choice_follows_the_config():
         assert re.fullmatch(rf'convolutions: oneDNN 3\.\d+\.\d+ in float32 \({choice}\)', line)
     assert cpu_conv.choose(Train(cpu_conv='paddle')) == (
         None,
-        ["convolutions: Paddle's own (as asked)"],
+        ["convolutions: Paddle's own (as requested)"],
     )
 
 
@@ -705,7 +705,7 @@ def test_choosing_draws_no_random_numbers(fresh_library):
 # ------------------------------------------------------------------ a run
 
 RUNS = {
-    'paddle': ("Paddle's own (as asked)", ['train.cpu_conv=paddle']),
+    'paddle': ("Paddle's own (as requested)", ['train.cpu_conv=paddle']),
     'onednn': ('oneDNN 3.', ['train.cpu_conv=onednn']),
     'bfloat16': ('oneDNN 3.', ['train.amp=O1', 'train.amp_dtype=bfloat16']),
 }

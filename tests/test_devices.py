@@ -155,9 +155,9 @@ class Machine:
 
 def test_auto_takes_no_npu_where_the_plugin_sees_no_card(monkeypatch):
     machine = Machine(monkeypatch)
-    assert start_paddle('auto').startswith('device: cpu (auto: no gpu and no npu here)')
+    assert start_paddle('auto').startswith('device: cpu (auto: no gpu and no npu available)')
     assert machine.device == 'cpu'
-    with pytest.raises(UserError, match='npu is not here'):
+    with pytest.raises(UserError, match='npu is not available'):
         start_paddle('npu')
 
 
@@ -185,7 +185,7 @@ def test_of_several_processes_each_computes_where_it_says(device, backend, monke
     monkeypatch.setattr(processes, 'WORLD_SIZE', 2)
     monkeypatch.setenv('PADDLE_DISTRI_BACKEND', 'gloo' if device == 'npu' else 'xccl')
     monkeypatch.setenv('PADDLE_LOCAL_RANK', '1')
-    assert start_paddle(device).startswith(f'device: {device} (as asked, 2 processes)')
+    assert start_paddle(device).startswith(f'device: {device} (as requested, 2 processes)')
     assert machine.variables['PADDLE_DISTRI_BACKEND'] == backend
     assert machine.variables.get('PADDLE_XCCL_BACKEND') == ('npu' if device == 'npu' else None)
     assert machine.variables.get(f'FLAGS_selected_{device}s') == (None if device == 'cpu' else '1')

@@ -100,7 +100,7 @@ def assert_close(ours: Path, wanted: Path) -> None:
 
 def test_the_quick_start_on_an_npu_has_the_losses_and_weights_that_it_has_on_a_cpu(trained):
     (cpu_run, cpu), (npu_run, npu) = trained['cpu'], trained['npu']
-    assert '\ndevice: npu (as asked' in npu.stdout
+    assert '\ndevice: npu (as requested' in npu.stdout
     assert devices_used(npu.stderr) == ['0']
     assert devices_used(cpu.stderr) == []
     assert len(steps(npu.stdout)) == 8
@@ -129,7 +129,7 @@ def test_eval_on_an_npu_measures_what_a_cpu_measures(npu, trained, tmp_path):
     folder, training = trained['cpu']  # whose log ends with what a CPU measures
     process = run(tmp_path, npu, EVAL, '-w', str(folder), '-o', 'device=npu')
     assert process.returncode == 0, process.stderr
-    assert '\ndevice: npu (as asked' in process.stdout
+    assert '\ndevice: npu (as requested' in process.stdout
     assert devices_used(process.stderr) == ['0']
     (line,) = re.findall(r'^acc:.*$', training.stdout, re.M)
     assert f'\n{line}\n' in process.stdout
@@ -159,7 +159,7 @@ def test_what_an_npu_exports_gives_the_logits_that_a_cpu_exports(npu, trained, t
 def test_npu_without_its_plugin_is_one_line_exit_2_and_nothing_written(tmp_path):
     process = run(tmp_path, NO_PLUGIN, TRAIN, *QUICKSTART, 'device=npu')
     assert process.returncode == 2
-    wanted = 'train.py: device: npu is not here (cpu is); it needs paddle-custom-npu\n'
+    wanted = 'train.py: device: npu is not available (cpu is); it needs paddle-custom-npu\n'
     assert process.stderr == wanted
     assert process.stdout == ''
     assert not list(tmp_path.iterdir())
@@ -174,7 +174,7 @@ def test_a_checkpoint_of_one_device_goes_on_on_another(npu, trained, tmp_path, b
     process = run(tmp_path, npu, script, '--resume', str(whole / INSIDE), *settings)
     assert process.returncode == 0, process.stderr
     assert f'resume: the config has changed: device: {before} -> {after}\n' in process.stdout
-    assert f'\ndevice: {after} (as asked' in process.stdout
+    assert f'\ndevice: {after} (as requested' in process.stdout
     ours, wanted = steps(process.stdout), steps(undisturbed.stdout)[5:]
     np.testing.assert_allclose(ours, wanted, rtol=0, atol=1.1e-4)
     assert_close(tmp_path / 'run' / END / 'model.pdparams', whole / END / 'model.pdparams')

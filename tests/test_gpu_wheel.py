@@ -41,8 +41,8 @@ def test_without_a_gpu_it_trains_on_the_cpu_and_says_so(python, tmp_path):
     train = (str(REPOSITORY / 'train.py'), *settings)
     process = run(tmp_path, WITHOUT_GPU, *train, python=python)
     assert process.returncode == 0, process.stderr
-    assert 'no gpu and no npu here, though this paddle was built for gpus' in process.stdout
+    assert 'no gpu and no npu available, though this paddle was built for gpus' in process.stdout
     process = run(tmp_path, WITHOUT_GPU, *train, 'device=gpu', 'output.dir=b', python=python)
     assert process.returncode == 2
-    assert 'device: gpu is not here (cpu is); it needs paddlepaddle-gpu and a' in process.stderr
+    assert 'device: gpu is not available (cpu is); it needs paddlepaddle-gpu' in process.stderr
     assert not (tmp_path / 'b').exists()

@@ -477,7 +477,7 @@ FLOAT16, BFLOAT16 = 'mixed precision: O1 float16', 'mixed precision: O1 bfloat16
             'NHWC',
             [
                 BFLOAT16,
-                'layout: NHWC; batch norms transpose bfloat16 there and back, NCHW may be quicker',
+                'layout: NHWC; batch norms transpose bfloat16 there and back, NCHW may be faster',
             ],
             'NHWC',
         ),
@@ -487,7 +487,7 @@ FLOAT16, BFLOAT16 = 'mixed precision: O1 float16', 'mixed precision: O1 bfloat16
             'NHWC',
             [
                 'layout: NHWC; convolutions and batch norms transpose float32 there and back, '
-                'NCHW may be quicker'
+                'NCHW may be faster'
             ],
             'NHWC',
         ),

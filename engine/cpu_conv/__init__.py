@@ -33,7 +33,7 @@ def choose(train: Train) -> tuple[Optional[str], list[str]]:
     """
     if devices.is_accelerator():
         return None, []
-    reason = 'as asked' if train.cpu_conv == 'paddle' else unavailable()
+    reason = 'as requested' if train.cpu_conv == 'paddle' else unavailable()
     if reason is None and train.to_static:
         reason = 'train.to_static compiles the network'
     if reason is not None and train.cpu_conv == 'onednn':

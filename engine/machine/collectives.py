@@ -19,11 +19,12 @@ from engine.machine import devices, processes
 if TYPE_CHECKING:
     from paddle import Tensor, nn
 
-# fleet sets the device once more, by its backend.
+# fleet sets the device again, according to the backend.
 BACKENDS = {'cpu': 'gloo', 'gpu': 'nccl', 'npu': 'xccl'}
 
 
 def start(kind: str) -> None:
+    """Connect the processes for collectives on this kind of device. Raises Stopped."""
     import paddle
 
     os.environ['PADDLE_DISTRI_BACKEND'] = BACKENDS[kind]
@@ -53,11 +54,11 @@ def start(kind: str) -> None:
 
 @contextlib.contextmanager
 def _one_gloo_group() -> Iterator[None]:
-    """Within, a new group of all processes is the one that they have already.
+    """Within, a new group of all processes is the existing one.
 
-    fleet would make a second one. Part of a gloo group connects through addresses that Paddle keeps
-    under the same names for every group: a process that reads them before the others have written
-    gets those of the first group, which are closed.
+    fleet would make a second one. Gloo groups connect through addresses that Paddle stores under
+    the same names for every group: a process that reads them before the others have written gets
+    those of the first group, which are closed.
     """
     from paddle import distributed
 
@@ -101,7 +102,7 @@ def sum_over_ranks(array: np.ndarray) -> np.ndarray:
 
     barrier_before_collective()
     wide = array.astype(np.float64)
-    # hccl has no float64: there, the float32 next to each number, and what it lacks.
+    # hccl has no float64: sum the nearest float32 of each number, and the remainder.
     near = wide.astype(np.float32)
     parts = [near, (wide - near).astype(np.float32)] if devices.device_kind() == 'npu' else [wide]
     totals = [paddle.to_tensor(part) for part in parts]
@@ -134,13 +135,15 @@ def average_over_ranks(tensors: Iterable[Tensor]) -> None:
             tensor.scale_(1.0 / processes.WORLD_SIZE)
 
 
-_connected = False  # whether there was a collective before
+_connected = False  # by an earlier collective
 
 
 def barrier_before_collective() -> None:
-    """Wait for all processes where the backend would give up: gloo after 30 seconds, which a slow
-    disk or a busy machine can cost, hccl after 120 in the first collective, which connects all.
-    nccl waits without a limit."""
+    """Wait for all processes if the backend has a time limit.
+
+    gloo gives up after 30 seconds, which a slow disk or a busy machine can cost; hccl after 120 in
+    the first collective, which connects all; nccl waits without a limit.
+    """
     global _connected
     kind = devices.device_kind()
     if processes.WORLD_SIZE > 1 and (kind == 'cpu' or (kind == 'npu' and not _connected)):
@@ -149,5 +152,5 @@ def barrier_before_collective() -> None:
 
 
 def agreeing_is_cheap() -> bool:
-    """Whether processes can talk after each step without holding up a device's queue."""
+    """Whether processes can agree after each step without a stall of the device's queue."""
     return processes.WORLD_SIZE == 1 or devices.device_kind() == 'cpu'

@@ -24,15 +24,15 @@ def device_kind() -> str:
 
 
 def is_accelerator() -> bool:
-    """Whether the device has memory of its own, and computes while the host goes on."""
+    """Whether the device has its own memory and computes while the host continues."""
     return device_kind() != 'cpu'
 
 
 def pixel_dtype() -> str:
-    """How images are best kept on the device: as bytes, where it can gather bytes.
+    """The type of images that stay on the device: uint8, if it can gather bytes.
 
-    paddle-custom-npu has no such kernel, so that Paddle would fetch the whole set to the CPU for
-    each batch (by its sources: floats and, of late, whole numbers of 32 and 64 bits).
+    paddle-custom-npu has no such kernel (its sources have floats and integers of 32 and 64 bits):
+    Paddle would copy the whole set to the CPU for each batch.
     """
     return 'float32' if device_kind() == 'npu' else 'uint8'
 
@@ -40,8 +40,8 @@ def pixel_dtype() -> str:
 def to_device(array: np.ndarray | Tensor) -> Tensor:
     """The array on the device; a tensor is there already.
 
-    A GPU fetches it while the host goes on, from page-locked memory, which Paddle keeps until that
-    is done. (Fetching it from anywhere else would wait for all that the GPU still has to do.)
+    A GPU copies it from page-locked memory while the host continues; from other memory, the copy
+    would wait for all queued work of the GPU.
     """
     import paddle
 
@@ -53,7 +53,7 @@ def to_device(array: np.ndarray | Tensor) -> Tensor:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed what draws the initial weights."""
+    """Seed the generator of the initial weights."""
     import paddle
 
     paddle.seed(seed)
@@ -62,8 +62,8 @@ def seed_everything(seed: int) -> None:
 def seed_step(seed: int, step: int) -> None:
     """Make the device's random numbers (dropout) a function of seed, step and rank alone.
 
-    A run that is resumed at a step then draws what the uninterrupted run drew, and no generator's
-    state needs saving. Costs about 20 microseconds.
+    A resumed run then draws the same numbers as an uninterrupted one, and no generator's state
+    needs saving. Costs about 20 microseconds.
     """
     import paddle
 
@@ -71,7 +71,7 @@ def seed_step(seed: int, step: int) -> None:
 
 
 def versions() -> dict[str, str]:
-    """What a checkpoint says about the software that wrote it."""
+    """Of the software that writes a checkpoint."""
     import paddle
 
     return {

@@ -1,6 +1,6 @@
-"""What Paddle, a device's libraries and the system raise, as the line that a user can act on.
+"""Errors of Paddle, of a device's libraries and of the system -> a line that a user can act on.
 
-Everything else that is raised stays what it is: a bug of ours, with a traceback.
+All other errors are bugs of ours and keep their traceback.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Iterator, Optional
 from engine.errors import Stopped, UserError
 from predictor.paddle_import import plugin_problem
 
-_LESS = {
+_ADVICE = {
     'train.py': (
         'a step needs less with a smaller data.batch_size (train.accumulate makes up for it) or '
         'train.amp=O1, an evaluation with a smaller eval.batch_size'
@@ -22,7 +22,7 @@ _LESS = {
     'eval.py': 'a smaller eval.batch_size needs less',
 }
 
-# By the texts of CANN: the card, or the network between cards, is not ready yet.
+# Messages of CANN: the card, or the network between cards, is not ready yet.
 _BUSY = re.compile(r'EJ0001|EI0006|HCCP process')
 _MEMORY = re.compile(r'[Oo]ut of memory error|Fail to alloc|[Uu]nable to allocate')
 _LIBRARY = re.compile(r'dynamic library \((\S+)\) that Paddle depends on')
@@ -31,7 +31,7 @@ _NO_CODE = re.compile(r'no kernel image is available|invalid device function')
 
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
-    """Within, such an exception becomes a UserError or Stopped."""
+    """Within, such an error becomes a UserError or Stopped."""
     try:
         yield
     except Exception as error:
@@ -46,18 +46,18 @@ def _meaning(error: Exception) -> Optional[Exception]:
     if isinstance(error, MemoryError) or 'ResourceExhausted' in text:
         return UserError(f'out of memory: {_out_of_memory(text)}')
     if 'No usable temporary directory' in text:  # a container that can write nowhere
-        return UserError('no folder for temporary files can be written to; set TMPDIR to one')
+        return UserError('no folder for temporary files is writable; set TMPDIR to one')
     if problem := plugin_problem(text):
         return UserError(problem)
     if found := _LIBRARY.search(text):
         return UserError(
             f'{found[1]} is not installed, or not found; docs/gpu.md says what paddlepaddle-gpu '
-            'needs; -o device=cpu does without it'
+            'needs; -o device=cpu works without it'
         )
     if _NO_CODE.search(text):
         return UserError(
             'this paddle has no code for this gpu; docs/gpu.md says which one has; -o device=cpu '
-            'does without it'
+            'works without it'
         )
     if _BUSY.search(text):
         return Stopped(f'the npu is not ready, start again in 15 seconds: {_line(text, _BUSY)}')
@@ -65,13 +65,12 @@ def _meaning(error: Exception) -> Optional[Exception]:
 
 
 def _out_of_memory(text: str) -> str:
-    less = _LESS.get(Path(sys.argv[0]).name)
-    said = _line(text, _MEMORY) or 'no memory is left'
-    return '; '.join(filter(None, [said, less]))
+    problem = _line(text, _MEMORY) or 'no memory is left'
+    return '; '.join(filter(None, [problem, _ADVICE.get(Path(sys.argv[0]).name)]))
 
 
 def _line(text: str, pattern: re.Pattern[str]) -> str:
-    """The line that matches, of a long message, often with a stack in C++."""
+    """The first matching line of a long message, often with a stack in C++."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     found = [line for line in lines if pattern.search(line)] or lines
     return found[0].rpartition('Error: ')[2][:200].rstrip('.') if found else ''

@@ -1,4 +1,4 @@
-"""Libraries write into the home; here they are made to write elsewhere."""
+"""Keeps libraries from writing into the home folder."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ HOMES = ('HOME', 'USERPROFILE')  # of Unix, and of Windows
 def elsewhere() -> Iterator[None]:
     """Within, the home is a temporary folder.
 
-    For imports that write there, for which there is no setting: Paddle's makes ~/.cache/paddle,
-    VisualDL's ~/.visualdl, and fails where there is no home that can be written to.
+    For imports that write there and have no setting: Paddle makes ~/.cache/paddle, VisualDL
+    ~/.visualdl, which fails if the home is not writable.
     """
     kept = {name: os.environ[name] for name in HOMES if name in os.environ}
     with tempfile.TemporaryDirectory(prefix='home-') as folder:
@@ -36,9 +36,9 @@ def elsewhere() -> Iterator[None]:
 
 
 def keep_to_static_out() -> None:
-    """paddle.jit writes Python files into ~/.cache; give it a temporary folder, for this process.
+    """Let paddle.jit write its Python files into a temporary folder instead of ~/.cache.
 
-    Call it when paddle has been imported. Paddle has no setting for it.
+    Call it after paddle has been imported. Paddle has no setting for it.
     """
     from paddle.jit.dy2static import utils
 
@@ -46,24 +46,24 @@ def keep_to_static_out() -> None:
 
 
 def keep_matplotlib_out() -> None:
-    """Matplotlib's list of fonts goes into our own cache, or, where there is none, vanishes.
+    """Let Matplotlib keep its list of fonts in our own cache, or else in a temporary folder.
 
-    Call it before Matplotlib is imported. What the user has set stays.
+    Call it before Matplotlib is imported. The user's own setting stays.
     """
     if 'MPLCONFIGDIR' in os.environ:
         return
     folder = machine.CACHE / 'matplotlib'
     if not can_be_written(folder):
-        folder = Path(_vanishing('matplotlib-'))
+        folder = Path(_temporary('matplotlib-'))
     os.environ['MPLCONFIGDIR'] = str(folder)
 
 
 @functools.cache
 def _folder() -> str:
-    return _vanishing('to_static-')
+    return _temporary('to_static-')
 
 
-def _vanishing(prefix: str) -> str:
+def _temporary(prefix: str) -> str:
     """A temporary folder that lasts as long as this process."""
     folder = tempfile.mkdtemp(prefix=prefix)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

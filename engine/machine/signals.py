@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGHUP become a wish that the loops look at between steps."""
+"""SIGTERM, SIGINT and SIGHUP as a request that the training loop checks between steps."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from typing import Any, Optional
 from engine.errors import Stopped
 from engine.machine.processes import LAUNCHED, any_rank
 
-HANGUP = getattr(signal, 'SIGHUP', None)  # the terminal has gone; Windows has none
-ASKING = (signal.SIGTERM, signal.SIGINT)
+HANGUP = getattr(signal, 'SIGHUP', None)  # the terminal is closed; not on Windows
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignals:
-    """Within the block, the first signal is remembered and the second acts at once.
+    """Within the block, the first signal is a request, and the second ends the process at once.
 
-    A launcher sends three in a row, to have its processes end in peace: there, none acts at once.
-    A SIGHUP comes with others, as when a terminal is closed: it never acts at once, nor does the
-    one after it; and where it was ignored before, as by nohup, it still is.
+    A launcher sends three in a row so that its processes end cleanly: there, none ends it at once.
+    A closed terminal sends SIGHUP with others: neither it nor the next one ends the process at
+    once. SIGHUP stays ignored if it was before, as under nohup.
     """
 
     def __init__(self) -> None:
-        self.asked: Optional[str] = None
+        self.received: Optional[str] = None  # the first signal's name
         self._before: dict[int, Any] = {}
 
     def check(self) -> None:
-        """Raise Stopped if a signal has come, in any process (all of which must call this)."""
-        if any_rank(self.asked is not None):
-            raise Stopped(self.asked or 'another process was stopped')
+        """Raise Stopped if any process has received a signal. All must call this."""
+        if any_rank(self.received is not None):
+            raise Stopped(self.received or 'another process was stopped')
 
     def __enter__(self) -> StopSignals:
-        self._before = {number: signal.signal(number, self._note) for number in ASKING}
+        self._before = {number: signal.signal(number, self._note) for number in STOPPING}
         if HANGUP is not None and signal.getsignal(HANGUP) is not signal.SIG_IGN:
             self._before[HANGUP] = signal.signal(HANGUP, self._note)
         return self
@@ -44,19 +44,19 @@ class StopSignals:
         error: Optional[BaseException],
         trace: Optional[TracebackType],
     ) -> None:
-        if not isinstance(error, Stopped):  # or more of them may be still to come
+        if not isinstance(error, Stopped):  # then more signals may follow
             for number, handler in self._before.items():
                 signal.signal(number, handler)
 
     def _note(self, number: int, frame: Optional[FrameType]) -> None:
-        last = not LAUNCHED and number != HANGUP  # the next one acts at once
-        if self.asked is None:
-            self.asked = signal.Signals(number).name
+        last = not LAUNCHED and number != HANGUP  # the next one ends it at once
+        if self.received is None:
+            self.received = signal.Signals(number).name
             again = ' (once more ends at once)' if last else ''
-            text = f'{self.asked}: ends after this step, and saves; wait for "saved in"{again}'
-            with contextlib.suppress(OSError):  # a terminal that is gone
+            text = f'{self.received}: ends after this step, and saves; wait for "saved in"{again}'
+            with contextlib.suppress(OSError):  # a closed terminal
                 # Not print: a handler may interrupt a print that holds the stream's lock.
                 os.write(2, f'\n{text}\n'.encode())
         if last:
-            for other in ASKING:
+            for other in STOPPING:
                 signal.signal(other, self._before[other])

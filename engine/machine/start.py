@@ -20,9 +20,10 @@ from installation import unused_card
 
 
 def start_paddle(device: str) -> str:
-    """Import paddle and choose the device ('auto', 'cpu', 'gpu' or 'npu'); returns why that one.
+    """Import paddle and choose the device ('auto', 'cpu', 'gpu' or 'npu').
 
-    Raises UserError when the device is not there, or cannot be used.
+    Returns a line for the log with the device and the reason. UserError if it is not available or
+    cannot be used.
     """
     paddle = _import_quietly()
     count = {'cpu': 1, 'gpu': 0}
@@ -34,15 +35,15 @@ def start_paddle(device: str) -> str:
     if device == 'auto':
         chosen = next(kind for kind in ('gpu', 'npu', 'cpu') if count[kind])
         missing = [kind for kind in ('gpu', 'npu') if not count[kind]]
-        nothing = unused_card() or f'no {" and no ".join(missing)} here'
-        why = f'auto: {nothing}' if chosen == 'cpu' else _name(chosen)
+        unavailable = unused_card() or f'no {" and no ".join(missing)} available'
+        why = f'auto: {unavailable}' if chosen == 'cpu' else _name(chosen)
     elif count[device]:
-        why = 'as asked'
+        why = 'as requested'
     else:
         have = ' and '.join(kind for kind in count if count[kind])
         wheel = 'paddlepaddle-gpu and a driver' if device == 'gpu' else 'paddle-custom-npu'
         why = unused_card() or f'it needs {wheel}'
-        raise UserError(f'device: {device} is not here ({have} is); {why}')
+        raise UserError(f'device: {device} is not available ({have} is); {why}')
     if processes.WORLD_SIZE > 1 and chosen != 'cpu':
         _take_a_card(chosen, count[chosen])
     paddle.set_device(chosen)
@@ -59,7 +60,7 @@ def start_paddle(device: str) -> str:
 
 
 def _name(kind: str) -> str:
-    """Of this process's card."""
+    """The name of this process's card."""
     import paddle
 
     if kind == 'npu':
@@ -69,39 +70,38 @@ def _name(kind: str) -> str:
 
 
 def _take_a_card(kind: str, count: int) -> None:
-    """The launcher names each process's card, unless it takes the machine for one without cards
-    (before Paddle 3.3, where PADDLE_XCCL_BACKEND is not set)."""
+    """Set this process's card, where the launcher has not: before Paddle 3.3, without
+    PADDLE_XCCL_BACKEND, it finds no npu."""
     name, number = f'FLAGS_selected_{kind}s', os.environ.get('PADDLE_LOCAL_RANK', '0')
     if name not in os.environ and int(number) >= count:
         raise UserError(
-            f'device: {kind}: more processes than cards, of which there are {count}; start one '
-            'process for each'
+            f'device: {kind}: more processes than cards ({count}); start one process for each'
         )
     os.environ.setdefault(name, number)
 
 
 def _require_working_gpu() -> None:
-    """UserError where convolutions or kernels of this paddle do not run on the card."""
+    """UserError if convolutions or kernels of this paddle do not run on the card."""
     import paddle
 
     if not _has_cudnn():
         raise UserError(
             'device: gpu: cuDNN cannot be loaded; docs/gpu.md says what paddlepaddle-gpu needs; '
-            '-o device=cpu does without it'
+            '-o device=cpu works without it'
         )
     with failures.translated():
         (paddle.ones([2]) + 1).numpy()
 
 
 def _has_cudnn() -> bool:
-    """Without what paddlepaddle-gpu prints from C++ where it cannot be loaded."""
+    """Whether cuDNN loads, without the lines that paddlepaddle-gpu prints from C++ if not."""
     import paddle
 
     sys.stderr.flush()
     standard_error = os.dup(2)
     try:
-        with open(os.devnull, 'wb') as nowhere:
-            os.dup2(nowhere.fileno(), 2)
+        with open(os.devnull, 'wb') as devnull:
+            os.dup2(devnull.fileno(), 2)
         version = paddle.get_cudnn_version()
     finally:
         os.dup2(standard_error, 2)
@@ -112,8 +112,8 @@ def _has_cudnn() -> bool:
 def _import_quietly() -> Any:
     """Import paddle without warnings that do not apply here (ccache, OMP_NUM_THREADS, BN)."""
     warnings.filterwarnings('ignore', message='When training, we now always track global mean')
-    said = io.StringIO()
-    with warnings.catch_warnings(), redirect_stderr(said):
+    printed = io.StringIO()
+    with warnings.catch_warnings(), redirect_stderr(printed):
         warnings.filterwarnings('ignore', message='No ccache found')
         warnings.filterwarnings('ignore', message='You are using GPU version Paddle')
         try:
@@ -124,7 +124,7 @@ def _import_quietly() -> Any:
             raise UserError(f'{sys.executable} cannot import its Paddle: {problem}') from None
     home.keep_to_static_out()
     signal.signal(signal.SIGTERM, processes.handle_sigterm)  # Paddle's prints a stack
-    for line in said.getvalue().splitlines():
+    for line in printed.getvalue().splitlines():
         if 'OMP_NUM_THREADS' not in line:
             print(line, file=sys.stderr)
     return paddle

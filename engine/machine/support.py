@@ -1,4 +1,4 @@
-"""Which mixed precision, memory layout and compiler each device supports, and what `auto` means.
+"""The mixed precision, memory layout and compiler that each device supports; what `auto` means.
 
 From the sources of Paddle 2.6 to 3.3 and paddle-custom-npu (docs/gpu.md and docs/ascend.md).
 """
@@ -14,7 +14,7 @@ from engine.errors import UserError
 from engine.machine import devices, processes
 
 PERSISTENT = 'FLAGS_cudnn_batchnorm_spatial_persistent'
-# device -> what it lacks, and why.
+# device -> what it does not support, and why.
 LACKING = {
     'npu': {
         'O2': 'momentum there ignores its float32 master weights',
@@ -32,7 +32,7 @@ class Mixed:
 
 
 def mixed_precision(train: Train) -> Optional[Mixed]:
-    """None for float32, and for a CPU, where engine.cpu_conv sees to it."""
+    """None for float32, and on a CPU, where engine.cpu_conv decides."""
     return _decide(train)[0]
 
 
@@ -46,7 +46,7 @@ def data_format(train: Train, model: Model) -> str:
 
 
 def check(train: Train, model: Model) -> list[str]:
-    """Lines about the precision and layout that are used. UserError for what the device lacks."""
+    """Lines about the precision and layout in use. UserError for what the device lacks."""
     import paddle
 
     device = devices.device_kind()
@@ -81,20 +81,20 @@ def _choose_batch_norm(layout: str, half: Optional[Mixed]) -> list[str]:
 
     dtype = 'float32' if half is None else half.dtype
     # Without it, batch norms transpose float16, too. In NCHW it costs accuracy (Paddle's pull
-    # request 71942): an earlier command in this process (a notebook) may have set it.
+    # request 71942), and an earlier command in this process (a notebook) may have set it.
     persistent = layout == 'NHWC' and dtype == 'float16'
-    asked = os.environ.get(PERSISTENT, '').lower() in ('1', 'true')
-    paddle.set_flags({PERSISTENT: int(persistent or asked)})
+    set_by_user = os.environ.get(PERSISTENT, '').lower() in ('1', 'true')
+    paddle.set_flags({PERSISTENT: int(persistent or set_by_user)})
     if layout == 'NCHW':
         return []
     if persistent:
         return ["layout: NHWC, with cuDNN's persistent batch norm"]
     what = 'convolutions and batch norms' if half is None else 'batch norms'
-    return [f'layout: NHWC; {what} transpose {dtype} there and back, NCHW may be quicker']
+    return [f'layout: NHWC; {what} transpose {dtype} there and back, NCHW may be faster']
 
 
 def _decide(train: Train) -> tuple[Optional[Mixed], str]:
-    """The precision, and why it is another than the config's."""
+    """The precision, and why it differs from the config's."""
     device = devices.device_kind()
     if train.amp == 'none' or device == 'cpu':
         return None, ''
