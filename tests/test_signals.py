@@ -158,7 +158,7 @@ def test_afterwards_the_handlers_are_those_from_before_unless_a_launcher_has_beg
     from engine.machine import signals
 
     monkeypatch.setattr(signals, 'LAUNCHED', launched)
-    numbers = (*signals.ASKING, signals.HANGUP)
+    numbers = (*signals.STOPPING, signals.HANGUP)
     before = {number: signal.getsignal(number) for number in numbers}
     with signals.StopSignals() as stop:
         assert all(signal.getsignal(n) != handler for n, handler in before.items())
