@@ -439,16 +439,16 @@ def flat(root: Path, text: str | bytes, name: str = 'val.txt', classes=('cat', '
 @pytest.mark.parametrize(
     ('text', 'line', 'wanted'),
     [
-        ('a.jpg 0\nb.jpg 2\n', 2, "'2' is not a number from 0 or the name of one of the 2 classes"),
+        ('a.jpg 0\nb.jpg 2\n', 2, "'2' is not a class or its number (cat, dog)"),
         ('a.jpg -1\nb.jpg 1\n', 1, "'-1'"),
         ('a.jpg 0\n\nb.jpg fox\n', 3, "'fox'"),
-        ('a.jpg 0\nb.jpg\n', 2, "''"),
-        ('a.jpg 0\nb.jpg 1\nval/a.jpg 1\n', 3, 'a.jpg is listed before, with another label'),
+        ('a.jpg 0\nb.jpg\n', 2, 'not a picture and a class'),
+        ('a.jpg 0\nb.jpg 1\nval/a.jpg 1\n', 3, 'a.jpg is listed before, with another class'),
     ],
 )
 def test_a_line_that_is_wrong_is_named_with_file_and_number(tmp_path, text, line, wanted):
     said = refusal(flat(tmp_path, text))
-    assert said.startswith(f'{tmp_path / "val.txt"}:{line}: ')
+    assert said.startswith(f'{tmp_path / "val.txt"}, line {line}: ')
     assert wanted in said
 
 
@@ -478,7 +478,7 @@ def test_a_list_from_windows_is_read(tmp_path, text):
 def test_a_line_of_kaggles_table_that_is_wrong_is_named(tmp_path):
     text = 'ImageId,PredictionString\na,cat 1 2 3 4\nb\n'
     said = refusal(flat(tmp_path, text, 'LOC_val_solution.csv'))
-    assert said.startswith(f'{tmp_path / "LOC_val_solution.csv"}:3: ')
+    assert said.startswith(f'{tmp_path / "LOC_val_solution.csv"}, line 3: ')
 
 
 def test_where_classes_are_numbers_a_label_is_a_name_and_never_a_place(tmp_path):
@@ -486,7 +486,7 @@ def test_where_classes_are_numbers_a_label_is_a_name_and_never_a_place(tmp_path)
     data = find_folder(flat(tmp_path, 'a.jpg 1\nb.jpg 2\n', classes=('1', '2')))
     assert data.test.labels.tolist() == [0, 1]
     (tmp_path / 'val.txt').write_text('a.jpg 0\nb.jpg 1\n')
-    assert ":1: '0' is not the name of one" in refusal(tmp_path)
+    assert ", line 1: '0' is not a class (1, 2)" in refusal(tmp_path)
 
 
 def test_a_list_and_a_folder_that_disagree(tmp_path):
@@ -506,7 +506,7 @@ def test_a_flat_folder_without_a_list_says_which_lists_there_are(tmp_path):
 
 def test_a_list_in_another_encoding_is_refused_by_name(tmp_path):
     said = refusal(flat(tmp_path, '熊.jpg 0\n'.encode('gbk')))
-    assert f'{tmp_path / "val.txt"} cannot be read as a list' in said
+    assert f'{tmp_path / "val.txt"} is not in UTF-8' in said
     assert 'save it as UTF-8' in said
 
 

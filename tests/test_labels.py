@@ -75,7 +75,7 @@ def test_numbers_that_count_from_1_are_refused(labels):
     for text in ('a.png 1\n', 'a.png 1\nb.png 2\n'):
         with pytest.raises(UserError, match='no picture has label 0, but labels count from 0'):
             labels(text, 'a.png')
-    with pytest.raises(UserError, match="line 2: '3' is not a class"):
+    with pytest.raises(UserError, match="line 2: '3' is not a class or its number"):
         labels('a.png 1\nb.png 3\n', 'a.png')
     assert labels('a.png 1\nb.png 0\n', 'a.png') == 1
     assert labels('a.png 01\nb.png 00\n', 'a.png') == 1
@@ -89,9 +89,9 @@ def test_numbers_that_count_from_1_are_refused(labels):
     [
         (
             'a.png 0\nb.png zebra\n',
-            "list.txt, line 2: 'zebra' is not a class of the model (cat, gre",
+            "list.txt, line 2: 'zebra' is not a class or its number (cat, gre",
         ),
-        ('a.png 0\nb.png 3\n', "list.txt, line 2: '3' is not a class"),
+        ('a.png 0\nb.png 3\n', "list.txt, line 2: '3' is not a class or its number"),
         ('a.png 0\n\nb.png\n', 'list.txt, line 3: not a picture and a class'),
         ('a.png 0\n./a.png 1\n', 'line 2: ./a.png is listed before, with another class'),
         ('a.png 0\nb.png,' + 200_000 * 'x', "line 2: 'xxx"),

@@ -6,13 +6,17 @@ import csv
 import functools
 import io
 import os
+import re
 import unicodedata
 from pathlib import Path
-from typing import Iterator, Mapping, Optional, Sequence
+from typing import Callable, Iterator, Optional, Sequence
 
 from predictor.errors import UserError
 
 UTF_16 = (b'\xff\xfe', b'\xfe\xff')  # which Windows calls Unicode
+# Of ImageNet's LOC_val_solution.csv: name, class and box, or several of these.
+KAGGLE_HEADER = 'ImageId,'
+KAGGLE_LINE = re.compile(r'([^\s,]+),(\S+)(?: \d+){4}(?: \S+(?: \d+){4})*')
 
 
 def find_labels(source: str, pictures: Sequence[Path], classes: Sequence[str]) -> list[int]:
@@ -21,12 +25,15 @@ def find_labels(source: str, pictures: Sequence[Path], classes: Sequence[str]) -
     With 'folder', the class is the name of the folder that the picture is in. In a file, paths are
     relative to the file's own folder, and a class is a number or a name.
     """
-    numbers = {name: number for number, name in enumerate(classes)}
     if source == 'folder':
+        numbers = _Numbers(classes, by_number=False)
         folders = [os.path.basename(os.path.dirname(os.path.abspath(path))) for path in pictures]
         where = (f'{path}, its folder' for path in pictures)
-        return [_class(name, place, numbers) for name, place in zip(folders, where)]
-    named = _read(Path(source), numbers)
+        return [numbers.require(name, place) for name, place in zip(folders, where)]
+    file = Path(source)
+    if not file.exists():
+        raise UserError(f"--labels {file}: no such file; use 'folder' for the names of folders")
+    named = read_list(file, classes, key=lambda picture: _listed(file.parent, picture))
     places = [_place(path) for path in pictures]
     missing = [path for path, place in zip(pictures, places) if place not in named]
     if missing:
@@ -36,20 +43,25 @@ def find_labels(source: str, pictures: Sequence[Path], classes: Sequence[str]) -
     return [named[place] for place in places]
 
 
-def _read(file: Path, numbers: Mapping[str, int]) -> dict[str, int]:
-    """Place -> label. Reads the same lines as engine/data/sources/lists.py."""
+def read_list(file: Path, classes: Sequence[str], *, key: Callable[[str], str]) -> dict[str, int]:
+    """key(picture) -> label, of lines such as `val/a.jpg 65`, `a.jpg,cat`, or those of Kaggle.
+
+    UserError that names the line. Numbers count from 0; without a 0 among them, they are likely to
+    count from 1, which would shift every label.
+    """
     named: dict[str, int] = {}
     used: set[str] = set()
-    by_number = not any(name.isdecimal() for name in numbers)  # or '1' could mean either
+    by_number = not any(name.isdecimal() for name in classes)  # or '1' could mean either
+    numbers = _Numbers(classes, by_number=by_number)
     for number, line in _lines(file):
         where = f'{file}, line {number}'
-        ways = _readings(line)
+        ways = readings(line)
         if not ways:
             raise UserError(f'{where}: not a picture and a class')
-        known = [way for way in ways if _label(way[1], numbers, by_number=by_number) is not None]
+        known = [way for way in ways if numbers.get(way[1]) is not None]
         picture, name = (known or ways[-1:])[0]
-        label = _class(name, where, numbers, by_number=by_number)
-        if named.setdefault(_listed(file.parent, picture), label) != label:
+        label = numbers.require(name, where)
+        if named.setdefault(key(picture), label) != label:
             raise UserError(f'{where}: {picture} is listed before, with another class')
         used.add(name)
     if by_number and named and 0 not in named.values() and all(map(str.isdecimal, used)):
@@ -60,28 +72,31 @@ def _read(file: Path, numbers: Mapping[str, int]) -> dict[str, int]:
     return named
 
 
+def decoded(data: bytes, errors: str = 'strict') -> str:
+    """The text of a list in UTF-8 or, as Windows writes it, with a mark of its encoding."""
+    return data.decode('utf-16' if data.startswith(UTF_16) else 'utf-8-sig', errors)
+
+
 def _lines(file: Path) -> Iterator[tuple[int, str]]:
     """The lines that are not empty, with their numbers."""
     try:
-        data = file.read_bytes()
-        text = data.decode('utf-16' if data.startswith(UTF_16) else 'utf-8-sig')
-    except FileNotFoundError:
-        raise UserError(
-            f"--labels {file}: no such file; use 'folder' for the names of folders"
-        ) from None
+        text = decoded(file.read_bytes())
     except UnicodeDecodeError:
-        raise UserError(f'--labels {file} is not in UTF-8; save it as UTF-8') from None
+        raise UserError(f'{file} is not in UTF-8; save it as UTF-8') from None
     except OSError as error:
-        raise UserError(f'--labels {file} cannot be read: {error.strerror}') from None
+        raise UserError(f'{file} cannot be read: {error.strerror}') from None
     if '\0' in text:
-        raise UserError(f'--labels {file} is not a list of lines: it contains zero bytes')
+        raise UserError(f'{file} is not a list of lines: it contains zero bytes')
     for number, line in enumerate(io.StringIO(text, newline=None), 1):
-        if line.strip():
+        if line.strip() and not line.startswith(KAGGLE_HEADER):
             yield number, line.strip()
 
 
-def _readings(line: str) -> list[tuple[str, str]]:
+def readings(line: str) -> list[tuple[str, str]]:
     """The ways to read a line as a picture and a class; both may contain spaces and commas."""
+    kaggle = KAGGLE_LINE.fullmatch(line)
+    if kaggle:
+        return [(f'{kaggle[1]}.JPEG', kaggle[2])]
     parts = [line.split('\t', 1), line.split(None, 1), line.rsplit(None, 1)]
     if ',' in line:
         quoted = _cells(line)
@@ -116,16 +131,23 @@ def _without_links(folder: str) -> str:
     return os.path.realpath(folder)
 
 
-def _label(name: str, numbers: Mapping[str, int], *, by_number: bool) -> Optional[int]:
-    if by_number and name.isdecimal():
-        return int(name) if len(name) < 20 and int(name) < len(numbers) else None
-    # macOS writes é as two characters.
-    return numbers.get(name, numbers.get(unicodedata.normalize('NFC', name)))
+class _Numbers:
+    """Labels by the names of classes and, with `by_number`, by numbers."""
 
+    def __init__(self, classes: Sequence[str], *, by_number: bool) -> None:
+        self._by_name = {name: number for number, name in enumerate(classes)}
+        self._by_number = by_number
 
-def _class(name: str, where: str, numbers: Mapping[str, int], *, by_number: bool = False) -> int:
-    label = _label(name, numbers, by_number=by_number)
-    if label is None:
-        some = ', '.join([*numbers][:3]) + (' ...' if len(numbers) > 3 else '')
-        raise UserError(f'{where}: {name[:50]!r} is not a class of the model ({some})')
-    return label
+    def get(self, name: str) -> Optional[int]:
+        if self._by_number and name.isdecimal():
+            return int(name) if len(name) < 20 and int(name) < len(self._by_name) else None
+        # macOS writes é as two characters.
+        return self._by_name.get(name, self._by_name.get(unicodedata.normalize('NFC', name)))
+
+    def require(self, name: str, where: str) -> int:
+        label = self.get(name)
+        if label is None:
+            some = ', '.join([*self._by_name][:3]) + (' ...' if len(self._by_name) > 3 else '')
+            what = 'a class or its number' if self._by_number else 'a class'
+            raise UserError(f'{where}: {name[:50]!r} is not {what} ({some})')
+        return label

@@ -18,9 +18,10 @@ from engine.console import can_redraw
 from engine.data.file_checks import check_fully, legible, parallel, read_file
 from engine.data.pictures import Jpeg, open_picture
 from engine.data.sources.folder import TEST_WORDS, split_word, walk
-from engine.data.sources.lists import LABEL_LISTS, decoded, file_name, readings
+from engine.data.sources.lists import LABEL_LISTS, file_name
 from engine.errors import UserError
 from engine.files import LONGEST_NAME, write_atomically
+from predictor.labels import decoded, readings
 from predictor.listing import counted, describe_left_out
 from predictor.pictures import MAX_PIXELS, BadPicture, resized
 
@@ -134,7 +135,7 @@ def _copy_lists(source: Path, target: Path, packed: dict[str, Optional[str]]) ->
             if _listed_in(folder, os.path.dirname(name))
         }
         text = decoded((source / folder / listed).read_bytes(), 'surrogateescape')
-        lines = [_packed_line(line, new, kaggle='.csv' in listed) for line in text.split('\n')]
+        lines = [_packed_line(line, new) for line in text.split('\n')]
         content = '\n'.join(line for line in lines if line is not None)
         (target / folder).mkdir(parents=True, exist_ok=True)
         data = content.encode(errors='surrogateescape')
@@ -147,9 +148,9 @@ def _listed_in(folder: str, place: str) -> bool:
     return place == folder or (above == folder and split_word(name) in TEST_WORDS)
 
 
-def _packed_line(line: str, new: dict[str, Optional[str]], *, kaggle: bool) -> Optional[str]:
+def _packed_line(line: str, new: dict[str, Optional[str]]) -> Optional[str]:
     """The line of a list, its picture's name the new one; None where that was left out."""
-    for name, _ in readings(line, kaggle=kaggle):
+    for name, _ in readings(line.strip()):
         old = file_name(name)
         written = new.get(old, old)
         if written is None:
