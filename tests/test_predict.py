@@ -480,7 +480,10 @@ def test_wrong_labels_are_one_line_before_any_work(refusal, tmp_path):
     """What can be wrong with them: test_labels.py."""
     picture(tmp_path / 'a.png')
     (tmp_path / 'list.txt').write_text('a.png zebra')
-    for labels, expected in (('list.txt', "'zebra' is not a class or its number"), ('folder', 'its folder')):
+    for labels, expected in (
+        ('list.txt', "'zebra' is not a class or its number"),
+        ('folder', 'its folder'),
+    ):
         line = refusal(exported.folder(), 'a.png', '--log-dir', 'logs', '--labels', labels)
         assert expected in line
     assert not (tmp_path / 'logs').exists()
