@@ -25,6 +25,7 @@ from engine.config import Config, all_keys
 from engine.config.key_help import is_read
 from engine.errors import UserError
 from engine.evaluation import evaluate
+from engine.export.forms import Forms
 from engine.run import chosen_weights
 from engine.run.reading import load_run_config
 from engine.weights import load_weights
@@ -539,7 +540,7 @@ def test_help_of_eval_and_export_leaves_out_no_key_that_they_read(finished, keys
     config, weights = load_run_config(run, []), chosen_weights.read_chosen(run)
     keys_read.clear()
     evaluation_command.evaluate(config, weights, tmp_path / 'eval')
-    export_command.export(config, weights, tmp_path / 'exported')
+    export_command.export(config, weights, tmp_path / 'exported', Forms())
     keys = set(keys_read) & set(all_keys())
     assert {'model.name', 'data.name', 'eval.batch_size', 'data.num_images'} <= keys
     assert {name for name in keys if not is_read(name, training=False)} == set()
