@@ -11,7 +11,7 @@ import os
 import re
 import socket
 import sys
-from typing import Any, Iterator
+from typing import Any
 
 from predictor import Predictor, console, machine
 from predictor.errors import UserError
@@ -25,7 +25,7 @@ report = functools.partial(print, flush=True)
 def main() -> int:
     args = parse_arguments()
     description = open_folder(args.folder)
-    listener = bind(args)  # before minutes are spent on an engine
+    listener = sockets.bind(args.host, args.port)  # before minutes are spent on an engine
     predictors = load(description, args)
     return serve(predictors, listener, args)
 
@@ -84,21 +84,6 @@ def origin(text: str) -> str:
     return text.lower()  # as browsers write it
 
 
-def bind(args: argparse.Namespace) -> socket.socket:
-    with address_errors(args):
-        return sockets.bind(args.host, args.port)
-
-
-@contextlib.contextmanager
-def address_errors(args: argparse.Namespace) -> Iterator[None]:
-    """As one line for the user."""
-    try:
-        yield
-    except (OSError, UnicodeError) as error:  # the latter from a host name that is too long
-        reason = getattr(error, 'strerror', None) or error
-        raise UserError(f'cannot listen on {args.host}, port {args.port}: {reason}') from None
-
-
 def load(description: Description, args: argparse.Namespace) -> list[Predictor]:
     """The instances; they share the cores."""
     options = console.engine_options(args)
@@ -142,8 +127,7 @@ def serve(predictors: list[Predictor], listener: socket.socket, args: argparse.N
         on_stop=on_stop,
         refuse=service.metrics.count_refusal,
     )
-    with address_errors(args):
-        listener.listen(sockets.BACKLOG)
+    sockets.listen(listener)
     asyncio.run(server.serve(sockets=[listener]))
     if not service.close(timeout_s=1.0):
         sys.stdout.flush()

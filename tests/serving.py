@@ -157,7 +157,7 @@ class InThread(Client):
             refuse=self.service.metrics.count_refusal,
         )
         listener = sockets.bind('127.0.0.1', 0)
-        listener.listen(sockets.BACKLOG)
+        sockets.listen(listener)
         super().__init__(listener.getsockname()[1])
         serving = self.server.serve(sockets=[listener])
         self.thread = threading.Thread(target=asyncio.run, args=(serving,), daemon=True)

@@ -61,10 +61,9 @@ class Service:
         return time.monotonic() + self.limits.answer_s
 
     async def in_thread(self, work: Callable[[bytes], T], body: Body, deadline: float) -> T:
-        """`work` on the bytes of the body, in a thread."""
-        run = asyncio.get_running_loop().run_in_executor(self._threads, body.use, work)
+        """`work` of the bytes of the body, in a thread."""
         try:
-            return await asyncio.wait_for(run, deadline - time.monotonic())
+            return await asyncio.wait_for(body.in_thread(work), deadline - time.monotonic())
         except asyncio.TimeoutError:
             raise DeadlineExceeded from None
 

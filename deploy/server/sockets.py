@@ -7,6 +7,8 @@ import os
 import socket
 from typing import Iterator
 
+from predictor.errors import UserError
+
 try:
     import resource
 except ImportError:  # Windows, where open files are not limited in this way
@@ -17,19 +19,26 @@ SPARE_FILES = 200  # descriptors for everything but connections
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that has the port, and doesn't listen yet. OSError if that is not possible."""
-    (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
-    listener = socket.socket(family, kind, protocol)
+    """A socket that has the port, and doesn't listen yet. UserError if that is not possible."""
     try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        listener = socket.socket(family, kind, protocol)
         if os.name != 'nt':  # where it would let two servers have one port
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except OSError:
-        listener.close()
-        raise
+    except (OSError, UnicodeError) as error:  # the latter from a host name that is too long
+        reason = getattr(error, 'strerror', None) or error
+        raise UserError(f'cannot listen on {host}, port {port}: {reason}') from None
     return listener
+
+
+def listen(listener: socket.socket) -> None:
+    try:
+        listener.listen(BACKLOG)
+    except OSError as error:  # another server has bound the port at the same time
+        raise UserError(f'cannot listen on {url(listener)}: {error.strerror}') from None
 
 
 def url(listener: socket.socket) -> str:

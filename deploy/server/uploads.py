@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import zlib
-from concurrent.futures import Executor
-from typing import Callable, TypeVar
+from concurrent.futures import Executor, Future
+from typing import Any, Callable, Optional, TypeVar
 
 from starlette.requests import Request
 
@@ -28,37 +28,33 @@ class Body:
     def __init__(self, uploads: Uploads) -> None:
         self.data = b''
         self._uploads, self._held = uploads, 0
-        self._users, self._closed = 0, False
+        self._work: Optional[Future[Any]] = None
 
     def hold(self, size: int) -> None:
         """Count more bytes as held; Refused if all bodies together then exceed the limit."""
-        self._uploads.reserve(size)
+        self._uploads.count(size)
         self._held += size
 
-    def close(self) -> None:
-        with self._uploads.lock:
-            self.data, self._closed = b'', True
-            self._free_if_unused()
+    def in_thread(self, work: Callable[[bytes], T]) -> asyncio.Future[T]:
+        """`work` of the bytes, in a thread, which may run longer than the request.
 
-    def use(self, work: Callable[[bytes], T]) -> T:
-        """`work` of the bytes, for a worker thread, which may run longer than the request.
-
-        A task must not refer to the bytes while it waits for a thread: the executor keeps it in its
-        queue after it was cancelled. `work` gets b'' if the body was closed before.
+        The task must not refer to the bytes themselves: the executor keeps a cancelled one in its
+        queue.
         """
-        with self._uploads.lock:
-            self._users += 1
-        try:
-            return work(self.data)
-        finally:
-            with self._uploads.lock:
-                self._users -= 1
-                self._free_if_unused()
+        run = self._work = self._uploads.threads.submit(lambda: work(self.data))
+        return asyncio.wrap_future(run)
 
-    def _free_if_unused(self) -> None:
-        if self._closed and not self._users:
-            self._uploads.held -= self._held
-            self._held = 0
+    def close(self) -> None:
+        self.data = b''
+        if self._work is None:
+            self._free()
+        else:
+            self._work.cancel()
+            self._work.add_done_callback(self._free)  # at once if it is done
+
+    def _free(self, work: Optional[Future[Any]] = None) -> None:
+        self._uploads.count(-self._held)
+        self._held = 0
 
 
 class Uploads:
@@ -66,9 +62,9 @@ class Uploads:
 
     def __init__(self, limits: Limits, threads: Executor) -> None:
         self.held = 0  # bytes that have arrived: a Content-Length alone reserves nothing
-        self.lock = threading.Lock()  # for `held` and its bodies: worker threads change them, too
+        self.threads = threads
         self._limits = limits
-        self._threads = threads
+        self._lock = threading.Lock()  # for `held`, which the threads change, too
 
     async def read(self, request: Request) -> Body:
         """The whole body, unpacked; to be closed.
@@ -91,8 +87,7 @@ class Uploads:
             await asyncio.wait_for(self._receive(request, body), self._limits.body_s)
             if encoding != 'identity':
                 body.hold(self._limits.body_bytes)  # it may unpack to that
-                loop = asyncio.get_running_loop()
-                body.data = await loop.run_in_executor(self._threads, body.use, self._unpack)
+                body.data = await body.in_thread(self._unpack)
             return body
         except BaseException as error:
             body.close()
@@ -101,9 +96,10 @@ class Uploads:
                 raise Refused(408, 'slow_body', text) from None
             raise
 
-    def reserve(self, size: int) -> None:
-        with self.lock:
-            if self.held + size > self._limits.bodies * self._limits.body_bytes:
+    def count(self, size: int) -> None:
+        """More bytes in memory, or fewer. Refused if they exceed the limit."""
+        with self._lock:
+            if size > 0 and self.held + size > self._limits.bodies * self._limits.body_bytes:
                 raise Refused(503, 'memory', 'too many uploads at once; try again', RETRY_AFTER)
             self.held += size
 
