@@ -8,7 +8,7 @@ from pathlib import Path
 from engine import cli
 from engine.config import Config
 from engine.errors import UserError
-from engine.files import can_be_written
+from engine.files import is_writable
 from engine.machine import cpu, devices, processes
 from engine.machine.start import start_paddle
 from engine.run import chosen_weights
@@ -20,7 +20,7 @@ def main() -> None:
     args = parse_arguments()
     processes.connect()
     config, path = chosen_weights.resolve_weights(args)
-    if args.output is not None and not can_be_written(args.output):
+    if args.output is not None and not is_writable(args.output):
         raise UserError(f'--output {args.output}: nothing can be written there')
     weights = chosen_weights.read_chosen(path)
     cpu.prepare_cpu()

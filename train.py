@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # these import paddle, which waits until the arguments are kn
 
 
 def main() -> None:
-    console.outlive()
+    console.outlast_output()
     args = parse_arguments()
     processes.connect()
     config = resolve_config(args, Path(args.resume) if args.resume else None)

@@ -1,4 +1,4 @@
-"""The streams of a command: what is written there must never end it."""
+"""The standard streams of a command: no error of theirs may end it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 
 def prepare() -> None:
-    """Before anything is printed: open what was closed, replace what cannot be encoded.
+    """Before anything is printed: open closed streams, replace characters that cannot be encoded.
 
-    A file that a command opens would else get the number of a closed stream (`train.py >&-`), and
-    with it whatever a library writes there. A class's name may be in letters that the terminal's
-    encoding (GBK, Latin-1, ASCII) does not have.
+    Otherwise the next file that is opened gets the number of a closed stream (`train.py >&-`), and
+    with it what a library prints. The name of a class may have letters that the encoding of the
+    terminal (GBK, Latin-1, ASCII) lacks.
     """
     for number in range(3):
         try:
@@ -28,16 +28,16 @@ def prepare() -> None:
             stream.reconfigure(errors='backslashreplace')
 
 
-def outlive() -> None:
-    """Have this process go on when the terminal or the pipe that it writes to has gone."""
+def outlast_output() -> None:
+    """Let this process continue when the terminal or the pipe of its output is closed."""
     for name in ('stdout', 'stderr'):
         stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper):  # in a notebook, nothing goes
-            setattr(sys, name, _Outliving(stream))
+        if isinstance(stream, io.TextIOWrapper):  # not in a notebook
+            setattr(sys, name, _Outlasting(stream))
 
 
-class _Outliving:
-    """A stream that leads nowhere from the first error on, for libraries, too."""
+class _Outlasting:
+    """A stream that becomes os.devnull at the first error, also for libraries."""
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         self._stream = stream
@@ -49,23 +49,23 @@ class _Outliving:
         try:
             return self._stream.write(text)
         except OSError:
-            self._lead_nowhere()
+            self._discard()
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except OSError:
-            self._lead_nowhere()
+            self._discard()
 
-    def _lead_nowhere(self) -> None:
-        with open(os.devnull, 'wb') as nowhere:
-            os.dup2(nowhere.fileno(), self._stream.fileno())
+    def _discard(self) -> None:
+        with open(os.devnull, 'wb') as devnull:
+            os.dup2(devnull.fileno(), self._stream.fileno())
 
 
 def can_redraw(stream: Any) -> bool:
-    """Whether a progress bar may write over itself: in a terminal.
+    """Whether a progress bar can overwrite itself: in a terminal.
 
-    A notebook's `!` gives its commands a terminal, too, but keeps every state of the bar as text.
+    A notebook's `!` gives commands a terminal, too, but keeps every state of the bar as text.
     """
     return stream.isatty() and 'JPY_PARENT_PID' not in os.environ

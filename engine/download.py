@@ -1,8 +1,7 @@
-"""Downloads that can be interrupted: progress, resuming, MD5, several mirrors."""
+"""Downloads with progress, resume, MD5 and mirrors."""
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
 import sys
@@ -15,26 +14,21 @@ from typing import Sequence
 from tqdm import tqdm
 
 from engine.console import can_redraw
-
-CHUNK = 1 << 20
+from engine.files import CHUNK, md5_of
 
 
 def download(urls: Sequence[str], target: Path, *, md5: str, timeout_s: float = 20.0) -> None:
-    """Fetch the first of `urls` that delivers a file of that MD5 into `target`.
+    """Download the first of `urls` that delivers a file with this MD5 into `target`.
 
-    The bytes go to `target` + '.part', which a later call continues, and are renamed when they
-    verify. Raises OSError with each address's problem when none delivers.
+    The bytes go to `target` + '.part', which a later call resumes; a verified file is renamed.
+    Raises OSError with the problem of each address if none delivers.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f'{target.name}.part')
     problems = []
     for url in urls:
         try:
-            if part.exists():
-                _continue(url, part, md5, timeout_s)
-            else:
-                _fetch(url, part, timeout_s)
-                _verify(part, md5)
+            _fetch_verified(url, part, md5, timeout_s)
         except (OSError, http.client.HTTPException) as error:
             problems.append(_describe(url, error))
             continue
@@ -44,7 +38,7 @@ def download(urls: Sequence[str], target: Path, *, md5: str, timeout_s: float = 
 
 
 def _describe(url: str, error: Exception) -> str:
-    """Who failed, and how: with a proxy in between, what fails before an answer is the proxy."""
+    """What failed: with a proxy, an error before any answer is the proxy's."""
     address = urllib.parse.urlsplit(url)
     proxy = urllib.request.getproxies().get(address.scheme)
     text = str(getattr(error, 'reason', None) or error)
@@ -57,17 +51,19 @@ def _describe(url: str, error: Exception) -> str:
     answered = isinstance(error, urllib.error.HTTPError) and error.code != 407
     if answered or not isinstance(error, urllib.error.URLError):
         return f'{url}, through {named}: {text}'
-    return f'{named} does not lead to {url}: {text}'
+    return f'{named} does not reach {url}: {text}'
 
 
-def _continue(url: str, part: Path, md5: str, timeout_s: float) -> None:
-    """Fetch the rest; where that does not verify, its beginning was of another file: fetch all."""
+def _fetch_verified(url: str, part: Path, md5: str, timeout_s: float) -> None:
+    resumed = part.exists()
     _fetch(url, part, timeout_s)
-    try:
-        _verify(part, md5)
-    except OSError:
-        _fetch(url, part, timeout_s)
-        _verify(part, md5)
+    found = md5_of(part)
+    if found == md5:
+        return
+    part.unlink()  # none of it can be trusted: the next attempt starts from the beginning
+    if not resumed:
+        raise OSError(f'MD5 is {found}, not {md5}')
+    _fetch_verified(url, part, md5, timeout_s)  # the part may have been of another file
 
 
 def _fetch(url: str, part: Path, timeout_s: float) -> None:
@@ -76,7 +72,7 @@ def _fetch(url: str, part: Path, timeout_s: float) -> None:
     try:
         response = urllib.request.urlopen(request, timeout=timeout_s)
     except urllib.error.HTTPError as error:
-        if done and error.code == 416:  # nothing is left to fetch: the MD5 decides
+        if done and error.code == 416:  # nothing is left: the MD5 decides
             return
         raise
     with response:
@@ -84,7 +80,7 @@ def _fetch(url: str, part: Path, timeout_s: float) -> None:
             done = 0
         length = response.headers.get('Content-Length')
         total = done + int(length) if length else None
-        seconds = 1.0 if can_redraw(sys.stderr) else 30.0  # else every state of it stays
+        seconds = 1.0 if can_redraw(sys.stderr) else 30.0  # there, each state is a line
         bar = tqdm(
             total=total,
             initial=done,
@@ -98,20 +94,4 @@ def _fetch(url: str, part: Path, timeout_s: float) -> None:
                 file.write(chunk)
                 bar.update(len(chunk))
     if total is not None and part.stat().st_size < total:
-        raise OSError(f'the connection broke after {part.stat().st_size:,} of {total:,} bytes')
-
-
-def md5_of(path: Path) -> str:
-    """The MD5 of a file, in hexadecimal."""
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open('rb') as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _verify(part: Path, md5: str) -> None:
-    found = md5_of(part)
-    if found != md5:
-        part.unlink()  # nothing of it can be trusted, so the next try starts anew
-        raise OSError(f'MD5 is {found}, not {md5}')
+        raise OSError(f'connection lost after {part.stat().st_size:,} of {total:,} bytes')

@@ -1,4 +1,4 @@
-"""The ways a command ends other than well; `engine.cli.run` turns each into its exit code."""
+"""The expected errors of a command; `engine.cli.run` turns each into its exit code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ EXIT_USER, EXIT_DIVERGED, EXIT_STOPPED = 2, 3, 75
 
 
 class UserError(Exception):
-    """Input that cannot work (exit 2). The text is the one line that the user reads."""
+    """Invalid input (exit 2). The text is the line that the user reads."""
 
 
 class Diverged(Exception):
@@ -14,4 +14,4 @@ class Diverged(Exception):
 
 
 class Stopped(Exception):
-    """The end before its time, through no fault of the run, which --resume continues (exit 75)."""
+    """An early end without a fault of the run, which --resume continues (exit 75)."""

@@ -147,7 +147,7 @@ def test_a_whole_file_arrives_in_a_folder_that_it_creates(serve, target, answer)
 
 def test_a_broken_download_is_continued_where_it_broke(serve, target):
     broken, whole = serve(breaks_in_the_middle), serve(sound)
-    with pytest.raises(OSError, match=r'connection broke|IncompleteRead'):
+    with pytest.raises(OSError, match=r'connection lost|IncompleteRead'):
         download([broken.url], target, md5=MD5)
     assert not target.exists()
     assert part_of(target).read_bytes() == CONTENT[:HALF]
@@ -272,7 +272,7 @@ def test_a_proxy_that_is_not_there_is_named_and_not_the_server(target, proxy, sc
     with pytest.raises(OSError, match='refused') as caught:
         download([f'{scheme}://example.invalid/file'], target, md5=MD5)
     assert str(caught.value).startswith(
-        f'the proxy 127.0.0.1:{port} ({scheme}_proxy) does not lead to {scheme}://example.invalid/'
+        f'the proxy 127.0.0.1:{port} ({scheme}_proxy) does not reach {scheme}://example.invalid/'
     )
     assert 'secret' not in str(caught.value)
 
@@ -281,7 +281,7 @@ def test_a_proxy_that_is_not_there_is_named_and_not_the_server(target, proxy, sc
     ('answer', 'start'),
     [
         (forbidden, 'http://example.invalid/file, through the proxy 127.0.0.1:{}'),
-        (wants_a_password, 'the proxy 127.0.0.1:{} (http_proxy) does not lead to http://example.'),
+        (wants_a_password, 'the proxy 127.0.0.1:{} (http_proxy) does not reach http://example.'),
     ],
 )
 def test_a_proxy_that_refuses_is_named(serve, target, proxy, answer, start):
@@ -299,7 +299,7 @@ def test_a_proxy_that_refuses_a_tunnel_is_named(serve, target, proxy):
     with pytest.raises(OSError, match='Tunnel connection failed: 501') as caught:
         download(['https://example.invalid/file'], target, md5=MD5)
     assert str(caught.value).startswith('the proxy 127.0.0.1:')
-    assert ' (https_proxy) does not lead to https://example.invalid/file: ' in str(caught.value)
+    assert ' (https_proxy) does not reach https://example.invalid/file: ' in str(caught.value)
 
 
 def test_each_mirror_that_failed_is_named(serve, target, monkeypatch):

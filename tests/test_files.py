@@ -1,4 +1,4 @@
-"""engine/files.py: disks that cannot sync a folder or lock a file, and names at the limit."""
+"""engine/files.py and locks.py: disks that cannot sync a folder or lock a file; long names."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine import files
+from engine import files, locks
 from engine.errors import UserError
 from engine.export.exported_folder import new_folder
-from engine.files import locked, write_atomically
+from engine.files import write_atomically
+from engine.locks import locked
 from engine.machine import failures, home
 from engine.run.checkpoint import Checkpoints, load
 from engine.training.snapshot import Snapshot
@@ -110,9 +111,9 @@ def test_windows_has_locks_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'fcntl', None)
     monkeypatch.setitem(sys.modules, 'msvcrt', SimpleNamespace(locking=locking, LK_NBLCK=2))
     with (tmp_path / 'lock').open('wb') as one, (tmp_path / 'lock').open('wb') as other:
-        files.lock(one.fileno())
-        with pytest.raises(files.Busy):
-            files.lock(other.fileno())
+        locks.lock(one.fileno())
+        with pytest.raises(locks.Busy):
+            locks.lock(other.fileno())
     (((_, place), _),) = held.items()
     assert place > 1e6
 

@@ -17,7 +17,14 @@ from conftest import REPOSITORY
 LAYERS = [
     ['wide_resnet', 'resnext'],  # the papers: paddle, and each other
     ['predictor', 'server', 'installation', 'serve', 'predict', 'benchmark'],  # deploy/
-    ['engine.errors', 'engine.files', 'engine.console', 'engine.download', 'engine.safe_pickle'],
+    [
+        'engine.errors',
+        'engine.files',
+        'engine.locks',
+        'engine.console',
+        'engine.download',
+        'engine.safe_pickle',
+    ],
     ['engine.models', 'engine.config'],  # names and values; paddle only inside functions
     ['engine.machine'],
     ['engine.data', 'engine.weights', 'engine.cpu_conv', 'engine.plots'],

@@ -13,7 +13,7 @@ import numpy as np
 from engine import plots
 from engine.data.dataset import ImageSet
 from engine.evaluation import Evaluation
-from engine.files import can_be_written, write_atomically
+from engine.files import is_writable, write_atomically
 from engine.plots import fonts
 
 WORST = 40  # mistakes that are shown
@@ -79,7 +79,7 @@ def write_report(
     """
     matrix = confusion_matrix(evaluation, len(classes))
     lines = [class_table(matrix, classes)]
-    if not can_be_written(folder):  # of a run on a read-only disk, the figures are enough
+    if not is_writable(folder):  # of a run on a read-only disk, the figures are enough
         lines.append(
             f'no report: nothing can be written in {folder}; --output DIR puts it elsewhere'
         )

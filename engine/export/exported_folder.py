@@ -16,7 +16,8 @@ import numpy as np
 
 from engine.config import yaml_text
 from engine.errors import UserError
-from engine.files import beside, locked, sha256_of, sync_folder, sync_tree
+from engine.files import beside, sha256_of, sync_folder, sync_tree
+from engine.locks import locked
 from engine.machine import devices
 from engine.run.chosen_weights import Weights, recorded_accuracy
 from predictor.exported_folder import DESCRIPTION, FORMAT, Input

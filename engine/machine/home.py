@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Iterator
 
-from engine.files import can_be_written
+from engine.files import is_writable
 from predictor import machine
 
 HOMES = ('HOME', 'USERPROFILE')  # of Unix, and of Windows
@@ -53,7 +53,7 @@ def keep_matplotlib_out() -> None:
     if 'MPLCONFIGDIR' in os.environ:
         return
     folder = machine.CACHE / 'matplotlib'
-    if not can_be_written(folder):
+    if not is_writable(folder):
         folder = Path(_temporary('matplotlib-'))
     os.environ['MPLCONFIGDIR'] = str(folder)
 

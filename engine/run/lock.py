@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Optional
 
-from engine import files
+from engine import locks
 from engine.errors import UserError
 
 
@@ -36,7 +36,7 @@ class RunLock:
         try:
             self._lock(self._descriptor)
         except OSError as error:
-            files.warn_of_no_lock(self._file, error)
+            locks.warn_of_no_lock(self._file, error)
 
     def sign(self) -> None:
         """Write this process's number and host into the file that is taken."""
@@ -61,8 +61,8 @@ class RunLock:
     def _lock(self, descriptor: int) -> None:
         """UserError if another process has it; OSError if the disk has no locks."""
         try:
-            files.lock(descriptor)
-        except files.Busy:
+            locks.lock(descriptor)
+        except locks.Busy:
             holder = self._describe_holder()
             raise UserError(f'another process is training in {self._folder}{holder}') from None
 

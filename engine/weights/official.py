@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Union
 
 from engine.errors import UserError
-from engine.files import beside, locked
+from engine.files import beside, md5_of
+from engine.locks import locked
 
 ADDRESS = 'https://paddle-hapi.bj.bcebos.com/models/{}.pdparams'
 CACHE = Path('~/.cache/paddle/hapi/weights')
@@ -65,7 +66,7 @@ def resolve(path_or_name: Union[str, Path]) -> Path:
 
 def _fetch(name: str, target: Path) -> None:
     """One of several processes downloads, and the others wait for it."""
-    from engine.download import download, md5_of  # imports what only a download needs
+    from engine.download import download  # imports what only a download needs
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with locked(beside(target, 'lock')):

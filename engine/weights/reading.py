@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Union
 
 from engine.errors import UserError
-from engine.files import sha256_of_open
+from engine.files import checksum
 from engine.weights import formats, names
 from engine.weights.arrays import require_dict
 from engine.weights.converted import Converted
@@ -52,7 +52,7 @@ def _read_files(path: Path) -> tuple[Converted, int]:
             content, torch = formats.read(file, part)
             contents.append(content)
             size += file.seek(0, 2)
-            checksums.append(sha256_of_open(file))  # of what was read, even if the path changes
+            checksums.append(checksum(file))  # of what was read, even if the path changes
         whole: Any = contents[0]
         if len(contents) > 1:
             whole = {key: one for part in contents for key, one in require_dict(part, path).items()}

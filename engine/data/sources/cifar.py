@@ -26,7 +26,8 @@ from engine.data.dataset import DataSet, Images, Request
 from engine.data.sources.cifar_layouts import VARIANTS, Encoding, Variant
 from engine.download import download
 from engine.errors import UserError
-from engine.files import beside, locked
+from engine.files import beside
+from engine.locks import locked
 
 PIXELS = 3 * 32 * 32
 ENDING = '.tar.gz'
