@@ -213,7 +213,7 @@ def test_the_first_good_mirror_is_the_only_one_asked(serve, target):
     [
         (not_found, '404'),
         (another_file, 'MD5'),
-        (breaks_in_the_middle, 'broke|IncompleteRead'),
+        (breaks_in_the_middle, 'connection lost|IncompleteRead'),
         (stalls, 'timed out'),
     ],
 )
