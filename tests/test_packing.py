@@ -124,7 +124,7 @@ def test_a_picture_too_long_for_a_jpeg_is_left_out_by_name(tmp_path, capsys):
 
 def test_where_nothing_can_be_read_nothing_appears(tmp_path):
     put(tmp_path / 'in', **DAMAGED)
-    with pytest.raises(UserError, match='not one picture'):
+    with pytest.raises(UserError, match='no picture below'):
         pack(tmp_path / 'in', tmp_path / 'out')
     assert not (tmp_path / 'out').exists()
 
@@ -135,8 +135,8 @@ def test_out_that_exists_or_lies_inside_is_refused_and_nothing_is_written(tmp_pa
     (tmp_path / 'link').symlink_to(source)
     before = names(tmp_path)
     for target, wanted in (
-        (tmp_path / 'there', 'is there already'),
-        (source, 'is there already'),
+        (tmp_path / 'there', 'exists already'),
+        (source, 'exists already'),
         (source / 'out', 'lies inside'),
         (tmp_path / 'link' / 'deep' / 'out', 'lies inside'),
     ):

@@ -7,7 +7,7 @@ import sys
 import zlib
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Callable, Optional
+from typing import Callable, Optional
 
 import numpy as np
 import simplejpeg
@@ -30,7 +30,7 @@ JPEG_SIDE = 65500  # libjpeg's limit
 
 def check(folder: Path, *, workers: int, max_pixels: int = MAX_PIXELS) -> None:
     """Decode every picture and name those that cannot be read; UserError if there are any."""
-    paths = _pictures(folder)
+    paths, _ = _pictures(folder)
     bad = _run(partial(check_fully, max_pixels=max_pixels), paths, workers=workers, complaint='')
     if bad:
         raise UserError(f'{len(bad):,} of {counted(len(paths))} below {folder} cannot be read')
@@ -50,17 +50,12 @@ def pack(
     read; bad ones are named and left out. Training then sees somewhat softer, twice compressed
     crops, and evaluation the same pixels but for the compression.
 
-    OUT appears when everything is in it. After an interruption, the same command goes on.
+    `target` appears when everything is in it. After an interruption, the same command continues.
     """
-    if target.exists():
-        raise UserError(f'{target} is there already; choose another folder')
-    if source.resolve() in target.resolve().parents:
-        raise UserError(f'{target} lies inside {source}; choose a folder elsewhere')
-    # Another size or quality must not go on with what lies there.
+    # One with another size or quality must not be continued.
     unfinished = target.with_name(_short(f'{target.name}.partial-{size}-{quality}'))
-    if source.resolve() == unfinished.resolve():
-        raise UserError(f'{source} is what an interrupted --pack has left')
-    paths = _pictures(source)
+    _check_folders(source, target, unfinished)
+    paths, lists = _pictures(source)
     names = [os.path.relpath(path, source) for path in paths]
     packed: dict[str, Optional[str]] = dict(zip(names, _packed_names(names)))
 
@@ -72,17 +67,27 @@ def pack(
             data = _packed(read_file(path), size, quality, max_pixels)
         except BadPicture as problem:
             return str(problem)
-        written.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(written, partial(_write, content=data))
+        _write(written, data)
         return None
 
     bad = _run(one, paths, workers=workers, complaint='left out: ')
     if len(bad) == len(paths):
-        raise UserError(f'not one picture below {source} can be read')
+        raise UserError(f'no picture below {source} can be read')
     packed.update((os.path.relpath(path, source), None) for path in bad)
-    _copy_lists(source, unfinished, packed)
+    for path in lists:
+        name = os.path.relpath(path, source)
+        _write(unfinished / name, _packed_list(Path(path).read_bytes(), name, packed))
     unfinished.rename(target)
     print(f'wrote {counted(len(paths) - len(bad))} of short side {size} to {target}')
+
+
+def _check_folders(source: Path, target: Path, unfinished: Path) -> None:
+    if target.exists():
+        raise UserError(f'{target} exists already; choose another folder')
+    if source.resolve() in target.resolve().parents:
+        raise UserError(f'{target} lies inside {source}; choose a folder elsewhere')
+    if source.resolve() == unfinished.resolve():
+        raise UserError(f'{source} is what an interrupted --pack has left')
 
 
 def _run(
@@ -119,27 +124,16 @@ def _short(name: str) -> str:
     return name if len(data) <= LONGEST_NAME else f'{zlib.crc32(data):08x}{name[-32:]}'
 
 
-def _copy_lists(source: Path, target: Path, packed: dict[str, Optional[str]]) -> None:
-    """Copy the lists of labels, with the new names, and without what was left out (None)."""
-    folders = {''}
-    for folder in {os.path.dirname(name) for name in packed}:
-        while folder not in folders:
-            folders.add(folder)
-            folder = os.path.dirname(folder)
-    for folder, listed in sorted((folder, name) for folder in folders for name in LABEL_LISTS):
-        if not (source / folder / listed).is_file():
-            continue
-        new = {
-            os.path.basename(name): os.path.basename(written) if written else None
-            for name, written in packed.items()
-            if _listed_in(folder, os.path.dirname(name))
-        }
-        text = decoded((source / folder / listed).read_bytes(), 'surrogateescape')
-        lines = [_packed_line(line, new) for line in text.split('\n')]
-        content = '\n'.join(line for line in lines if line is not None)
-        (target / folder).mkdir(parents=True, exist_ok=True)
-        data = content.encode(errors='surrogateescape')
-        write_atomically(target / folder / listed, partial(_write, content=data))
+def _packed_list(data: bytes, listed: str, packed: dict[str, Optional[str]]) -> bytes:
+    """A list of labels with the new names, and without what was left out (None)."""
+    new = {
+        os.path.basename(name): os.path.basename(written) if written else None
+        for name, written in packed.items()
+        if _listed_in(os.path.dirname(listed), os.path.dirname(name))
+    }
+    text = decoded(data, 'surrogateescape')
+    lines = [_packed_line(line, new) for line in text.split('\n')]
+    return '\n'.join(line for line in lines if line is not None).encode(errors='surrogateescape')
 
 
 def _listed_in(folder: str, place: str) -> bool:
@@ -160,8 +154,9 @@ def _packed_line(line: str, new: dict[str, Optional[str]]) -> Optional[str]:
     return line
 
 
-def _write(file: BinaryIO, *, content: bytes) -> None:
-    file.write(content)
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda file: file.write(data))
 
 
 def _packed(data: bytes, size: int, quality: int, max_pixels: int) -> bytes:
@@ -180,15 +175,17 @@ def _packed(data: bytes, size: int, quality: int, max_pixels: int) -> bytes:
     return bytes(simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling='420'))
 
 
-def _pictures(folder: Path) -> list[str]:
+def _pictures(folder: Path) -> tuple[list[str], list[str]]:
+    """The pictures below a folder, and the lists of labels."""
     if not folder.is_dir():
         raise UserError(f'{folder} is not a folder')
     others: list[str] = []
     paths = sorted(walk(str(folder), others))
-    others = [path for path in others if os.path.basename(path) not in LABEL_LISTS]
+    lists = sorted(path for path in others if os.path.basename(path) in LABEL_LISTS)
+    others = [path for path in others if path not in lists]
     if not paths:
         there = f', but {describe_left_out(others)}' if others else ''
-        raise UserError(f'there are no pictures below {folder}{there}')
+        raise UserError(f'no pictures below {folder}{there}')
     if others:
         print(f'left out of {folder}: {describe_left_out(others)}')
-    return paths
+    return paths, lists
