@@ -614,7 +614,7 @@ def test_a_batch_of_which_nothing_can_be_read_is_empty_in_an_evaluation(spoiled)
 def test_a_data_root_that_has_gone_ends_even_with_skip(files):
     gone = Files([f'{path}.gone' for path in files.paths], files.labels)
     for train in (True, False):
-        with pytest.raises(UserError, match=r'is data\.root still there'):
+        with pytest.raises(UserError, match=r'is data\.root still available'):
             list(batches_of(gone, train=train, skip_bad=True, report=lambda text: None))
 
 
