@@ -460,14 +460,9 @@ def noting_trainer(batch_size: int, accumulate: int = 1) -> Trainer:
     config = changed(CONFIG, data={'batch_size': batch_size}, train={'accumulate': accumulate})
     images = data.load_data(config).train
     half = np.full(3, 127.5)
-    batches = Noting(
-        images,
-        batch_size=batch_size * accumulate,
-        mean=half,
-        std=half,
-        shuffle=True,
-        seed=config.seed,
-    )
+    size = batch_size * accumulate
+    options = BatchOptions(size, half, half, shuffle=True, seed=config.seed)
+    batches = Noting(images, options)
     paddle.seed(config.seed)
     return Trainer(Smallest(), config, batches=batches, classes=list(CLASSES))
 
