@@ -257,7 +257,7 @@ def test_dropped_link_is_not_followed(page, expect):
         }"""
     )
     assert stayed
-    expect(page.locator('#hint')).to_contain_text('no file')
+    expect(page.locator('#hint')).to_contain_text('No file')
 
 
 def test_thumbnail_is_upright_and_shows_what_the_network_sees(visit, expect):

@@ -1,9 +1,9 @@
-// Pictures in, cards with classes out. What comes from outside is written with textContent only.
+// Pictures -> cards with classes. Names and errors are written with textContent only, never as markup.
 
-const AT_ONCE = 4; // requests under way; the other pictures wait here
-const AGAIN = 5; // how often a picture is sent again while the server says that it is busy
-const LONGEST = 60; // seconds that the server may ask to wait
-const SHARPEST = 640; // a thumbnail's side in pixels
+const MAX_REQUESTS = 4; // at a time; the other pictures wait in the page
+const MAX_RETRIES = 5; // of a picture while the server is busy
+const MAX_WAIT_S = 60; // that the server may ask for
+const MAX_THUMBNAIL = 640; // its side in pixels
 const ENGINES = { paddle: 'Paddle Inference', tensorrt: 'TensorRT', onnxruntime: 'ONNX Runtime', openvino: 'OpenVINO' };
 
 const $ = (selector, within = document) => within.querySelector(selector);
@@ -13,7 +13,7 @@ const megapixels = (pixels) => `${+(pixels / 1e6).toPrecision(3)} megapixels`;
 const duration = (time) => `${time < 9.95 ? time.toFixed(1) : Math.round(time)} ms`;
 const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? '' : '.');
 
-/** What went wrong with a picture, as one sentence; wait: seconds after which to send it again. */
+/** An error of one picture, as one sentence. wait: seconds after which to send it again */
 class Problem extends Error {
   constructor(message, how = {}) {
     super(sentence(message));
@@ -21,13 +21,13 @@ class Problem extends Error {
   }
 }
 
-/** A function that runs what it is given, `limit` at a time, in the order of the calls. */
-function turns(limit) {
+/** A function that runs async functions, `limit` at a time, in the order of the calls. */
+function limiter(limit) {
   const queue = [];
   let free = limit;
   return async (work) => {
     if (free) free -= 1;
-    else await new Promise((go) => queue.push(go));
+    else await new Promise((start) => queue.push(start));
     try {
       return await work();
     } finally {
@@ -36,8 +36,8 @@ function turns(limit) {
     }
   };
 }
-const sending = turns(AT_ONCE);
-const drawing = turns(2);
+const sending = limiter(MAX_REQUESTS);
+const drawing = limiter(2);
 
 // ---- the server
 
@@ -45,7 +45,7 @@ let about = null;
 
 const items = (texts) => texts.map((text) => Object.assign(document.createElement('li'), { textContent: text }));
 
-async function introduce() {
+async function describe() {
   let facts = ['The server cannot be reached.'];
   try {
     const response = await fetch('about');
@@ -78,7 +78,7 @@ async function send(file, signal) {
   if (response.ok && answer.classes) return answer;
   const { ok, status, headers } = response;
   const error = answer.error?.replace(/^the body/, 'this file') ?? `The server answered ${status} without a reason`;
-  const wait = status === 503 ? Math.min(Number(headers.get('Retry-After')) || 1, LONGEST) : 0;
+  const wait = status === 503 ? Math.min(Number(headers.get('Retry-After')) || 1, MAX_WAIT_S) : 0;
   throw new Problem(error, { wait, retry: ok || status === 408 || status >= 500 });
 }
 
@@ -123,7 +123,7 @@ async function classify(card) {
   const { file, signal } = card;
   show(card, 'waiting', 'Waiting');
   try {
-    if (!card.drawn) await drawing(() => !signal.aborted && look(card));
+    if (!card.drawn) await drawing(() => !signal.aborted && draw(card));
     await sending(async () => {
       for (let time = 1; !signal.aborted; time += 1) {
         show(card, 'working', 'Classifying');
@@ -132,9 +132,9 @@ async function classify(card) {
           result(card, await send(file, signal), performance.now() - since);
           return;
         } catch (problem) {
-          if (!problem.wait || time > AGAIN) throw problem;
+          if (!problem.wait || time > MAX_RETRIES) throw problem;
           for (let left = problem.wait; left > 0 && !signal.aborted; left -= 1) {
-            show(card, 'working', `Server busy; again in ${left}\u00a0s (${time} of ${AGAIN})`);
+            show(card, 'working', `Server busy; again in ${left}\u00a0s (${time} of ${MAX_RETRIES})`);
             await new Promise((resolve) => setTimeout(resolve, 1000));
           }
         }
@@ -145,21 +145,21 @@ async function classify(card) {
   }
 }
 
-/** Draw what the network will see of the picture; a Problem, where it is over the limits. */
-async function look(card) {
+/** Draw the part of the picture that the network sees. A Problem if the picture exceeds the limits. */
+async function draw(card) {
   const { file, item } = card;
-  await known;
+  await described;
   const { limits = { bytes: Infinity, pixels: Infinity }, input = { size: 1, resize: 1 } } = about ?? {};
   if (file.size > limits.bytes) throw new Problem(`This file has ${mebibytes(file.size)}; the server takes up to ${mebibytes(limits.bytes)}`);
   const url = URL.createObjectURL(file);
   try {
-    const image = Object.assign(new Image(), { src: url }); // its header alone is decoded
+    const image = Object.assign(new Image(), { src: url }); // only its header is decoded
     await new Promise((resolve, reject) => Object.assign(image, { onload: resolve, onerror: reject }));
     const { naturalWidth: width, naturalHeight: height } = image;
     $('.file span', item).textContent = `${width} × ${height}`;
     if (width * height > limits.pixels) throw new Problem(`This picture has ${megapixels(width * height)}; the server takes up to ${megapixels(limits.pixels)}`);
     const side = Math.max(1, Math.round(Math.min(width, height) * (input.size / input.resize)));
-    const small = Math.min(side, SHARPEST);
+    const small = Math.min(side, MAX_THUMBNAIL);
     const options = { resizeWidth: small, resizeHeight: small, resizeQuality: 'medium' };
     const square = await createImageBitmap(file, Math.floor((width - side) / 2), Math.floor((height - side) / 2), side, side, options);
     const canvas = new OffscreenCanvas(small, small);
@@ -172,7 +172,7 @@ async function look(card) {
     $('.photo', item).replaceChildren(thumbnail);
   } catch (problem) {
     if (problem instanceof Problem) throw problem;
-    // Otherwise it is no picture to this browser; it may be one to the server.
+    // This browser cannot read the picture; the server may.
   } finally {
     URL.revokeObjectURL(url);
   }
@@ -196,7 +196,7 @@ function result(card, { classes, milliseconds: { decode, queue, network }, batch
   card.item.querySelectorAll('dd').forEach((element, at) => { element.textContent = times[at]; });
   $('.times', card.item).hidden = false;
   show(card, 'done', `${classes[0].name}, ${percent(classes[0].probability)}`);
-  if (model !== about?.model) introduce(); // the server came back with another one
+  if (model !== about?.model) describe(); // the server was restarted with another model
 }
 
 function remove(card) {
@@ -228,12 +228,12 @@ function summarise() {
 
 const night = matchMedia('(prefers-color-scheme: dark)');
 
-/** light or dark, as chosen now or on an earlier visit; null: as the system has it. */
+/** light or dark, as chosen now or on an earlier visit; null: the theme of the system. */
 function chosen(value = null) {
   try {
     if (value) localStorage.setItem('theme', value);
     return localStorage.getItem('theme');
-  } catch { // a browser may forbid it
+  } catch { // the browser may forbid it
     return value;
   }
 }
@@ -259,16 +259,16 @@ $('#clear').onclick = () => {
 };
 document.onpaste = ({ clipboardData }) => add(clipboardData.files);
 document.ondragover = (event) => {
-  event.preventDefault(); // may be dropped anywhere
+  event.preventDefault(); // files may be dropped anywhere
   document.body.classList.add('dragging');
 };
 document.ondragleave = ({ relatedTarget }) => document.body.classList.toggle('dragging', relatedTarget !== null);
 document.ondrop = (event) => {
-  event.preventDefault(); // the browser would leave for what was dropped
+  event.preventDefault(); // otherwise the browser opens what was dropped
   document.body.classList.remove('dragging');
   add(event.dataTransfer.files);
-  if (!event.dataTransfer.files.length) $('#hint').textContent = 'There was no file in what was dropped';
+  if (!event.dataTransfer.files.length) $('#hint').textContent = 'No file was dropped';
 };
 
 $('#curl').textContent = `curl --data-binary @picture.jpg ${new URL('classify', location.href)}`;
-const known = introduce();
+const described = describe();
