@@ -20,7 +20,6 @@ if TYPE_CHECKING:  # these import paddle, which waits until the arguments are kn
     from engine.data.batches import Batches
     from engine.run.log import AnyLog
     from engine.training.progress import StepRecord
-    from engine.training.snapshot import Snapshot
     from engine.training.trainer import Trainer
 
 
@@ -44,13 +43,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = cli.ConfigParser(
         'Train a network.', example='train.py -c quickstart -o train.epochs=2', training=True
     )
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='',
-        metavar='PATH',
-        help='continue the run in output.dir, or from the run or checkpoint at PATH',
-    )
+    text = 'continue the run in output.dir, or from the run or checkpoint at PATH'
+    parser.add_argument('--resume', nargs='?', const='', metavar='PATH', help=text)
     return parser.parse_args()
 
 
@@ -81,16 +75,15 @@ def train(config: Config, run: RunFolder, resume: Optional[str], log: AnyLog) ->
     processes.require_same('the config', lambda: fingerprint(config))
     processes.require_same('the data set', dataset.describe)
     processes.require_same('the checkpoint', lambda: snapshot.describe() if snapshot else 'none')
-    log.line(
-        f'data: {config.data.name}, {len(batches.images):,} training and {len(dataset.test):,} '
-        f'test images of {len(dataset.classes):,} classes, from {dataset.origin}'
-    )
+    log.line(f'data: {config.data.name}, {dataset.summary}')
     classes = data.class_count(dataset, config.model.num_classes)
     model, lines = network.build(config.model, config.train, classes, pretrained)
     trainer = Trainer(model, config, batches=batches, classes=dataset.classes)
     log.lines([*lines, *preflight.describe_step(trainer)])
     if snapshot is not None:
-        restore(trainer, snapshot, run, log)
+        log.lines(trainer.restore(snapshot), prefix='resume: ')
+        run.adopt(snapshot, trainer.progress)
+        log.line(f'resume: continuing from {snapshot.path}, step {trainer.step}')
     if trainer.step > trainer.steps:  # the records of these steps must stay
         log.line(f'nothing is left to train: {trainer.step} of {trainer.steps} steps are done')
         return
@@ -110,17 +103,6 @@ def train(config: Config, run: RunFolder, resume: Optional[str], log: AnyLog) ->
             raise
         finally:
             log.close()
-
-
-def restore(trainer: Trainer, snapshot: Snapshot, run: RunFolder, log: AnyLog) -> None:
-    """Continue from the checkpoint."""
-    assert snapshot.path is not None
-    log.lines(trainer.restore(snapshot), prefix='resume: ')
-    if not run.contains(snapshot.path):  # the beginning of another run
-        if processes.RANK == 0:
-            run.require_new()
-        trainer.progress.forget_best()
-    log.line(f'resume: continuing from {snapshot.path}, step {trainer.step}')
 
 
 def train_epochs(trainer: Trainer, tests: Batches, run: RunFolder, log: AnyLog) -> None:

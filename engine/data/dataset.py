@@ -84,6 +84,14 @@ class DataSet:
     std: np.ndarray
     origin: str  # where it was found
 
+    @property
+    def summary(self) -> str:
+        """A line for the console."""
+        return (
+            f'{len(self.train or ()):,} training and {len(self.test):,} test images of '
+            f'{len(self.classes):,} classes, from {self.origin}'
+        )
+
     def describe(self) -> str:
         """A text that is equal for copies, and differs for almost all other data sets."""
         texts = []

@@ -43,8 +43,14 @@ class RunFolder:
     def checkpoints(self, *, keep: int = 2) -> Checkpoints:
         return Checkpoints(self.path / 'checkpoints', keep=keep)
 
-    def contains(self, path: Path) -> bool:
-        return self.path.resolve() in path.resolve().parents
+    def adopt(self, snapshot: Snapshot, progress: Progress) -> None:
+        """If the snapshot is of another run: UserError unless this one is new, and forget the best,
+        which is a file of the other."""
+        assert snapshot.path is not None
+        if self.path.resolve() not in snapshot.path.resolve().parents:
+            if processes.RANK == 0:
+                self.require_new()
+            progress.forget_best()
 
     def save(self, name: str, snapshot: Snapshot, *, keep: int) -> None:
         """Write a checkpoint in the first process, while the others wait."""
