@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Iterator
 
 import numpy as np
 import pytest
@@ -198,8 +199,8 @@ def clone(tmp_path) -> Path:
     return tmp_path
 
 
-def run(words: list[str], folder: Path) -> None:
-    """Run one of the commands in `folder`; a server is stopped when it has reported its address."""
+def run(words: list[str], folder: Path) -> str:
+    """The output of one of the commands; a server is stopped when it has reported its address."""
     extra = {'deploy/benchmark.py': ['--seconds', '0.1'], 'deploy/serve.py': ['--port', '0']}
     process = subprocess.Popen(
         [sys.executable, *words, *extra.get(words[0], [])],
@@ -216,6 +217,23 @@ def run(words: list[str], folder: Path) -> None:
                 process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, (words, out)
+    return out
+
+
+def transcripts(page: Path) -> Iterator[tuple[list[str], list[str]]]:
+    """(command, lines of its output) of the blocks that begin with `$ python3`."""
+    for _, block in FENCED.findall(page.read_text('utf-8')):
+        first, *shown = block.splitlines()
+        if first.startswith('$ python3 '):
+            yield shlex.split(first)[2:], shown
+
+
+OF_THE_MACHINE = re.compile('CPU:|device:|memory:|convolutions:|iter:|\\.\\.\\.')
+
+
+def letters(line: str) -> str:
+    """A line without its numbers, which differ from machine to machine."""
+    return re.sub(r'[^A-Za-z]+', ' ', line)
 
 
 @pytest.mark.slow
@@ -238,6 +256,10 @@ def test_what_the_docs_do_with_the_quick_start_runs_in_sequence(clone):
             of_the_quick_start = re.search(r'quickstart|\bserved\b', ' '.join(words))
             if of_the_quick_start and words not in done:
                 done.append(words)
-                run(words, clone)
+                printed = {letters(line) for line in run(words, clone).splitlines()}
+                for command, shown in transcripts(REPOSITORY / f'docs/{page}.md'):
+                    if command == words:
+                        same = [line for line in shown if not OF_THE_MACHINE.match(line)]
+                        assert {letters(line) for line in same} <= printed, words
     names = {words[0] for words in done}
     assert names >= {'train.py', 'eval.py', 'export.py', 'deploy/predict.py', 'deploy/serve.py'}
