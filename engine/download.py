@@ -14,7 +14,7 @@ from typing import Sequence
 from tqdm import tqdm
 
 from engine.console import can_redraw
-from engine.files import CHUNK, md5_of
+from engine.files import CHUNK, md5_of, require_regular
 
 
 def download(urls: Sequence[str], target: Path, *, md5: str, timeout_s: float = 20.0) -> None:
@@ -23,6 +23,7 @@ def download(urls: Sequence[str], target: Path, *, md5: str, timeout_s: float = 
     The bytes go to `target` + '.part', which a later call resumes; a verified file is renamed.
     Raises OSError with the problem of each address if none delivers.
     """
+    require_regular(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f'{target.name}.part')
     problems = []

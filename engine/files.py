@@ -8,6 +8,7 @@ may be lost.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -18,7 +19,12 @@ CHUNK = 1 << 20
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Replace a file by what `write` writes, or leave it unchanged."""
+    """Replace a file by what `write` writes, or leave it unchanged.
+
+    OSError if the path is a device, a pipe or a folder: the rename would replace /dev/null for all
+    processes if a superuser names it.
+    """
+    require_regular(path)
     temporary = beside(path, 'writing')
     try:
         with temporary.open('wb') as file:
@@ -31,6 +37,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             error.filename = str(path)
         raise
     sync_folder(path.parent)
+
+
+def require_regular(path: Path) -> None:
+    """FileExistsError unless a file can be renamed to this path: a regular file, or nothing yet."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise FileExistsError(errno.EEXIST, 'Not a regular file', str(path))
 
 
 def sha256_of(path: Path) -> str:

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from engine import files, locks
+from engine.download import download
 from engine.errors import UserError
 from engine.export.exported_folder import new_folder
 from engine.files import write_atomically
@@ -52,6 +53,31 @@ def test_a_disk_that_syncs_no_folders_is_written_to(tmp_path, monkeypatch, code)
         (folder / 'deep').mkdir()
         (folder / 'deep' / 'file').write_text('content')
     assert (tmp_path / 'out' / 'deep' / 'file').read_text() == 'content'
+
+
+@pytest.mark.parametrize('kind', ['pipe', 'device', 'folder', 'link to a pipe'])
+def test_only_a_regular_file_is_replaced(tmp_path, kind):
+    path = other = tmp_path / 'null'
+    if kind == 'folder':
+        path.mkdir()
+    elif kind == 'device':
+        try:
+            os.mknod(path, stat.S_IFCHR | 0o600, os.stat(os.devnull).st_rdev)
+        except (AttributeError, PermissionError):
+            pytest.skip('only a superuser of a Unix makes device files')
+    else:
+        other = tmp_path / 'pipe'
+        os.mkfifo(other)
+        path = other if kind == 'pipe' else path
+        if path != other:
+            path.symlink_to(other)
+    before = os.lstat(path)
+    with pytest.raises(FileExistsError, match='Not a regular file'):
+        write_atomically(path, lambda file: file.write(b'content'))
+    with pytest.raises(FileExistsError, match='Not a regular file'):
+        download(['http://127.0.0.1:9/'], path, md5='')
+    assert os.lstat(path) == before
+    assert set(tmp_path.iterdir()) == {path, other}
 
 
 def test_a_file_that_cannot_be_synced_is_an_error_everywhere(tmp_path, monkeypatch):
