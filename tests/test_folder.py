@@ -150,7 +150,7 @@ def test_the_keys_name_parts_of_any_name(tmp_path):
 def test_parts_of_a_set_are_not_taken_for_classes(tmp_path, options):
     touch(tmp_path, *(f'part{p}/{name}/{i}.jpg' for p in '12' for name in 'ab' for i in '12'))
     said = refusal(tmp_path, **options)
-    assert f'{tmp_path / "part1"} holds only folders (a, b), no pictures' in said
+    assert f'{tmp_path / "part1"} has only folders (a, b), no pictures' in said
     assert 'data.train_folder and data.test_folder' in said
 
 
@@ -204,7 +204,7 @@ def test_only_evaluation_needs_no_training_images(tmp_path):
     assert data.classes == ['cat', 'dog']
     assert len(data.train) == 0
     assert found(data.test, tmp_path) == {'val/cat/a.jpg': 0, 'val/dog/b.jpg': 1}
-    assert f'there is no {tmp_path / "train"}' in refusal(tmp_path)
+    assert f'{tmp_path / "train"} not found' in refusal(tmp_path)
 
 
 def test_without_training_images_the_classes_of_the_weights_say_what_is_missing(tmp_path):
@@ -246,7 +246,7 @@ def test_pictures_without_class_folders(tmp_path):
 def test_an_empty_class_is_named(tmp_path):
     touch(tmp_path, *TRAIN, 'val/cat/a.jpg', 'val/dog/a.jpg', 'train/fox/notes.txt')
     said = refusal(tmp_path)
-    assert f'{tmp_path / "train" / "fox"} holds no images' in said
+    assert f'{tmp_path / "train" / "fox"} has no images' in said
     assert 'but 1 .txt' in said
 
 
@@ -366,7 +366,7 @@ def test_nearly_everything_held_out_leaves_one_to_train_with(tmp_path):
 
 def test_a_class_of_one_image_cannot_be_held_out_from(tmp_path):
     pictures_of(tmp_path, {'a': 10, 'b': 1})
-    assert f'{tmp_path / "b"} holds one image' in refusal(tmp_path, holdout=0.2)
+    assert f'{tmp_path / "b"} has one image' in refusal(tmp_path, holdout=0.2)
 
 
 def test_the_same_is_held_out_wherever_the_folder_is_and_however_it_is_named(tmp_path, monkeypatch):

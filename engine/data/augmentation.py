@@ -3,7 +3,7 @@
 Gather, crop, flip and colours stay in uint8, where a pixel is one byte; normalising makes the
 float32 batch, in which squares are erased and images mixed.
 
-What `draw_...` draws, either the functions here make of it, or on_device.py.
+The random numbers come from the `draw_...` functions, which on_device.py uses as well.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Pixels = np.ndarray
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to training images, in this order; between jitter and cutout, normalising.
+    """What is done to training images, in this order; normalising comes between jitter and cutout.
 
-    The first three are for sets in memory; of pictures on disk, pictures.TrainView does their work.
-    Last of all, images of a set in memory are scaled to the side of the epoch.
+    `crop_padding` and `padding_mode` are for sets in memory; for pictures on disk see
+    pictures.TrainView. Last, images of a set in memory are scaled to the side of the epoch.
     """
 
     crop_padding: int = 0
@@ -38,7 +38,7 @@ class Augmentation:
     random_erasing: float = 0.0  # probability
     mixup: float = 0.0  # alpha of its Beta distribution
     cutmix: float = 0.0
-    sides: tuple[int, ...] = ()  # of what the network sees, each for an equal share of the epochs
+    sides: tuple[int, ...] = ()  # of the images, each for an equal part of the epochs
     epochs: int = 1
 
     def side(self, epoch: int) -> Optional[int]:
@@ -52,7 +52,7 @@ class Augmentation:
         return [-(-place * self.epochs // count) for place in range(count)]
 
     def work(self, first: float, last: float, *, like: int) -> float:
-        """Of the epochs from one to another, by pixels: in epochs of the size of the one named."""
+        """Pixels from epoch `first` to epoch `last`, in units of the pixels of epoch `like`."""
         if not self.sides:
             return last - first
         edges = [*(min(max(start, first), last) for start in self._starts), last]
@@ -61,12 +61,12 @@ class Augmentation:
 
     @property
     def image_by_image(self) -> bool:
-        """Whether some of it is done to one image after another, which is the host's work."""
+        """Whether some of it is done image by image, which only the host does."""
         return self.policy is not None or bool(self.jitter) or self.random_erasing > 0
 
     @property
     def of_normalised(self) -> bool:
-        """Whether some of it is done to images that are normalised already."""
+        """Whether some of it is done to normalised images."""
         return bool(self.cutout or self.random_erasing or self.mixup or self.cutmix or self.sides)
 
 
@@ -74,7 +74,7 @@ NONE = Augmentation()
 
 
 class Crops(NamedTuple):
-    """Where each image of a batch begins inside its padding, and whether it is mirrored then."""
+    """Where each image of a batch starts inside its padding, and whether it is mirrored."""
 
     tops: np.ndarray  # int64 [N]
     lefts: np.ndarray  # int64 [N]
@@ -82,17 +82,17 @@ class Crops(NamedTuple):
 
 
 class Mix(NamedTuple):
-    """What mixup or CutMix makes of a batch."""
+    """How mixup or CutMix mixes a batch."""
 
     own_weight: float  # of each image itself
-    partners: np.ndarray  # int64 [N], the places in the batch that the rest is taken from
+    partners: np.ndarray  # int64 [N], places in the batch: where the rest comes from
     box: Optional[tuple[int, int, int, int]]  # top, bottom, left, right of CutMix; mixup has none
 
 
 def pad(images: Pixels, padding: int, mode: str, mean: np.ndarray) -> Pixels:
     """uint8 [N, C, H, W] -> [N, C, H + 2 padding, W + 2 padding]; done once, before training.
 
-    'zero' is black, 'mean' what normalising makes 0 (to half a grey level), 'reflect' the image.
+    'zero' is black; 'mean' becomes 0 by normalising (to half a grey level); 'reflect' mirrors.
     """
     if not padding:
         return images
@@ -107,7 +107,7 @@ def pad(images: Pixels, padding: int, mode: str, mean: np.ndarray) -> Pixels:
 
 
 def draw_crops(count: int, *, padding: int, flip: bool, rng: np.random.Generator) -> Crops:
-    """For so many images that were padded by `padding`."""
+    """For `count` images that were padded by `padding`."""
     tops, lefts = np.zeros((2, count), np.int64)
     if padding:
         tops, lefts = rng.integers(0, 2 * padding + 1, size=(2, count))
@@ -118,9 +118,9 @@ def draw_crops(count: int, *, padding: int, flip: bool, rng: np.random.Generator
 def crop_and_flip(
     padded: Pixels, rows: np.ndarray, *, padding: int, flip: bool, rng: np.random.Generator
 ) -> Pixels:
-    """The images `rows` of `padded`, each cropped at its own place, half of them mirrored.
+    """The images `rows` of `padded`, each cropped at a random place; `flip` mirrors half of them.
 
-    Returns uint8 [len(rows), C, H, W] in memory of its own.
+    Returns a new uint8 [len(rows), C, H, W].
     """
     tops, lefts, mirrored = draw_crops(len(rows), padding=padding, flip=flip, rng=rng)
     if padding:
@@ -169,18 +169,18 @@ def normalise(images: Pixels, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
 
 
 def scale_and_shift(mean: np.ndarray, std: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What normalising multiplies with and then adds, float32 [C, 1, 1] each."""
+    """Normalising is x * scale + shift: float32 [C, 1, 1] each."""
     scale, shift = (x.astype(np.float32).reshape(-1, 1, 1) for x in (1.0 / std, -mean / std))
     return scale, shift
 
 
 def normalised_levels(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
-    """What normalising makes of the grey levels 0 to 255, float32 [C, 256], exactly rounded."""
+    """The values 0 to 255 of a pixel, normalised: float32 [C, 256], exactly rounded."""
     return np.asarray((np.arange(256) - mean[:, None]) / std[:, None], np.float32)
 
 
 def erase(batch: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> None:
-    """Cutout and random erasing of a normalised batch, in place, where they are on."""
+    """Cutout and random erasing of a normalised batch, in place, if they are on."""
     if augmentation.cutout:
         cutout(batch, augmentation.cutout, rng)
     if augmentation.random_erasing:
@@ -190,7 +190,7 @@ def erase(batch: np.ndarray, augmentation: Augmentation, rng: np.random.Generato
 def cutout(batch: np.ndarray, size: int, rng: np.random.Generator) -> None:
     """Set one square of each image to 0, the mean (DeVries & Taylor 2017, arXiv:1708.04552).
 
-    As there, its centre is anywhere in the image, so that it may lie partly outside.
+    Its centre is anywhere in the image, so it may lie partly outside.
     """
     height, width = batch.shape[2:]
     tops, lefts = draw_squares(len(batch), height, width, size=size, rng=rng)
@@ -201,7 +201,7 @@ def cutout(batch: np.ndarray, size: int, rng: np.random.Generator) -> None:
 def draw_squares(
     count: int, height: int, width: int, *, size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [count] each, the top and left ends of squares whose centres lie in the image."""
+    """int64 [count] each: top and left of squares whose centres are in the image."""
     tops = rng.integers(0, height, count) - size // 2
     return tops, rng.integers(0, width, count) - size // 2
 
@@ -230,7 +230,7 @@ def random_erasing(batch: np.ndarray, probability: float, rng: np.random.Generat
 def mix(
     batch: np.ndarray, augmentation: Augmentation, rng: np.random.Generator
 ) -> tuple[np.ndarray, float]:
-    """Mixup or CutMix of a normalised batch, in place; where both are on, either at random.
+    """Mixup or CutMix of a normalised batch, in place; if both are on, one at random.
 
     Returns each image's partner, and the weight of the image itself (1 where both are off).
     """
@@ -250,7 +250,7 @@ def mix(
 def draw_mix(
     count: int, height: int, width: int, augmentation: Augmentation, rng: np.random.Generator
 ) -> Optional[Mix]:
-    """For a batch of so many images of that size; None where mixup and CutMix are off."""
+    """For a batch of `count` images of that size; None if mixup and CutMix are off."""
     alphas = augmentation.mixup, augmentation.cutmix
     if not any(alphas):
         return None
@@ -269,8 +269,7 @@ def draw_mix(
 
 
 def averaging(size: int, side: int) -> np.ndarray:
-    """float32 [side, size]: the matrix that makes `side` pixels of `size`, each their mean over as
-    much of a line as it covers."""
+    """float32 [side, size]: scales a line of `size` pixels to `side` by averaging."""
     ends = np.arange(side + 1) * size / side
     first, last = ends[:-1, None], ends[1:, None]
     pixels = np.arange(size)

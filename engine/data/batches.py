@@ -1,4 +1,4 @@
-"""Batches: which images of a set come when, on which process; and the batches of sets in memory.
+"""Batches: which images come when, on which process; and the batches of sets in memory.
 
 The order and every random choice follow from seed, epoch, and place: a run that is resumed in the
 middle of an epoch sees the batches that the uninterrupted run saw.
@@ -34,7 +34,7 @@ Pixels = tuple[np.ndarray, np.ndarray, np.random.Generator]  # the images of the
 
 
 class Batch(NamedTuple):
-    """Images with their labels, and of a mixed batch, how much of which other labels.
+    """Images and their labels; with mixup or CutMix, also the labels that were mixed in.
 
     All but the rows may be on the device.
     """
@@ -46,15 +46,15 @@ class Batch(NamedTuple):
     own_weight: float = 1.0  # of `labels`; the rest is of `partners`
 
     def moved(self, move: Callable[[Array], Any]) -> Batch:
-        """The batch elsewhere: to_device takes it to the device, np.asarray to the host."""
+        """The batch moved: by to_device to the device, by np.asarray to the host."""
         partners = None if self.partners is None else move(self.partners)
         return self._replace(images=move(self.images), labels=move(self.labels), partners=partners)
 
     def parts(self, count: int) -> list[Batch]:
         """The batch (of one view) in `count` parts of about the same size.
 
-        A batch of fewer images, as most of it could not be read, gives some of them more than once:
-        in a step, each process has to have as many parts.
+        Each process of a step needs `count` parts. A batch of fewer images, because most of them
+        could not be read, gives some of them more than once.
         """
         places = np.arange(max(len(self.labels), count)) % len(self.labels)
         split = np.array_split(places, count)
@@ -101,9 +101,8 @@ class Batches(ABC):
     def set_epoch(self, epoch: int, *, done: int = 0) -> None:
         """Choose the epoch, and leave out the first `done` images of its order.
 
-        They may have been done by another number of processes, so that `done` lies inside a batch.
-        What is left of that batch comes first, or with the next where it is less than an image
-        for each process.
+        If another number of processes has done them, `done` may lie inside a batch. The rest of
+        that batch comes first; with the next, if it is less than one image for each process.
         """
         self.epoch, self._done = epoch, done
         self.first = done // self.global_batch_size
@@ -121,7 +120,7 @@ class Batches(ABC):
         """The batches that are still to come in this epoch."""
 
     def start(self, number: int) -> int:
-        """The place in the epoch's order where a batch begins."""
+        """The place in the epoch's order where a batch starts."""
         if number <= self.first:
             return self._done
         return min(number * self.global_batch_size, len(self.images))
@@ -140,7 +139,7 @@ class Batches(ABC):
         return [np.array_split(batch, options.world_size)[options.rank] for batch in batches]
 
     def remaining(self) -> Iterator[Rows]:
-        """The rows of each batch that is still to come, and the batch's generator."""
+        """The rows of each batch that is still to come, and its random generator."""
         seed, rank = self.options.seed, self.options.rank
         for number, rows in enumerate(self.rows(), self.first):
             yield rows, np.random.default_rng([seed, self.epoch, number, rank])

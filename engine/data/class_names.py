@@ -1,4 +1,4 @@
-"""Names of classes: as a line of text, and how two lists of them differ."""
+"""Names of classes: read from folders, compared, and completed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def class_name(folder: Path, name: str) -> str:
     """A folder's name as a line of a run's classes.txt; macOS writes é as two characters."""
     try:
         name.encode()
-    except UnicodeEncodeError:  # bytes of another encoding: Chinese, more often than not
+    except UnicodeEncodeError:  # bytes of another encoding, such as GBK
         raise _not_utf8(folder, name) from None
     if name.splitlines() != [name]:
         raise UserError(f'{folder}: rename {name!r}: a class needs a name of one line')
@@ -24,7 +24,7 @@ def class_name(folder: Path, name: str) -> str:
 
 
 def _not_utf8(folder: Path, name: str) -> UserError:
-    """What the name of a class folder is, and what to do."""
+    """The error for a name that is not in UTF-8, with what to do."""
     with contextlib.suppress(UnicodeError):
         read = os.fsencode(name).decode('utf-8')
         here = sys.getfilesystemencoding()

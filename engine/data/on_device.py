@@ -60,13 +60,13 @@ class Normaliser:
         return images * self._scale + self._shift
 
     def upload(self, pixels: np.ndarray) -> paddle.Tensor:
-        """uint8 [N, C, H, W] of the host, a quarter of the bytes -> float32 on the device"""
+        """uint8 [N, C, H, W] on the host -> float32 on the device, with a quarter of the bytes"""
         with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
             return self(devices.to_device(pixels).astype('float32'))
 
 
 class DeviceBatches(Batches):
-    """As ArrayBatches, with all but the draws done on the device, without waiting for it."""
+    """As ArrayBatches, but only random numbers are drawn on the host, which never waits."""
 
     images: Images
 
@@ -78,15 +78,15 @@ class DeviceBatches(Batches):
         padded = pad(images.pixels, padding, mode, options.mean)
         _, channels, self._height, self._width = images.pixels.shape
         self._dtype = np.int32 if padded.size < 2**31 else np.int64
-        # From an image, a channel, and a line to the next one in the flat set.
+        # Distances in the flat set from an image, a channel and a line to the next.
         self._image, plane, self._line = (int(np.prod(padded.shape[axis:])) for axis in (1, 2, 3))
         starts = np.add.outer(plane * np.arange(channels), self._line * np.arange(self._height))
-        self._starts = self._integers(starts[..., None])  # of an image's lines, [C, H, 1]
+        self._starts = self._integers(starts[..., None])  # of the lines of an image, [C, H, 1]
         self._y = self._integers(np.arange(self._height)[:, None])  # [H, 1]
         self._x = self._integers(np.arange(self._width))  # [W]
         flat = padded.reshape(-1).astype(devices.pixel_dtype(), copy=False)
         self._pixels = devices.to_device(flat)
-        self._averaging: dict[int, list[paddle.Tensor]] = {}  # of the sides so far, the matrices
+        self._averaging: dict[int, list[paddle.Tensor]] = {}  # side -> matrices
         self._normaliser = Normaliser(options.mean, options.std)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -125,7 +125,7 @@ class DeviceBatches(Batches):
     def _batch(self, drawn: Drawn, integers: paddle.Tensor) -> Batch:
         """The batch that was drawn; `integers` are its own, on the device."""
         mix = drawn.mix
-        # Where an evaluation runs in 16 bits, the network's input still comes in 32.
+        # The input of the network has 32 bits, also in an evaluation in 16 bits.
         with paddle.no_grad(), paddle.amp.auto_cast(enable=False):
             of = ImageDraws(*paddle.unbind(integers))
             images = self._normaliser(self._crop(_per_image(of.first), _per_image(of.step)))
@@ -142,12 +142,12 @@ class DeviceBatches(Batches):
         return Batch(images, labels, drawn.rows, partners, own_weight)
 
     def _none(self) -> Batch:
-        """What an evaluation has for a process where images are fewer than these."""
+        """For a process without an image of the last batch of an evaluation."""
         nothing = np.zeros(0, np.int64)
         return Batch(np.zeros((0, 3, self._height, self._width), np.float32), nothing, nothing)
 
     def _crop(self, first: paddle.Tensor, step: paddle.Tensor) -> paddle.Tensor:
-        """float32 [B, C, H, W]: the lines that begin there, of pixels at that step."""
+        """float32 [B, C, H, W]: the lines that start at `first`, pixels `step` apart."""
         places = first + self._starts + step * self._x
         pixels = paddle.gather(self._pixels, places.reshape([-1]))
         return pixels.reshape(places.shape).astype('float32')
@@ -159,7 +159,7 @@ class DeviceBatches(Batches):
         left: Union[int, paddle.Tensor],
         right: Union[int, paddle.Tensor],
     ) -> paddle.Tensor:
-        """float32, to be broadcast with a batch: 1 inside the box (or each image's own), else 0."""
+        """float32, to be broadcast: 1 inside the box (one, or one per image), else 0."""
         across = paddle.logical_and(self._y >= top, self._y < bottom)
         along = paddle.logical_and(self._x >= left, self._x < right)
         return paddle.logical_and(across, along).astype('float32')

@@ -1,9 +1,9 @@
 """One picture file: its bytes -> upright RGB pixels -> the square that the network sees.
 
-JPEG files are decoded by simplejpeg (libjpeg-turbo), the only decoder here that notices damage in
-the middle of one (as far as one can: a JPEG has no checksums), and everything else, CMYK among it,
-by Pillow. What a file is, its first bytes say, not its name. Every failure is a BadPicture that
-says what is wrong, without the file's name.
+simplejpeg (libjpeg-turbo) decodes JPEG: of the decoders here, only it notices damage in the middle
+of a file (as far as possible: a JPEG has no checksums). Pillow decodes all else, and CMYK JPEG. The
+type of a file is decided by its first bytes, not its name. Every failure is a BadPicture that says
+what is wrong, without the file's name.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ JPEG, JPEG_END = b'\xff\xd8', b'\xff\xd9'
 PNG = b'\x89PNG\r\n\x1a\n'
 
 _EXIF_ORIENTATION = 0x0112
-# Orientation -> whether rows, and whether columns, are mirrored, after a transposition from 5 on.
+# Orientation -> whether rows and columns are mirrored; from 5 on, after a transposition.
 _MIRRORED = {
     2: (False, True),
     3: (True, True),
@@ -44,11 +44,11 @@ _MIRRORED = {
     7: (True, True),
     8: (True, False),
 }
-# What libjpeg says of files that are whole all the same. Some cameras leave a byte or two before a
-# marker; four and more are what damaged pixels leave over.
+# Warnings of libjpeg for files that are whole. Some cameras leave a byte or two before a marker;
+# four and more are left by damaged pixels.
 _HARMLESS = re.compile(r'\b[1-3] extraneous bytes before marker|Invalid SOS parameters')
 
-cv2.setNumThreads(1)  # the pictures of a batch are read in parallel already
+cv2.setNumThreads(1)  # several threads read the pictures of a batch
 
 
 class Jpeg:
@@ -69,13 +69,13 @@ class Jpeg:
         except Exception as error:
             if not _HARMLESS.search(str(error)):
                 raise BadPicture(f'is damaged ({_first_line(error)})') from None
-            # Of all that may come after a warning, Pillow at least sees a missing end.
+            # simplejpeg stops at a warning; Pillow decodes the rest, and notices a missing end.
             return OtherFormat(self._data, self.height * self.width).pixels()
         return _upright(pixels, self.orientation)
 
 
 class OtherFormat:
-    """A file that Pillow decodes, not before its pixels or their upright size are asked for."""
+    """A file that Pillow decodes, when its pixels or their upright size are first needed."""
 
     def __init__(self, data: bytes, max_pixels: int) -> None:
         self._data, self._max_pixels = data, max_pixels
@@ -90,7 +90,7 @@ class OtherFormat:
         return int(self.pixels().shape[1])
 
     def pixels(self, shrink: int = 1) -> np.ndarray:
-        """As Jpeg.pixels, but whole in any case. Of an animation, the first picture."""
+        """uint8 [H, W, 3] in full size. Of an animation, the first picture."""
         if self._pixels is None:
             if self._data.startswith(PNG):
                 _require_sound_png(self._data)
@@ -114,7 +114,7 @@ def open_picture(data: bytes, max_pixels: int = MAX_PIXELS) -> Jpeg | OtherForma
 
 
 def require_header(data: bytes, max_pixels: int) -> None:
-    """BadPicture unless a picture of a size that is allowed begins with these bytes."""
+    """BadPicture unless these bytes are the beginning of a picture of an allowed size."""
     if isinstance(open_picture(data, max_pixels), OtherFormat):
         open_image(data, max_pixels)
 
@@ -186,13 +186,13 @@ class EvalView:
 
 
 def _require_sound_png(data: bytes) -> None:
-    """BadPicture if a checksum of pixels is wrong, at which Pillow does not look."""
+    """BadPicture if a checksum of pixels is wrong, which Pillow does not check."""
     at = len(PNG)
     while at + 12 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4], 'big')
         written = data[end : end + 4]
         if len(written) < 4:
-            return  # cut off, which Pillow sees, if pixels are missing
+            return  # truncated; Pillow notices if pixels are missing
         found = zlib.crc32(data[at + 4 : end]).to_bytes(4, 'big')
         if data[at + 4 : at + 8] == b'IDAT' and found != written:
             raise BadPicture('is damaged (a checksum does not match)')
@@ -200,7 +200,7 @@ def _require_sound_png(data: bytes) -> None:
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """The pixels as the camera held them."""
+    """The pixels, rotated as the camera was held."""
     if orientation == 1:
         return pixels
     if orientation >= 5:
@@ -217,13 +217,13 @@ def _jpeg_orientation(data: bytes) -> int:
     try:
         exif.load(segment)
         value = exif.get(_EXIF_ORIENTATION, 1)
-    except Exception:  # damaged EXIF is no reason to refuse the picture
+    except Exception:  # with damaged EXIF, the picture is still good
         return 1
     return value if value in _MIRRORED else 1
 
 
 def _exif_segment(data: bytes) -> bytes:
-    """EXIF's part of the application segments, with which a JPEG file begins; b'' without one."""
+    """The EXIF segment of a JPEG; b'' if it has none."""
     at = 2
     while data[at : at + 1] == b'\xff' and 0xE0 <= data[at + 1] <= 0xEF:
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], 'big')

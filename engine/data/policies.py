@@ -40,7 +40,7 @@ GREY = (128, 128, 128)
 
 @dataclass(frozen=True)
 class Scale:
-    """What the levels 0 and 10 mean, where that is not the same for all policies."""
+    """The meaning of the levels 0 and 10, where policies differ."""
 
     bits: tuple[int, int]  # that posterize keeps
     threshold: tuple[int, int]  # from which solarize inverts
@@ -54,7 +54,7 @@ RANDAUGMENT_SCALE = Scale(bits=(0, 4), threshold=(0, 256), translate=100 / 224)
 CUTOUT = 40 / 224  # half the square's side at level 10, as part of the image's shorter side
 SOLARIZE_ADD = 110  # at level 10
 
-# The levels of AutoContrast, Equalize and Invert mean nothing; they are as published.
+# The levels of AutoContrast, Equalize and Invert have no effect; they are as published.
 CIFAR10_POLICY: tuple[SubPolicy, ...] = (
     (('Invert', 0.1, 7), ('Contrast', 0.2, 6)),
     (('Rotate', 0.7, 2), ('TranslateX', 0.3, 9)),
@@ -154,9 +154,9 @@ _JITTER = ('Brightness', 'Contrast', 'Color', 'Hue')
 def make_policy(name: str, *, operations: int = 2, magnitude: float = 9.0) -> Policy:
     """One of POLICY_NAMES, as a function of an image and a generator.
 
-    The function draws from nothing but its generator and keeps no state, so that many threads may
-    call it; it returns a new array, or its argument where chance changes nothing. `operations` (the
-    paper's N) and `magnitude` (its M, a level) are RandAugment's.
+    The function has no state, so that several threads may call it. It returns a new array, or its
+    argument if it changes nothing. `operations` (the paper's N) and `magnitude` (its M, a level)
+    are for RandAugment.
     """
     if name in _AUTOAUGMENT:
         table, scale = _AUTOAUGMENT[name]
@@ -171,10 +171,10 @@ def make_policy(name: str, *, operations: int = 2, magnitude: float = 9.0) -> Po
 def color_jitter(
     image: np.ndarray, strengths: tuple[float, float, float, float], rng: np.random.Generator
 ) -> np.ndarray:
-    """Change (brightness, contrast, saturation, hue) by chance, in an order by chance.
+    """Change (brightness, contrast, saturation, hue) at random, in random order.
 
     A strength s draws a factor from [max(0, 1 - s), 1 + s], that of hue (at most 0.5) a shift from
-    [-s, s] of the colour circle. What has strength 0 is left out, and draws nothing.
+    [-s, s] of the colour circle. Strength 0 is left out, and draws nothing.
     """
     if min(strengths) < 0 or strengths[3] > 0.5:
         raise ValueError(f'strengths must be at least 0, and that of hue at most 0.5: {strengths}')
@@ -204,20 +204,20 @@ def turn_hue(picture: Image.Image, turn: float) -> Image.Image:
     shift = round(turn * 255)
     same = list(range(256))
     table = [(hue + shift) % 255 for hue in same]
-    # One look-up in all three bands takes less than splitting and merging them.
+    # One look-up in all three bands is faster than splitting and merging them.
     return picture.convert('HSV').point(table + same + same).convert('RGB')
 
 
 def apply_operation(
     picture: Image.Image, name: str, level: float, scale: Scale, rng: np.random.Generator
 ) -> Image.Image:
-    """One operation at one level; the generator chooses the direction or the place."""
+    """One operation at one level; the direction or the place is random."""
     if name in _WITHOUT_LEVEL:
         return _WITHOUT_LEVEL[name](picture)
     if name in _ENHANCERS:
         return enhance(picture, name, 0.1 + 1.8 * level / MAX_LEVEL)
     if name == 'Posterize':
-        # No bits at all, which the authors' program makes of small levels, is a black image.
+        # The authors' program keeps no bits at small levels, which gives a black image.
         return ImageOps.posterize(picture, min(max(_between(scale.bits, level), 1), 8))
     if name == 'Solarize':
         return ImageOps.solarize(picture, _between(scale.threshold, level))

@@ -1,10 +1,10 @@
-"""CIFAR-10 and CIFAR-100 in every layout that they come in, found by looking.
+"""Reads CIFAR-10 and CIFAR-100 in every layout that they come in.
 
 python  cifar-10-python.tar.gz, cifar-10-batches-py/        pickled dicts
 binary  cifar-10-binary.tar.gz, cifar-10-batches-bin/       label byte(s) + 3072 pixels a record
 split   train/ + eval/, or cifar-10-batches-bin/ + cifar-10-verify-bin/     as MindSpore has it
 
-and CIFAR-100's equivalents; nested or renamed folders, and archives under other names, too. Where
+and CIFAR-100's equivalents; also in nested or renamed folders, and archives with other names. If
 nothing is found, the python archive is downloaded.
 """
 
@@ -37,7 +37,7 @@ TRAIN_FOLDERS = ('', 'train')
 TEST_FOLDERS = ('', 'eval', 'test', 'val', 'cifar-10-verify-bin', '../cifar-10-verify-bin')
 
 Arrays = tuple[np.ndarray, np.ndarray]
-# File name -> its content, None where there is no such file.
+# File name -> its content; None if there is no such file.
 Read = Callable[[str], Optional[bytes]]
 # How the files are written, readers of the training and of the test files, and where they are.
 Found = tuple[Encoding, Read, Read, str]
@@ -64,7 +64,7 @@ def load_cifar(name: str, root: Path, *, fetch: bool) -> tuple[Arrays, Arrays, l
     if found is None and fetch:
         found = _fetch(variant, root)
     if found is None:
-        raise UserError(_nowhere(variant, root))
+        raise UserError(_not_found(variant, root))
     encoding, train_at, test_at, where = found
     train = [_parse(variant, encoding, train_at, file, where) for file in encoding.train]
     test = _parse(variant, encoding, test_at, encoding.test, where)
@@ -79,25 +79,23 @@ def load_cifar(name: str, root: Path, *, fetch: bool) -> tuple[Arrays, Arrays, l
 
 
 def _find(variant: Variant, root: Path) -> Optional[Found]:
-    """The first place that holds any training file: how it is written, and how to read it."""
+    """The first place with any training file, and how to read it."""
     encodings = (variant.python, variant.binary)
     if root.is_file():
         return _in_archive(variant, root)
     for encoding in encodings:
-        for base in (root, root / encoding.folder):
-            found = _in_folder(encoding, base)
-            if found is not None:
-                return found
-        archives = _archives(root, encoding)
-        if archives:
-            return _in_archive(variant, archives[0])
-    for folder in _below(root):  # nested, or renamed
-        for encoding in encodings:
-            if (folder / encoding.names).is_file():
-                found = _in_folder(encoding, folder)
-                if found is not None:
-                    return found
-    return None
+        found = _in_folder(encoding, root) or _in_folder(encoding, root / encoding.folder)
+        if found is not None:
+            return found
+        for archive in _archives(root, encoding):
+            return _in_archive(variant, archive)
+    nested = (  # or renamed
+        _in_folder(encoding, folder)
+        for folder in _below(root)
+        for encoding in encodings
+        if (folder / encoding.names).is_file()
+    )
+    return next(filter(None, nested), None)
 
 
 def _in_folder(encoding: Encoding, base: Path) -> Optional[Found]:
@@ -178,7 +176,7 @@ def _unpacked(variant: Variant, archive: Path) -> dict[str, bytes]:
         if archive.name == variant.python.archive:
             advice = 'delete it and run again to download it'
         raise UserError(
-            f'{archive} is damaged, incomplete or no tar archive ({problem}); {advice}'
+            f'{archive} is damaged, incomplete or not a tar archive ({problem}); {advice}'
         ) from None
     return content
 
@@ -210,17 +208,17 @@ def _parse_python(variant: Variant, data: bytes, name: str) -> Arrays:
     try:
         pixels, labels = batch[b'data'], np.asarray(batch[variant.label_key])
     except (TypeError, LookupError, ValueError):
-        wanted = variant.label_key.decode()
-        raise UserError(f'{name} is no {variant.title} batch: it lacks data or {wanted}') from None
+        key = variant.label_key.decode()
+        raise UserError(f'{name} is not a {variant.title} batch: it lacks data or {key}') from None
     if labels.ndim != 1 or (labels.size and labels.dtype.kind not in 'iu'):
-        raise UserError(f'{name}: its labels are no list of whole numbers')
+        raise UserError(f'{name}: its labels are not a list of integers')
     if getattr(pixels, 'dtype', None) != np.uint8 or pixels.shape != (len(labels), PIXELS):
         shape = getattr(pixels, 'shape', None)
         raise UserError(
             f'{name} has pixels {shape} for {len(labels)} labels, not N x {PIXELS} bytes'
         )
     if not len(labels):
-        raise UserError(f'{name} holds no image')
+        raise UserError(f'{name} has no images')
     return pixels, labels.astype(np.int64)
 
 
@@ -235,8 +233,8 @@ def _parse_binary(variant: Variant, data: bytes, name: str) -> Arrays:
     record = variant.label_bytes + PIXELS
     if not data or len(data) % record:
         raise UserError(
-            f'{name} has {len(data):,} bytes, no multiple of a record of {record}: it is truncated '
-            'or of another data set'
+            f'{name} has {len(data):,} bytes, not a multiple of a record of {record}: it is '
+            'truncated or of another data set'
         )
     records = np.frombuffer(data, np.uint8).reshape(-1, record)
     return records[:, variant.label_bytes :], records[:, variant.label_bytes - 1].astype(np.int64)
@@ -253,8 +251,8 @@ def _class_names(variant: Variant, encoding: Encoding, read: Read, where: str) -
         meta = _with_bytes_keys(meta)
         given = meta.get(variant.names_key) if isinstance(meta, dict) else None
         if not isinstance(given, list) or not all(isinstance(n, (bytes, str)) for n in given):
-            wanted = variant.names_key.decode()
-            raise UserError(f'{where}: {encoding.names} has no list of {wanted}')
+            key = variant.names_key.decode()
+            raise UserError(f'{where}: {encoding.names} has no list of {key}')
         names = [n.decode(errors='replace') if isinstance(n, bytes) else n for n in given]
     if len(names) != variant.classes:
         raise UserError(
@@ -267,7 +265,7 @@ def _class_names(variant: Variant, encoding: Encoding, read: Read, where: str) -
 
 
 def _fetch(variant: Variant, root: Path) -> Optional[Found]:
-    """Download the python archive; a process that waited for another one's download takes that."""
+    """Download the python archive; a process that waited for the download of another uses that."""
     name = variant.python.archive
     target = root if root.name == name else root / name
     urls = [mirror + target.name for mirror in MIRRORS]
@@ -280,10 +278,10 @@ def _fetch(variant: Variant, root: Path) -> Optional[Found]:
                 found = _find(variant, root)
             return found
     except OSError as error:
-        raise UserError(f'{_nowhere(variant, root)} (download failed: {error})') from None
+        raise UserError(f'{_not_found(variant, root)} (download failed: {error})') from None
 
 
-def _nowhere(variant: Variant, root: Path) -> str:
+def _not_found(variant: Variant, root: Path) -> str:
     return (
         f'{variant.title} is not in {root}: put {variant.python.archive} there, or give its place '
         f'or the folder with {variant.python.train[0]} or {variant.binary.train[0]} with '

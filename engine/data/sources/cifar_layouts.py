@@ -1,4 +1,4 @@
-"""What the files of CIFAR-10 and CIFAR-100 are called, and what is in them."""
+"""The files of CIFAR-10 and CIFAR-100: their names and contents."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Folders of pictures, a class a folder: found by looking, in the layouts that they come in.
+"""Folders of pictures, one folder for each class, in the layouts that they come in.
 
 train/<class>/** with val/<class>/** or test/<class>/**     ImageNet, RP2K, most others
 train/<class>/** with a flat val/ and a list of its labels  ImageNet as it is downloaded
 <class>/**                                                  your own; data.holdout splits it
 
-Training, seg_test, VAL and the like are train and test folders as well.
+Training, seg_test, VAL and the like are train and test folders, too.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from predictor.pictures import SUFFIXES
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet
 SIZE = 224
 TRAIN_WORDS = ('train', 'training', '训练集')
-# The first that is there is taken.
+# The first that exists is used.
 TEST_WORDS = (
     *('val', 'test', 'valid', 'validation', 'eval', 'testing', 'evaluation'),
     *('验证集', '测试集'),
@@ -99,8 +99,8 @@ def find_folder(
     holdout: float = 0.0,
     known: Optional[Sequence[str]] = None,
 ) -> Folder:
-    """The pictures below `root`. The class list is that of the training folder; where only the
-    test images are there, `known`, those of the weights, if it has all of their classes.
+    """The pictures below `root`. The class list is that of the training folder. If there are only
+    test images, it is `known`, the classes of the weights, if these include all of their classes.
 
     Raises UserError that names the folder, class or list where something is missing or disagrees.
     """
@@ -112,7 +112,7 @@ def find_folder(
     if holdout:
         if test_root is not None:
             raise UserError(
-                f'data.holdout is {holdout:g}, but {test_root} holds the test images; '
+                f'data.holdout is {holdout:g}, but {test_root} has the test images; '
                 'leave one of the two out'
             )
         classes = _class_folders(train_root)
@@ -120,7 +120,7 @@ def find_folder(
     else:
         if test_root is None:
             raise _no_test_images(root, train_root)
-        # To measure a network, the training images need not be there.
+        # An evaluation needs no training images.
         classes = _class_folders(train_root if train or train_root.is_dir() else test_root)
         if not train_root.is_dir() and known and classes.keys() <= set(known):
             classes = {name: test_root / name for name in known}
@@ -144,7 +144,7 @@ def split_word(name: str) -> Optional[str]:
 def _find_parts(
     root: Path, train_folder: Optional[str], test_folder: Optional[str]
 ) -> tuple[Path, Optional[Path]]:
-    """Where the training images are, or would be, and where the test images are."""
+    """The folders of the training images (it may be missing) and of the test images."""
     if train_folder is None and test_folder is None:
         root = _unpacked(root)
     given: list[Optional[Path]] = []
@@ -160,7 +160,7 @@ def _find_parts(
 
 
 def _split(root: Path, words: Sequence[str], key: str) -> Optional[Path]:
-    """The folder of `root` that holds the training or the test images, by its name."""
+    """The folder of `root` with the training or the test images, by its name."""
     names = _subfolders(root)
     for word in words:
         own = [name for name in names if split_word(name) == word]
@@ -174,10 +174,10 @@ def _split(root: Path, words: Sequence[str], key: str) -> Optional[Path]:
 
 
 def _unpacked(folder: Path) -> Path:
-    """seg_train/seg_train or x/x/train, which archives leave behind: the inner folder of the two.
+    """The inner folder of seg_train/seg_train or x/x/train, as unpacked archives often have.
 
-    Only where there is but one, which has folders, and has the same name or kind, or the parts of a
-    set, or again such a folder.
+    That is a folder's only folder, if it has folders, and has the same name or kind, or contains
+    the parts of a set, or again such a folder.
     """
     names = _subfolders(folder) if folder.is_dir() else []
     if len(names) != 1:
@@ -192,13 +192,13 @@ def _unpacked(folder: Path) -> Path:
 
 def _no_test_images(root: Path, train_root: Path) -> UserError:
     if _subfolders(train_root):
-        _list_classes(_class_folders(train_root), [])  # what is wrong there comes first
+        _list_classes(_class_folders(train_root), [])  # an error in it is reported first
     above = root.absolute().parent
     if split_word(root.absolute().name) and _split(above, TEST_WORDS, 'data.test_folder'):
-        return UserError(f'{root} is a part of a set; its other parts are found with {above}')
+        return UserError(f'{root} is a part of a set; use its parent: -o data.root={above}')
     return UserError(
         f'{root} has no test images: put some into {root / "val"}/<class>/, name their folder with '
-        '-o data.test_folder, or let a part of every class be held out with -o data.holdout=0.2'
+        '-o data.test_folder, or hold out a part of every class with -o data.holdout=0.2'
     )
 
 
@@ -208,7 +208,7 @@ def _no_test_images(root: Path, train_root: Path) -> UserError:
 def _class_folders(folder: Path) -> dict[str, Path]:
     """Class -> its folder, in the order of the labels."""
     if not folder.is_dir():
-        raise UserError(f'there is no {folder}, whose folders would name the classes')
+        raise UserError(f'{folder} not found: its folders would be the classes')
     names = _subfolders(folder)
     if not names:
         raise UserError(f'{folder} has no class folders: put the images into {folder}/<class>/')
@@ -216,16 +216,16 @@ def _class_folders(folder: Path) -> dict[str, Path]:
     if lists and split_word(folder.absolute().name) is None:
         raise UserError(
             f'{folder} has {", ".join(lists[:3])} beside its folders, and such lists are not read: '
-            'sort the pictures into train/<class>/ and val/<class>/ as they say; or move the lists '
-            'away, if the folders are the classes'
+            'sort the pictures into train/<class>/ and val/<class>/ by them; or, if the folders '
+            'are the classes, move the lists away'
         )
     found: dict[str, Path] = {}
     for name in names:
         composed = class_name(folder, name)
         if composed in found:
             raise UserError(
-                f'{folder} has two folders that read {composed}, accents being parts of letters in '
-                'one and signs of their own in the other; move the pictures of both into one'
+                f'{folder} has two folders that read {composed}, in different Unicode forms; move '
+                'the pictures of both into one'
             )
         found[composed] = folder / name
     return dict(sorted(found.items()))
@@ -247,12 +247,12 @@ def _list_classes(classes: Mapping[str, Path], notes: list[str]) -> Files:
         found = sorted(walk(str(folder), others))
         if not found:
             there = f', but {listing.describe_left_out(others)}' if others else ''
-            raise UserError(f'{folder} holds no images ({", ".join(SUFFIXES)}){there}')
+            raise UserError(f'{folder} has no images ({", ".join(SUFFIXES)}){there}')
         beyond = len(str(folder)) + 1
         if all(os.sep in path[beyond:] for path in found):
             raise UserError(
-                f'{folder} holds only folders ({", ".join(_subfolders(folder)[:3])}), no pictures. '
-                'If those are the classes, set data.root to the folder that holds them, or '
+                f'{folder} has only folders ({", ".join(_subfolders(folder)[:3])}), no pictures. '
+                'If those are the classes, set data.root to the folder that contains them, or '
                 'data.train_folder and data.test_folder; if they are parts of one class, move '
                 'their pictures up'
             )
@@ -266,7 +266,7 @@ def _list_classes(classes: Mapping[str, Path], notes: list[str]) -> Files:
 
 
 def walk(folder: str, left_out: Optional[list[str]] = None) -> Iterator[str]:
-    """`listing.walk`, whose failure is the user's."""
+    """`listing.walk` with a UserError if a folder cannot be read."""
     try:
         yield from listing.walk(folder, SUFFIXES, left_out)
     except OSError as error:
@@ -274,7 +274,7 @@ def walk(folder: str, left_out: Optional[list[str]] = None) -> Iterator[str]:
 
 
 def _list_test(root: Path, folder: Path, classes: list[str], notes: list[str]) -> Files:
-    """The test images, with the labels of `classes`, of which some may have no image."""
+    """The test images, with labels by `classes`; a class may have no test image."""
     if not _subfolders(folder):
         return _list_flat(root, folder, classes)
     own = _class_folders(folder)
@@ -284,13 +284,13 @@ def _list_test(root: Path, folder: Path, classes: list[str], notes: list[str]) -
         )
     filled = {name: path for name, path in own.items() if any(walk(str(path)))}
     if not filled:
-        raise UserError(f'{folder} holds no images ({", ".join(SUFFIXES)})')
+        raise UserError(f'{folder} has no images ({", ".join(SUFFIXES)})')
     missing = [name for name in classes if name not in filled]
     if missing:
         some = ', '.join(missing[:5]) + (', ...' if len(missing) > 5 else '')
         notes.append(
             f'{folder} has no image of {len(missing)} of {len(classes)} classes: {some}; accuracy '
-            'is that of the others'
+            'is for the others'
         )
     files = _list_classes(filled, notes)
     places = np.array([classes.index(name) for name in filled])
@@ -304,7 +304,7 @@ def _list_flat(root: Path, folder: Path, classes: list[str]) -> Files:
     if found is None:
         raise UserError(
             f'{folder} has neither class folders nor a list of labels ({", ".join(LABEL_LISTS)}; '
-            'a line an image: its name, and a class name or its number from 0)'
+            'one line per image: its name, and a class name or its number from 0)'
         )
     listed = read_labels(found, classes)
     paths = sorted(walk(str(folder)))
@@ -318,9 +318,9 @@ def _list_flat(root: Path, folder: Path, classes: list[str]) -> Files:
 
 
 def _hold_out(files: Files, fraction: float, folder: Path) -> tuple[Files, Files]:
-    """To train and to test with: of each class, those with the lowest checksums of their names.
+    """Files to train and to test with: of each class, test files have the lowest name checksums.
 
-    So the choice is random, the same each time, and nearly the same after images were added.
+    So the choice is random, always the same, and nearly the same after images were added.
     """
     beyond = len(str(folder / 'x')) - 1
     keys = np.array([zlib.crc32(os.fsencode(path[beyond:])) for path in files.paths])
@@ -330,7 +330,7 @@ def _hold_out(files: Files, fraction: float, folder: Path) -> tuple[Files, Files
         count = count_held_out(len(rows), fraction)
         if count < 1:
             raise UserError(
-                f'{os.path.dirname(files.paths[rows[0]])} holds one image: data.holdout needs two'
+                f'{os.path.dirname(files.paths[rows[0]])} has one image: data.holdout needs two'
             )
         held += rows[np.argsort(keys[rows], kind='stable')][:count].tolist()
     return files.only(np.setdiff1d(np.arange(len(files)), held)), files.only(np.array(sorted(held)))
