@@ -49,7 +49,7 @@ def refused(path: Path) -> str:
 
 
 @pytest.mark.parametrize('name', ['training.ckpt', 'ascend.ckpt', 'plain.safetensors'])
-def test_a_resnext_of_its_zoo(name):
+def test_resnext_of_the_model_zoo_is_read(name):
     found = read_weights(DATA / f'mindspore_{name}')
     assert sorted(found.arrays) == sorted(OURS)
     for ours, theirs in OURS.items():
@@ -65,7 +65,7 @@ def test_a_resnext_of_its_zoo(name):
         assert 'dropped, not arrays: run' in text  # a text beside the arrays
 
 
-def test_types():
+def test_all_types_are_read():
     with (DATA / 'mindspore_types.ckpt').open('rb') as file:
         found = mindspore_file.read(file)
     for kind in made.TYPES:
@@ -73,7 +73,7 @@ def test_types():
         assert found[kind].dtype == ('float32' if kind == 'bfloat16' else kind.rstrip('_'))
 
 
-def test_a_tensor_in_several_entries():
+def test_tensor_in_several_entries_is_joined():
     path = DATA / 'mindspore_split.ckpt'
     assert path.read_bytes().count(b'large.moving_mean') == 3
     with path.open('rb') as file:
@@ -87,7 +87,7 @@ def test_a_tensor_in_several_entries():
 
 
 @pytest.mark.parametrize('name', ['training', 'ascend', 'split'])
-def test_damaged_files(tmp_path, name):
+def test_damaged_file_is_refused_in_one_line(tmp_path, name):
     content = (DATA / f'mindspore_{name}.ckpt').read_bytes()
     path = tmp_path / 'damaged.ckpt'
     rng, complaints = np.random.default_rng(0), []
@@ -104,7 +104,7 @@ def test_damaged_files(tmp_path, name):
     assert all(str(path) in text and '\n' not in text for text in complaints)
 
 
-def test_the_checksum_is_checked(tmp_path):
+def test_checksum_is_verified(tmp_path):
     content = bytearray((DATA / 'mindspore_ascend.ckpt').read_bytes())
     content[content.index(b'Float32', content.index(b'head.fc.bias')) + 9] ^= 1  # in its numbers
     path = tmp_path / 'changed.ckpt'
@@ -121,7 +121,7 @@ def test_the_checksum_is_checked(tmp_path):
         (['a.conv2.convs.0.weight', 'a.conv2.convs.1.weight'], 'damaged: '),
     ],
 )
-def test_names_and_groups_that_do_not_fit_together(tmp_path, names, says):
+def test_inconsistent_names_and_groups_are_refused(tmp_path, names, says):
     path = tmp_path / 'odd.safetensors'
     arrays = {name: np.zeros((2, 2 + i, 1, 1), np.float32) for i, name in enumerate(names)}
     save_file({**arrays, 'bn1.moving_mean': np.zeros(2, np.float32)}, path)
@@ -153,7 +153,7 @@ def of_mindspore(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return renamed
 
 
-def test_a_whole_network(tmp_path):
+def test_all_names_of_a_network_are_converted(tmp_path):
     model = build('resnext11_4x2d', num_classes=5)
     expected = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
     path = tmp_path / 'whole.safetensors'
@@ -164,7 +164,7 @@ def test_a_whole_network(tmp_path):
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
-def test_the_names_of_mindcv(tmp_path):
+def test_names_of_mindcv_are_converted(tmp_path):
     path = tmp_path / 'mindcv.safetensors'
     names = [
         *('conv1.weight', 'bn1.moving_mean', 'layer1.0.down_sample.0.weight'),
@@ -177,7 +177,7 @@ def test_the_names_of_mindcv(tmp_path):
     ]
 
 
-def test_its_wide_resnets_are_refused_by_name(tmp_path):
+def test_wide_resnets_of_mindspore_are_refused(tmp_path):
     path = tmp_path / 'wide.safetensors'
     conv, vector = np.zeros((160, 16, 3, 3), np.float32), np.zeros(16, np.float32)
     blocks = {f'conv2.{i}.conv1.weight': conv for i in range(6)}

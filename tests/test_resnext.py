@@ -190,7 +190,7 @@ def test_wide_resnet50_2_at_full_width_equals_numpy():
         pytest.param('resnext152_32x4d', marks=pytest.mark.slow),
     ],
 )
-def test_state_and_logits_are_those_of_paddle_vision(name):
+def test_state_and_logits_equal_paddle_vision(name):
     ours, theirs = PUBLISHED[name](num_classes=7), getattr(vision, name)(num_classes=7)
     randomise(theirs, seed=2)
     assert ours.set_state_dict(theirs.state_dict()) == ([], [])  # nothing missing, nothing left
@@ -233,7 +233,7 @@ def test_sizes_of_the_stages(build, sides):
 
 @each_family
 @pytest.mark.parametrize('data_format', ['NCHW', 'NHWC'])
-def test_convolutions_have_the_layout_that_was_asked_for(build, data_format):
+def test_convolutions_have_the_requested_layout(build, data_format):
     model, channels = build(data_format=data_format), {}
 
     def note(layer, inputs, output):
@@ -284,7 +284,7 @@ def sgd_step(model: nn.Layer, batch: np.ndarray, labels: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(('cardinality', 'width'), [(4, 2), (1, 12)])
-def test_a_training_step_is_that_of_paddle_vision(cardinality, width):
+def test_training_step_equals_paddle_vision(cardinality, width):
     """Loss, all updated weights, all running statistics."""
     ours = ResNeXt(depth=50, cardinality=cardinality, width=width, num_classes=7)
     theirs = VisionResNet(BottleneckBlock, 50, width=width, groups=cardinality, num_classes=7)
@@ -332,7 +332,7 @@ def test_convolutions_start_he_normal_over_the_fan_out(build):
 
 
 @each_family
-def test_other_parameters_start_as_they_should(build):
+def test_initial_values_of_other_parameters(build):
     paddle.seed(1)
     for name, tensor in build().state_dict().items():
         values = tensor.numpy()
@@ -376,7 +376,7 @@ def test_zero_init_reaches_only_the_last_gammas(build):
     assert all((values == 1).all() for name, values in gammas.items() if name not in zero)
 
 
-def test_zero_init_is_off_unless_asked_for():
+def test_zero_init_is_off_by_default():
     norms = layers(CifarResNeXt(depth=11, width=2), nn.BatchNorm2D)
     assert all((layer.weight.numpy() == 1).all() for layer in norms.values())
 
@@ -410,7 +410,7 @@ def test_arguments_are_keyword_only(network):
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
-def test_published_networks_take_other_class_counts(name):
+def test_published_networks_take_num_classes(name):
     features = shapes(PUBLISHED[name])['fc.weight'][0]
     found = shapes(partial(PUBLISHED[name], num_classes=12))
     assert features == 2048
@@ -427,13 +427,13 @@ def test_published_networks_take_zero_init(name):
 
 
 @pytest.mark.parametrize('depth', [-2, 0, 18, 29, 34, 49, 51, 100, 200])
-def test_impossible_depths(depth):
+def test_impossible_depths_are_refused(depth):
     with pytest.raises(ValueError, match=f'50, 101, 152.*{depth}'):
         ResNeXt(depth=depth)
 
 
 @pytest.mark.parametrize('depth', [-7, 0, 1, 2, 3, 10, 12, 28, 30, 50, 152])
-def test_impossible_depths_for_cifar(depth):
+def test_impossible_depths_for_cifar_are_refused(depth):
     with pytest.raises(ValueError, match=rf'9n \+ 2.*29.*{depth}'):
         CifarResNeXt(depth=depth)
 
@@ -441,14 +441,14 @@ def test_impossible_depths_for_cifar(depth):
 @pytest.mark.parametrize('network', [partial(ResNeXt, depth=50), CifarResNeXt])
 @pytest.mark.parametrize('named', ['cardinality', 'width', 'num_classes'])
 @pytest.mark.parametrize('value', [0, -1])
-def test_impossible_sizes(network, named, value):
+def test_impossible_sizes_are_refused(network, named, value):
     with pytest.raises(ValueError, match=f'{named}.*1 or more'):
         network(**{named: value})
 
 
 @each_family
 @pytest.mark.parametrize('value', ['nhwc', 'NCL', 'NDHWC', '', None])
-def test_impossible_layouts(build, value):
+def test_impossible_layouts_are_refused(build, value):
     with pytest.raises(ValueError, match=f'data_format must be NCHW or NHWC, not {value!r}'):
         build(data_format=value)
 

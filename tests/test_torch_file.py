@@ -1,6 +1,6 @@
-"""PyTorch's files without PyTorch: what it wrote is read, and what anybody else wrote does nothing.
+"""PyTorch's files are read without PyTorch, and hostile files are refused.
 
-The files in data/ are genuine (data/make_torch_files.py wrote them); the hostile ones are assembled
+PyTorch wrote the files in data/ (data/make_torch_files.py); the hostile ones are assembled
 here from opcodes.
 """
 
@@ -55,19 +55,19 @@ def refused(path: Path) -> str:
     return text
 
 
-# ------------------------------------------------------------------ what PyTorch wrote
+# ------------------------------------------------------------------ files of PyTorch
 
 
 @FORMATS
 @pytest.mark.parametrize('content', ['plain', 'training', 'averaged', 'shared', 'bfloat16'])
-def test_genuine_files(form, content):
+def test_files_written_by_pytorch_are_read(form, content):
     found = read_weights(DATA / f'{form}_{content}.pth')
     assert_ours(found.arrays)
     assert {array.dtype for array in found.arrays.values()} == {np.dtype(np.float32)}
 
 
 @FORMATS
-def test_views(form):
+def test_views_are_read(form):
     """Channels last, transposed, every second number, and nothing at all."""
     found = read_weights(DATA / f'{form}_views.pth').arrays
     assert_ours(found, without=['empty'])
@@ -75,7 +75,7 @@ def test_views(form):
 
 
 @FORMATS
-def test_types(form):
+def test_all_types_are_read(form):
     found = read_weights(DATA / f'{form}_types.pth')
     assert_ours({name: found.arrays[name] for name in OURS})
     assert found.arrays['conv1.weight'].dtype == np.float16
@@ -95,7 +95,7 @@ def test_suffix_does_not_matter(tmp_path):
             assert_ours(read_weights(path).arrays)
 
 
-def test_storages_of_a_gpu_and_of_python_2(tmp_path):
+def test_storages_of_gpus_and_of_python_2_are_read(tmp_path):
     """xternalz's checkpoints: written on a GPU, by Python 2."""
     content = (DATA / 'legacy_training.pth').read_bytes()
     assert b'ctorch\nFloatStorage' in content
@@ -117,7 +117,7 @@ def test_optimizer_states_are_not_read(monkeypatch):
     assert len({storage.key for storage in read}) == len(OURS)
 
 
-def test_without_importing_torch():
+def test_pytorch_is_not_imported():
     code = (
         'import sys; from engine.weights import read_weights; '
         f'read_weights({str(DATA / "zip_plain.pth")!r}); '
@@ -127,7 +127,7 @@ def test_without_importing_torch():
     assert done.stdout == 'set()\n', done.stderr
 
 
-# ------------------------------------------------------------------ what isn't one
+# ------------------------------------------------------------------ other files
 
 
 def test_whole_models_are_refused_by_name():
@@ -137,11 +137,11 @@ def test_whole_models_are_refused_by_name():
         assert 'state_dict()' in text
 
 
-def test_torchscript_is_named():
+def test_torchscript_is_refused():
     assert 'TorchScript archive' in refused(DATA / 'torchscript.pt')
 
 
-def test_other_zip_archives_are_named(tmp_path):
+def test_other_zip_archives_are_refused(tmp_path):
     path = tmp_path / 'arrays.npz'
     np.savez(path, a=np.zeros(3))
     assert 'ZIP archive, but none of PyTorch' in refused(path)
@@ -162,14 +162,14 @@ def test_other_zip_archives_are_named(tmp_path):
         (b'', 'damaged'),
     ],
 )
-def test_what_people_take_for_weights(tmp_path, content, what):
+def test_files_mistaken_for_weights_are_named(tmp_path, content, what):
     path = tmp_path / 'weights.pth'
     path.write_bytes(content)
     assert what in refused(path)
 
 
 @FORMATS
-def test_truncated_at_any_byte(tmp_path, form):
+def test_truncated_file_is_refused(tmp_path, form):
     content = (DATA / f'{form}_training.pth').read_bytes()
     path = tmp_path / 'cut.pth'
     for length in [*range(0, len(content), 23), len(content) - 1]:
@@ -178,7 +178,7 @@ def test_truncated_at_any_byte(tmp_path, form):
 
 
 @FORMATS
-def test_any_changed_byte_is_survived(tmp_path, form):
+def test_any_changed_byte_is_read_or_refused(tmp_path, form):
     """Refused in one line, or read as other numbers (the older format has no checksums)."""
     content = (DATA / f'{form}_plain.pth').read_bytes()
     path, outcomes = tmp_path / 'changed.pth', set()
@@ -195,7 +195,7 @@ def test_any_changed_byte_is_survived(tmp_path, form):
     assert outcomes == {'read', 'refused'}
 
 
-def test_a_changed_number_is_noticed_by_its_checksum(tmp_path):
+def test_changed_number_fails_the_checksum(tmp_path):
     content = (DATA / 'zip_plain.pth').read_bytes()
     number = ENTRIES['conv1.weight'].tobytes()[:16]
     path = tmp_path / 'changed.pth'
@@ -279,7 +279,7 @@ def legacy(of: Persistent) -> Persistent:
     return Persistent((*of.pid, None))
 
 
-def test_the_files_below_would_load_if_they_were_not_hostile(tmp_path):
+def test_correct_files_made_by_hand_load(tmp_path):
     expected = np.arange(6, dtype=np.float32).reshape(2, 3)
     for path in (
         archive(tmp_path / 'new.pth', {'w': tensor()}),
@@ -331,7 +331,7 @@ def test_the_files_below_would_load_if_they_were_not_hostile(tmp_path):
     ],
     ids=repr,
 )
-def test_tensors_that_lie_are_refused(tmp_path, lie):
+def test_tensors_with_wrong_sizes_are_refused(tmp_path, lie):
     refused(archive(tmp_path / 'new.pth', {'w': tensor(**lie)}))
     of = lie.get('of', storage())
     if isinstance(of, Persistent) and isinstance(of.pid, tuple):
@@ -339,7 +339,7 @@ def test_tensors_that_lie_are_refused(tmp_path, lie):
         refused(old_file(tmp_path / 'old.pth', {'w': tensor(**lie)}))
 
 
-def test_expanding_one_storage_many_times_is_refused(tmp_path):
+def test_many_views_of_one_storage_are_refused(tmp_path):
     """Every tensor is inside of its storage, but together they would be terabytes on disk."""
     numbers = np.zeros(25_000, np.float32).tobytes()
     of = storage(count=25_000)
@@ -375,11 +375,11 @@ def test_big_endian_files_are_refused(tmp_path):
     'lie', [{'count': 5}, {'count': 1 << 61}, {'version': 1002}, {'system': []}, {'keys': ()},
             {'keys': ('0', '0')}, {'keys': ('0', '1')}, {'keys': (['0'],)}],
 )  # fmt: skip
-def test_older_files_whose_parts_disagree(tmp_path, lie):
+def test_legacy_file_with_inconsistent_parts_is_refused(tmp_path, lie):
     refused(old_file(tmp_path / 'old.pth', {'w': tensor(of=legacy(storage()))}, **lie))
 
 
-def test_a_view_of_a_storage_is_refused(tmp_path):
+def test_view_of_a_storage_is_refused(tmp_path):
     view = Persistent((*storage().pid, ('1', 0, 6)))
     refused(old_file(tmp_path / 'old.pth', {'w': tensor(of=view)}))
 
@@ -424,13 +424,13 @@ def test_code_is_refused_and_not_run(tmp_path, name, form):
     assert not sentinel.exists()
 
 
-def test_the_sentinel_would_have_been_written(tmp_path):
+def test_plain_pickle_would_run_the_code(tmp_path):
     sentinel = tmp_path / 'sentinel'
     pickle.loads(b'\x80\x02' + opcodes(gadgets(sentinel)['os.system']) + b'.')
     assert sentinel.exists()
 
 
-def test_code_in_the_head_of_an_older_file(tmp_path):
+def test_code_in_the_header_of_a_legacy_file_is_refused(tmp_path):
     """Its three leading pickles and its list of keys are restricted, too."""
     sentinel = tmp_path / 'sentinel'
     evil = b'\x80\x02' + opcodes(Call(Name('os', 'system'), (f'touch {sentinel}',))) + b'.'
@@ -455,14 +455,14 @@ def test_code_in_the_head_of_an_older_file(tmp_path):
         {'w': tensor(of=storage(key='k' * 1000))},
     ],
 )
-def test_names_cannot_write_on_the_terminal(tmp_path, content):
+def test_names_cannot_write_control_characters(tmp_path, content):
     text = refused(archive(tmp_path / 'names.pth', content))
     assert text.isprintable()
     assert len(text) < 1000
 
 
-def test_complaints_do_not_spell_out_what_a_file_doubles(tmp_path):
-    """A tuple of itself twice, forty times over, is small until somebody prints it."""
+def test_errors_stay_short_for_exponential_tuples(tmp_path):
+    """A tuple of itself twice, forty times over, is small until it is printed."""
     path = tmp_path / 'doubled.pth'
     doubled = b'N' + 40 * b'2\x86'
     for before, after in ((b'', b''), (b'(' + opcodes(storage()) + b'K\0', b')tR')):
@@ -474,13 +474,13 @@ def test_complaints_do_not_spell_out_what_a_file_doubles(tmp_path):
         assert len(refused(path)) < 1000
 
 
-def test_class_names_cannot_write_on_the_terminal(tmp_path):
+def test_class_names_cannot_write_control_characters(tmp_path):
     path = tmp_path / 'name.pth'
     path.write_bytes(b'\x80\x04X\x05\0\0\0a\nb\x1b[X\x01\0\0\0c\x93.')
     assert 'holds a b [.c, which' in refused(path)
 
 
-def test_objects_beside_the_weights_stay_inert(tmp_path):
+def test_objects_beside_the_weights_are_placeholders(tmp_path):
     """Placeholders swallow their content; nothing of them reaches the arrays."""
     namespace = Built(Call(Name('argparse', 'Namespace'), ()), {'__class__': 'x', 'lr': 0.1})
     content = {'state_dict': {'w': tensor()}, 'args': namespace}
@@ -488,7 +488,7 @@ def test_objects_beside_the_weights_stay_inert(tmp_path):
     assert list(found.arrays) == ['w']
 
 
-def test_what_mmengine_keeps_beside_the_weights(tmp_path):
+def test_records_of_mmengine_are_placeholders(tmp_path):
     """Its records name their functions by getattr, which is not called; nor for anything else."""
     history = Name('mmengine.logging.history_buffer', 'HistoryBuffer')
     function = Call(Name('builtins', 'getattr'), (history, 'mean'))
@@ -502,7 +502,7 @@ def test_what_mmengine_keeps_beside_the_weights(tmp_path):
     assert 'holds builtins.getattr' in refused(archive(tmp_path / 'x.pth', content))
 
 
-def test_tensor_checks_for_itself():
+def test_tensor_checks_its_bounds():
     of = Storage('0', 'float32', 6, lambda key, size: np.arange(6, dtype='<f4').tobytes())
     np.testing.assert_array_equal(Tensor(of, 1, (2, 2), (2, 1)).array(), [[1, 2], [3, 4]])
     np.testing.assert_array_equal(Tensor(of, 5, (), ()).array(), 5)
@@ -516,7 +516,7 @@ def test_tensor_checks_for_itself():
 @pytest.mark.torch
 @pytest.mark.parametrize('as_legacy', [False, True])
 @pytest.mark.parametrize('protocol', [2, 3, 4, 5])
-def test_whatever_torch_writes_now(tmp_path, as_legacy, protocol):
+def test_files_of_the_installed_pytorch_are_read(tmp_path, as_legacy, protocol):
     torch = pytest.importorskip('torch')
     model = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 3, bias=False), torch.nn.BatchNorm2d(8), torch.nn.Linear(8, 5)
@@ -537,7 +537,7 @@ def test_whatever_torch_writes_now(tmp_path, as_legacy, protocol):
 
 
 @pytest.mark.torch
-def test_the_committed_files_are_what_the_script_writes(tmp_path):
+def test_committed_files_equal_the_script(tmp_path):
     """As far as torch is the same: names, sizes and numbers."""
     torch = pytest.importorskip('torch')
     for path in sorted(DATA.glob('*_training.pth')):
@@ -548,7 +548,7 @@ def test_the_committed_files_are_what_the_script_writes(tmp_path):
 
 
 @pytest.mark.torch
-def test_a_hundred_megabytes_load_within_a_second(tmp_path):
+def test_100_megabytes_load_within_a_second(tmp_path):
     torch = pytest.importorskip('torch')
     path = tmp_path / 'large.pth'
     torch.save({f'layer.{i}.weight': torch.zeros(500, 500) for i in range(100)}, path)

@@ -107,7 +107,7 @@ def batch(count: int, height: int = 32, width: int = 32) -> tuple[np.ndarray, np
     ('depth', 'widen_factor', 'size'),
     [(16, 2, (32, 32)), (16, 2, (40, 48)), (28, 1, (32, 32)), (28, 2, (32, 32)), (10, 4, (33, 35))],
 )
-def test_logits_equal(depth, widen_factor, size):
+def test_logits_equal_pytorch(depth, widen_factor, size):
     ours, theirs = pair(depth, widen_factor)
     images, _ = batch(3, *size)
     ours.eval(), theirs.eval()
@@ -142,7 +142,7 @@ BOTTLENECKS = [
 
 
 @pytest.mark.parametrize(('name', 'size'), BOTTLENECKS)
-def test_logits_of_bottlenecks_equal(tmp_path, name, size):
+def test_logits_of_bottlenecks_equal_pytorch(tmp_path, name, size):
     ours, theirs = bottlenecks(name, tmp_path)
     images, _ = batch(3, *size)
     ours.eval(), theirs.eval()
@@ -165,7 +165,7 @@ def test_logits_of_bottlenecks_equal(tmp_path, name, size):
     ],
     ids=['WRN-16', 'ResNeXt-11', 'WRN-16 64', 'ResNeXt-20 64', 'ResNeXt-50 64', 'WRN-50 64'],
 )
-def test_one_step_equals(tmp_path, make, size, precision):
+def test_one_step_equals_pytorch(tmp_path, make, size, precision):
     """Loss, all updated weights and all running statistics after a step of plain SGD.
 
     With 16 random blocks, rounding alone moves float32 gradients by some per cent: a value that is
@@ -231,7 +231,7 @@ def test_same_parameters_by_name_and_count():
 
 @pytest.mark.parametrize('nesterov', [True, False])
 @pytest.mark.parametrize(('steps', 'lr'), [(1, 0.05), (3, 0.01)])
-def test_training_steps_equal(nesterov, steps, lr):
+def test_training_steps_equal_pytorch(nesterov, steps, lr):
     """Momentum, weight decay, gradients of batch norms in training: all of it."""
     momentum, weight_decay = 0.9, 5e-4
     ours, theirs = pair(16, 1)
@@ -267,7 +267,7 @@ def test_training_steps_equal(nesterov, steps, lr):
     assert moved > 10 * TOLERANCE  # a step that does nothing would pass otherwise
 
 
-def test_running_variance_is_biased_here_and_unbiased_there():
+def test_running_variance_is_biased_in_paddle_and_unbiased_in_pytorch():
     ours, theirs = pair(10, 1)
     ours.train(), theirs.train()
     images, _ = batch(4)
@@ -296,7 +296,7 @@ def test_running_variance_is_biased_here_and_unbiased_there():
         )
 
 
-def test_dropout_drops_as_often_and_scales_as_much():
+def test_dropout_equals_pytorch_in_rate_and_scale():
     """Random numbers differ, so what is compared is what survives of a constant."""
     rate, kept = 0.3, []
     x = np.ones((64, 1000), np.float32)

@@ -1,4 +1,4 @@
-"""Weight files: what fits is loaded, what doesn't is named, and nothing in them is ever run."""
+"""Weight files: what fits is loaded, what does not fit is named, and code in them never runs."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def write(path: Path, arrays: object) -> Path:
     return path
 
 
-# ------------------------------------------------------------------ what loads
+# ------------------------------------------------------------------ loading
 
 
 @pytest.mark.parametrize('protocol', [2, 3, 4])
@@ -85,7 +85,7 @@ def test_file_written_by_paddle_loads(tmp_path, protocol):
     assert report.dropped == report.initial == []
 
 
-def test_paddle_loads_ours(tmp_path):
+def test_paddle_loads_our_file(tmp_path):
     source, target = network(1), network(2)
     path = tmp_path / 'model.pdparams'
     with path.open('wb') as file:
@@ -95,7 +95,7 @@ def test_paddle_loads_ours(tmp_path):
     assert_same(target, state_arrays(source))
 
 
-def test_own_round_trip(tmp_path):
+def test_weights_survive_writing_and_reading(tmp_path):
     source, target = network(1), network(2)
     path = tmp_path / 'best.pdparams'
     with path.open('wb') as file:
@@ -167,7 +167,7 @@ def test_arrays_of_objects_are_refused(tmp_path, value):
     assert '1.bias' in refused(small(2), write(tmp_path / 'objects.pdparams', arrays))
 
 
-# ------------------------------------------------------------------ what doesn't fit
+# ------------------------------------------------------------------ weights that do not fit
 
 
 def test_missing_keys_are_named(tmp_path):
@@ -187,7 +187,7 @@ def test_unknown_keys_are_named(tmp_path):
     assert 'missing' not in text
 
 
-def test_other_shapes_are_named_with_both(tmp_path):
+def test_both_shapes_are_named(tmp_path):
     path = write(tmp_path / 'ten.pdparams', state_arrays(network(1, num_classes=10)))
     text = refused(network(2, num_classes=3), path)
     assert 'fc.weight is [64, 10] there and [64, 3] in the model' in text
@@ -195,7 +195,7 @@ def test_other_shapes_are_named_with_both(tmp_path):
 
 
 @pytest.mark.parametrize('shape', [(3, 2), (6,), (1, 2, 3), (2, 3, 1), ()])
-def test_same_size_in_another_shape_is_no_fit(tmp_path, shape):
+def test_same_size_in_another_shape_is_refused(tmp_path, shape):
     value = np.zeros(shape, np.float32)
     arrays = {**state_arrays(small(1)), '0.weight': value}
     text = refused(small(2), write(tmp_path / 'shape.pdparams', arrays))
@@ -211,14 +211,14 @@ def test_many_problems_stay_one_readable_line(tmp_path):
     assert 'conv1.weight' in text
 
 
-def test_a_deeper_network_does_not_fit(tmp_path):
+def test_deeper_network_is_refused(tmp_path):
     deeper = build('wide_resnet16_1', num_classes=3)
     path = write(tmp_path / 'deeper.pdparams', state_arrays(deeper))
     assert 'block1.layer.1' in refused(network(), path)
 
 
 @pytest.mark.parametrize('key', [1, None, (1, 2), b'bytes'])
-def test_keys_that_are_no_text(tmp_path, key):
+def test_keys_that_are_not_text_are_refused(tmp_path, key):
     arrays = {**state_arrays(small(1)), key: np.zeros(3, np.float32)}
     refused(small(2), write(tmp_path / 'keys.pdparams', arrays))
 
@@ -245,7 +245,7 @@ def test_keys_that_are_no_text(tmp_path, key):
         b'\xff' * 1000,
     ],
 )
-def test_what_is_no_weight_file(tmp_path, suffix, content):
+def test_other_files_are_refused(tmp_path, suffix, content):
     path = tmp_path / f'file{suffix}'
     path.write_bytes(content)
     refused(small(), path)
@@ -253,7 +253,7 @@ def test_what_is_no_weight_file(tmp_path, suffix, content):
 
 @pytest.mark.parametrize('suffix', ['.pdparams', '.safetensors'])
 @pytest.mark.parametrize('share', [0.01, 0.5, 0.9, 0.999])
-def test_truncated_file(tmp_path, suffix, share):
+def test_truncated_file_is_refused(tmp_path, suffix, share):
     path = tmp_path / f'model{suffix}'
     if suffix == '.pdparams':
         paddle.save(network(1).state_dict(), str(path))
@@ -265,7 +265,7 @@ def test_truncated_file(tmp_path, suffix, share):
 
 
 @pytest.mark.parametrize('suffix', ['.pdparams', '.safetensors'])
-def test_folder_and_nothing(tmp_path, suffix):
+def test_folder_and_missing_file_are_refused(tmp_path, suffix):
     folder = tmp_path / f'folder{suffix}'
     folder.mkdir()
     assert 'is a folder; name the weight file in it' in refused(small(), folder)
@@ -276,7 +276,7 @@ def test_folder_and_nothing(tmp_path, suffix):
     'content',
     [[], [np.zeros(3)], np.zeros(3), 'text', 5, None, {}, {'a': 1}, {'a': [1.0, 2.0]}, {'a': {}}],
 )
-def test_pickles_of_something_else(tmp_path, content):
+def test_pickles_of_other_content_are_refused(tmp_path, content):
     refused(small(), write(tmp_path / 'other.pdparams', content))
 
 
@@ -336,7 +336,7 @@ print(dict(outcomes))
 
 @pytest.mark.skipif(not Path('/proc/self/statm').exists(), reason='limits memory as Linux does')
 @pytest.mark.parametrize('suffix', ['.pdparams', '.safetensors'])
-def test_any_changed_byte_is_survived(tmp_path, suffix):
+def test_any_changed_byte_is_read_or_refused(tmp_path, suffix):
     """Random damage loads as other numbers or is refused in one line; it never ends otherwise."""
     path = tmp_path / f'model{suffix}'
     if suffix == '.pdparams':
@@ -364,7 +364,7 @@ def safetensors(path: Path, header: object, numbers: bytes = b'') -> Path:
     return path
 
 
-def test_safetensors_of_a_type_that_numpy_lacks(tmp_path):
+def test_safetensors_in_bfloat16_is_read(tmp_path):
     """bfloat16 is the usual type of such files."""
     values = np.array([[1.0, -2.5, 0.0], [2.0**100, -0.0, np.inf]], np.float32)
     halves = (values.view(np.uint32) >> 16).astype('<u2').tobytes()
@@ -402,13 +402,13 @@ def test_safetensors_of_a_type_that_numpy_lacks(tmp_path):
         None,
     ],
 )
-def test_safetensors_whose_header_lies(tmp_path, entry):
+def test_safetensors_with_a_wrong_header_is_refused(tmp_path, entry):
     header = {'0.weight': entry}
     path = safetensors(tmp_path / 'lie.safetensors', header, bytes(24))
     assert 'is damaged or not a safetensors file' in refused(small(), path)
 
 
-def test_safetensors_written_here_are_read_by_their_own_package(tmp_path):
+def test_our_safetensors_file_is_read_by_the_package(tmp_path):
     arrays = {
         'a': np.arange(6, dtype='>f4').reshape(2, 3),
         'b': np.asfortranarray(np.arange(6, dtype=np.int64).reshape(2, 3)),
@@ -427,7 +427,7 @@ def test_safetensors_written_here_are_read_by_their_own_package(tmp_path):
         safetensors_file.write(io.BytesIO(), {'complex': np.zeros(1, complex)})
 
 
-def test_paddles_bfloat16_becomes_float32(tmp_path):
+def test_bfloat16_of_paddle_becomes_float32(tmp_path):
     """paddle.save writes it as uint16."""
     source, target = small(1), small(2)
     path = tmp_path / 'half.pdparams'
@@ -440,7 +440,7 @@ def test_paddles_bfloat16_becomes_float32(tmp_path):
 
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
 @pytest.mark.parametrize('source', ['float32', 'float16', 'float64'])
-def test_a_model_in_16_bits_takes_weights_of_any_precision(dtype, source):
+def test_16_bit_model_takes_weights_of_any_precision(dtype, source):
     """Each tensor keeps its type: batch norms are float32 there, too."""
     target = network(2)
     for layer in target.sublayers():
@@ -527,7 +527,7 @@ def test_code_is_refused_and_not_run(tmp_path, name, place, protocol):
     assert not sentinel.exists()
 
 
-def test_the_sentinel_would_have_been_written(tmp_path):
+def test_plain_pickle_would_run_the_code(tmp_path):
     """The test above can fail: the ordinary pickle does run what it refuses."""
     sentinel = tmp_path / 'sentinel'
     pickle.loads(pickle.dumps(payloads(sentinel)['os.mkdir']))
@@ -548,7 +548,7 @@ def test_the_sentinel_would_have_been_written(tmp_path):
         b'Pid\n.',  # PERSID
     ],
 )
-def test_every_way_to_name_a_function_is_closed(tmp_path, opcodes, monkeypatch):
+def test_every_opcode_that_names_a_function_is_refused(tmp_path, opcodes, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / 'opcodes.pdparams'
     path.write_bytes(opcodes)
@@ -560,7 +560,7 @@ def test_every_way_to_name_a_function_is_closed(tmp_path, opcodes, monkeypatch):
 
 
 @pytest.mark.parametrize('protocol', range(pickle.HIGHEST_PROTOCOL + 1))
-def test_arrays_and_containers_survive(protocol):
+def test_arrays_and_containers_are_read(protocol):
     content = {
         'matrix': np.arange(6, dtype=np.float32).reshape(2, 3),
         'columns': np.asfortranarray(np.arange(6.0).reshape(2, 3)),
@@ -583,13 +583,13 @@ def test_arrays_and_containers_survive(protocol):
 
 
 @pytest.mark.parametrize('as_view', [False, True])
-def test_bytes_and_views_are_taken(as_view):
+def test_bytes_and_views_are_accepted(as_view):
     data = pickle.dumps({'a': np.arange(3)})
     found = safe_pickle.loads(memoryview(data) if as_view else data, 'here')
     np.testing.assert_array_equal(found['a'], np.arange(3))
 
 
-def test_names_of_both_numpys_are_known():
+def test_names_of_numpy_1_and_2_are_known():
     """numpy.core became numpy._core in NumPy 2; a file may come from either."""
     data = pickle.dumps(np.arange(3), protocol=2)
     for module in (b'numpy.core', b'numpy._core'):
@@ -597,14 +597,14 @@ def test_names_of_both_numpys_are_known():
         np.testing.assert_array_equal(safe_pickle.loads(renamed, 'here'), np.arange(3))
 
 
-def test_complaint_says_where_and_what():
+def test_error_names_file_and_function():
     with pytest.raises(UserError, match=r'^over there.*posix.*system|^over there.*nt.*system'):
         safe_pickle.loads(pickle.dumps(os.system), 'over there')
     with pytest.raises(UserError, match=r'^over there .*damaged'):
         safe_pickle.loads(b'\x80\x04', 'over there')
 
 
-def test_read_arrays_needs_no_model(tmp_path):
+def test_read_weights_needs_no_model(tmp_path):
     path = tmp_path / 'model.pdparams'
     paddle.save(small(1).state_dict(), str(path))
     arrays = read_weights(path).arrays
@@ -614,7 +614,7 @@ def test_read_arrays_needs_no_model(tmp_path):
     assert sorted(pickle.loads(buffer.getvalue())) == sorted(arrays)
 
 
-# ------------------------------------------------------------------ arrays that lie
+# ------------------------------------------------------------------ arrays with wrong headers
 
 
 def pickled_array(shape: str, dtype: str, state: str, content: str) -> bytes:
@@ -630,7 +630,7 @@ EIGHT = "S'" + 8 * '\\0' + "'\n"
 AS_BYTES = f'c_codecs\nencode\n({EIGHT}S"latin1"\ntR'
 
 
-def test_the_arrays_below_would_load_if_they_did_not_lie():
+def test_correct_array_loads():
     found = safe_pickle.loads(pickled_array('(I2\nt', F4, PLAIN, AS_BYTES), 'here')
     np.testing.assert_array_equal(found, np.zeros(2, np.float32))
     assert found.dtype == np.float32
@@ -653,7 +653,7 @@ def test_the_arrays_below_would_load_if_they_did_not_lie():
         ('I2\n', F4, PLAIN, AS_BYTES),
     ],
 )
-def test_arrays_that_lie_are_refused(shape, dtype, state, content):
+def test_arrays_with_wrong_headers_are_refused(shape, dtype, state, content):
     with pytest.raises(UserError, match=r'^here is damaged'):
         safe_pickle.loads(pickled_array(shape, dtype, state, content), 'here')
 

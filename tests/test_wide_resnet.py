@@ -121,7 +121,7 @@ def test_stride_is_on_the_first_convolution():
 
 
 @pytest.mark.parametrize('data_format', ['NCHW', 'NHWC'])
-def test_convolutions_have_the_layout_that_was_asked_for(data_format):
+def test_convolutions_have_the_requested_layout(data_format):
     model, channels = WideResNet(depth=10, widen_factor=1, data_format=data_format), {}
 
     def note(layer, inputs, output):
@@ -231,7 +231,7 @@ def test_convolutions_start_he_normal_over_the_fan_out():
             assert np.mean(np.abs(weights) > 2 * std) == pytest.approx(0.0455, abs=0.008), name
 
 
-def test_other_parameters_start_as_they_should(small):
+def test_initial_values_of_other_parameters(small):
     for name, tensor in small.state_dict().items():
         values = tensor.numpy()
         if name == 'fc.weight':
@@ -262,7 +262,7 @@ def test_arguments_are_keyword_only(depth):
 
 
 @pytest.mark.parametrize('depth', [-2, 0, 3, 4, 9, 11, 15, 27, 29])
-def test_impossible_depths(depth):
+def test_impossible_depths_are_refused(depth):
     with pytest.raises(ValueError, match=f'depth.*{depth}'):
         WideResNet(depth=depth, widen_factor=1)
 
@@ -282,6 +282,6 @@ def test_impossible_depths(depth):
         ({'data_format': None}, 'data_format must be NCHW or NHWC, not None'),
     ],
 )
-def test_impossible_arguments(wrong, named):
+def test_impossible_arguments_are_refused(wrong, named):
     with pytest.raises(ValueError, match=named):
         WideResNet(**{'depth': 10, 'widen_factor': 1, **wrong})

@@ -47,7 +47,7 @@ def kernel(tmp_path):
     kernel.manager.shutdown_kernel(now=True)
 
 
-def test_stop_has_a_training_save_and_stops_the_notebook(kernel, tmp_path):
+def test_stop_saves_the_training_and_stops_the_notebook(kernel, tmp_path):
     code = f'%shell python3 {REPOSITORY}/train.py -o output.dir=run {HOUR}'
     assert kernel.run(code, stop_at='iter:4 ') == 'error'
     assert 'train.py: SIGINT: saved in run; ' in kernel.printed
@@ -58,7 +58,7 @@ def test_stop_has_a_training_save_and_stops_the_notebook(kernel, tmp_path):
     assert f'step {snapshot.state["step"]}' in kernel.printed
 
 
-def test_a_plain_command_prints_lines_and_no_bar(kernel, tmp_path):
+def test_plain_command_prints_lines_without_a_bar(kernel, tmp_path):
     """Its terminal is IPython's; the threads are this machine's, though the kernel has paddle."""
     kernel.run('import paddle')
     python = '{sys.executable}'
@@ -70,7 +70,7 @@ def test_a_plain_command_prints_lines_and_no_bar(kernel, tmp_path):
     assert not re.search('CPU: .*your', text)
 
 
-def test_commands_follow_each_other_in_one_kernel(kernel, tmp_path):
+def test_commands_run_one_after_another_in_one_kernel(kernel, tmp_path):
     start = time.time()
     for command in (
         f'train.py -o output.dir=run {SHORT}',

@@ -1,4 +1,4 @@
-"""Other projects' names and biases become ours, and the account says how."""
+"""Weights of other frameworks: names and biases are converted to ours, and the report is right."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def refused(path: Path, model: nn.Layer, **options: str) -> str:
 
 @pytest.mark.parametrize('prefix', ['', 'module.', 'model.', '_orig_mod.module.', '_layers.'])
 @pytest.mark.parametrize('name', [WIDE_NAME, 'resnext29_2x4d'])
-def test_torch_names(tmp_path, name, prefix):
+def test_pytorch_names_are_converted(tmp_path, name, prefix):
     expected = state_arrays(network(name))
     path = write(tmp_path / 'weights.pkl', as_torch(expected, prefix))
     model = network(name, seed=2)
@@ -121,7 +121,7 @@ def test_torch_names(tmp_path, name, prefix):
     assert {entry.partition(' (')[2] for entry in report.dropped} == {'counters)'}
 
 
-def test_square_heads_are_transposed_by_the_names_alone(tmp_path):
+def test_square_last_layer_is_transposed_by_names_only(tmp_path):
     """Shapes can't tell [out, in] from [in, out] here."""
     square = network(num_classes=64)
     expected = state_arrays(square)
@@ -131,7 +131,7 @@ def test_square_heads_are_transposed_by_the_names_alone(tmp_path):
 
 
 @pytest.mark.parametrize('prefix', ['', 'backbone.', 'Student.', 'Student.backbone.'])
-def test_paddleclas_names(tmp_path, prefix):
+def test_paddleclas_names_are_converted(tmp_path, prefix):
     expected = state_arrays(network('resnext29_2x4d'))
     content = {prefix + key: value for key, value in as_clas(expected).items()}
     beside = {
@@ -146,7 +146,7 @@ def test_paddleclas_names(tmp_path, prefix):
     assert found.dropped == [f'{key} (beside the network)' for key in beside if prefix]
 
 
-def test_paddleclas_names_cover_those_that_its_code_writes():
+def test_paddleclas_names_are_those_of_its_code():
     """Literally, so that a mistake in as_clas can't hide one in the converter."""
     kernel, vector = np.zeros((2, 2, 1, 1)), np.zeros(2)
     theirs = {
@@ -176,7 +176,7 @@ def test_paddleclas_names_cover_those_that_its_code_writes():
 
 
 @pytest.mark.slow
-def test_paddle_vision_files(tmp_path):
+def test_paddle_vision_file_loads(tmp_path):
     theirs = paddle.vision.models.resnext50_32x4d(num_classes=5)
     path = tmp_path / 'vision.pdparams'
     paddle.save(theirs.state_dict(), str(path))
@@ -186,7 +186,7 @@ def test_paddle_vision_files(tmp_path):
 
 
 @pytest.mark.parametrize('name', sorted(OFFICIAL))
-def test_paddle_vision_names(name):
+def test_our_names_are_those_of_paddle_vision(name):
     with paddle.LazyGuard():
         theirs, ours = getattr(paddle.vision.models, name)(), build(name, num_classes=1000)
     expected = {key: tensor.shape for key, tensor in theirs.state_dict().items()}
@@ -219,7 +219,7 @@ def test_mixed_and_doubled_names_are_refused(tmp_path):
         (lambda new, old: {'ema': {'decay': 0.9, 'step': 3}, 'model': new}, "from 'model'"),
     ],
 )
-def test_wrappers(tmp_path, layout, source):
+def test_state_dict_inside_a_checkpoint_is_found(tmp_path, layout, source):
     expected, other = state_arrays(network(seed=1)), state_arrays(network(seed=2))
     found = read_weights(write(tmp_path / 'weights', layout(as_torch(expected), as_torch(other))))
     assert_same(found.arrays, expected)
@@ -227,7 +227,7 @@ def test_wrappers(tmp_path, layout, source):
     assert ('averaged' in found.source) == ('rather' in found.source)
 
 
-def test_account_is_short_and_complete(tmp_path):
+def test_report_is_short_and_complete(tmp_path):
     content = {**as_torch(state_arrays(network()), 'module.'), 'module.note': 'text'}
     content['n_averaged'] = np.array(3)
     report = load_weights(
@@ -245,7 +245,7 @@ def test_account_is_short_and_complete(tmp_path):
 
 
 @pytest.mark.parametrize('prefix', ['timm_model.', 'feature_extractor.', 'model.timm_model.'])
-def test_prefixes_of_wrappers(tmp_path, prefix):
+def test_prefixes_of_wrappers_are_removed(tmp_path, prefix):
     expected = state_arrays(network())
     found = read_weights(write(tmp_path / 'weights', as_torch(expected, prefix)))
     assert_same(found.arrays, expected)
@@ -253,7 +253,7 @@ def test_prefixes_of_wrappers(tmp_path, prefix):
 
 
 @pytest.mark.parametrize('averaged', ['ema_model.module.', 'model_ema.', 'ema.'])
-def test_averaged_weights_beside_others_in_one_state_dict(tmp_path, averaged):
+def test_averaged_weights_are_preferred_in_one_state_dict(tmp_path, averaged):
     expected, other = state_arrays(network(seed=1)), state_arrays(network(seed=2))
     content = {**as_torch(other, 'model.'), **as_torch(expected, averaged)}
     content[f'{averaged}n_averaged'] = np.array(3)
@@ -277,7 +277,7 @@ def test_averaged_weights_beside_others_in_one_state_dict(tmp_path, averaged):
         ('', 'last_linear.'),
     ],
 )
-def test_names_of_the_last_layer(tmp_path, backbone, head):
+def test_last_layer_is_found_by_its_names(tmp_path, backbone, head):
     expected = state_arrays(network())
     content = {
         key.replace(f'{backbone}fc.', head): value
@@ -292,7 +292,7 @@ def test_names_of_the_last_layer(tmp_path, backbone, head):
     assert report.dropped[-2:] == ['fc.weight (of the head)', 'fc.bias (of the head)']
 
 
-def test_what_is_no_last_layer(tmp_path):
+def test_other_layers_are_not_taken_for_the_last(tmp_path):
     """Behind a neck, a layer reads something else; several are no single one."""
     expected = state_arrays(network())
     content = as_torch({k: v for k, v in expected.items() if 'fc' not in k}, 'backbone.')
@@ -315,7 +315,7 @@ def test_several_last_layers_are_named(tmp_path):
     load_weights(network(seed=2), path, head='drop')
 
 
-# ------------------------------------------------------------------ no weights, and several files
+# ------------------------------------------------------------------ other files, several files
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_several_last_layers_are_named(tmp_path):
         ('resnext_50_32x4d.t7', 'Torch 7'),
     ],
 )
-def test_files_that_hold_no_weights(tmp_path, name, what):
+def test_files_without_weights_are_refused(tmp_path, name, what):
     path = tmp_path / name
     path.write_bytes(b'{"model": "x"}')
     text = refused(path, network())
@@ -352,7 +352,7 @@ def sharded(folder: Path, arrays: dict) -> Path:
     return index
 
 
-def test_weights_in_several_files(tmp_path):
+def test_weights_in_several_files_are_joined(tmp_path):
     """Named by their index, their folder, or any one of them."""
     expected = state_arrays(network())
     index = sharded(tmp_path / 'hub', as_torch(expected, 'timm_model.'))
@@ -370,7 +370,7 @@ def test_weights_in_several_files(tmp_path):
     assert 'is one of 2 files, and their index' in refused(first, network())
 
 
-def test_a_folder_from_a_hub(tmp_path):
+def test_folder_of_hugging_face_is_read(tmp_path):
     expected = state_arrays(network())
     (tmp_path / 'config.json').write_text('{}')
     file = write(tmp_path / 'pytorch_model.bin', as_torch(expected))
@@ -456,7 +456,7 @@ def test_folding_in_training(tmp_path):
         {'bn1._mean': None},
     ],
 )
-def test_biases_that_cannot_be_folded(tmp_path, change):
+def test_biases_that_cannot_be_folded_are_refused(tmp_path, change):
     biased = network()
     add_biases(biased)
     content = {**state_arrays(biased), **change}
@@ -473,7 +473,7 @@ def test_biases_that_cannot_be_folded(tmp_path, change):
         {'stem.weight': np.zeros((2, 2, 1, 1)), 'stem.bias': np.zeros(2)},
     ],
 )
-def test_bottleneck_biases_that_cannot_be_folded(tmp_path, change):  # fmt: skip
+def test_bottleneck_biases_that_cannot_be_folded_are_refused(tmp_path, change):  # fmt: skip
     biased = network('resnext29_2x4d')
     add_biases(biased)
     content = {**state_arrays(biased), **change}
@@ -482,10 +482,10 @@ def test_bottleneck_biases_that_cannot_be_folded(tmp_path, change):  # fmt: skip
     assert 'cannot be folded' in text
 
 
-# ------------------------------------------------------------------ heads, and what doesn't fit
+# ------------------------------------------------------------------ last layers, misfits
 
 
-def test_another_head(tmp_path):
+def test_other_classes_need_head_drop(tmp_path):
     path = write(tmp_path / 'ten', state_arrays(network(num_classes=10)))
     model = network(seed=2)
     assert 'model.pretrained_head: drop' in refused(path, model)
@@ -498,7 +498,7 @@ def test_another_head(tmp_path):
     np.testing.assert_array_equal(model.conv1.weight.numpy(), expected)
 
 
-def test_a_head_that_fits_is_dropped_too(tmp_path, recwarn):
+def test_head_drop_also_drops_a_head_that_fits(tmp_path, recwarn):
     model = network(seed=2)
     head = state_arrays(model)['fc.weight']
     load_weights(model, write(tmp_path / 'same', state_arrays(network())), head='drop')
@@ -506,7 +506,7 @@ def test_a_head_that_fits_is_dropped_too(tmp_path, recwarn):
     assert not recwarn.list
 
 
-def test_a_file_without_a_head(tmp_path):
+def test_file_without_last_layer_needs_head_drop(tmp_path):
     arrays = state_arrays(network())
     del arrays['fc.weight'], arrays['fc.bias']
     path = write(tmp_path / 'headless', arrays)
@@ -517,7 +517,7 @@ def test_a_file_without_a_head(tmp_path):
     load_weights(network(seed=2), path, head='drop')
 
 
-def test_dropping_the_head_forgives_nothing_else(tmp_path):
+def test_head_drop_still_refuses_other_missing_arrays(tmp_path):
     arrays = state_arrays(network())
     del arrays['conv1.weight']
     text = refused(write(tmp_path / 'less', arrays), network(seed=2), head='drop')
@@ -526,7 +526,7 @@ def test_dropping_the_head_forgives_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize('head', ['keep', 'drop'])
-def test_other_networks_are_named(tmp_path, head):
+def test_error_names_both_networks(tmp_path, head):
     path = write(tmp_path / 'wide', as_torch(state_arrays(network())))
     text = refused(path, network('resnext29_2x4d'), head=head)
     assert 'look like wide_resnet16_1, not resnext29_2x4d' in text
@@ -538,19 +538,19 @@ def test_other_networks_are_named(tmp_path, head):
     'name',
     ['wide_resnet10_1', 'wide_resnet28_2', 'wide_resnet50_2', 'resnext50_32x4d', 'resnext29_2x4d'],
 )
-def test_networks_are_known_by_their_shapes(name):
+def test_network_is_recognised_by_its_shapes(name):
     with paddle.LazyGuard():
         model = build(name, num_classes=10)
     assert looks_like({key: tuple(t.shape) for key, t in model.state_dict().items()}) == name
 
 
-def test_nothing_of_ours():
+def test_unknown_networks_are_not_recognised():
     assert looks_like({}) is None
     assert looks_like({'layer1.0.conv2.weight': (0, 0, 1, 1)}) is None
     assert looks_like({f'layer{i}.0.conv2.weight': (4, 0) for i in (1, 2, 3)}) is None
 
 
-def test_fitting_what_was_read(tmp_path):
+def test_fit_weights_takes_the_result_of_read_weights(tmp_path):
     """As eval.py does: read once, then fit."""
     path = write(tmp_path / 'weights', as_torch(state_arrays(network())))
     read, model = read_weights(path), network(seed=2)
@@ -598,7 +598,7 @@ def test_official_weights_are_downloaded_once(cache, monkeypatch):
     assert_same(state_arrays(model), state_arrays(network()))
 
 
-def test_official_weights_without_a_network(cache, monkeypatch):
+def test_official_weights_without_network_name_the_address(cache, monkeypatch):
     def download(*_, **__):
         raise OSError('no route')
 
@@ -611,14 +611,14 @@ def test_official_weights_without_a_network(cache, monkeypatch):
     assert str(cache / 'resnext50_32x4d.pdparams') in text
 
 
-def test_a_damaged_official_file_is_refused(cache):
+def test_damaged_official_file_is_refused(cache):
     cache.mkdir()
     (cache / 'resnext50_32x4d.pdparams').write_bytes(b'half')
     with pytest.raises(UserError, match='MD5'):
         resolve('resnext50_32x4d')
 
 
-def test_the_suffix_may_be_left_out(tmp_path):
+def test_suffix_can_be_left_out(tmp_path):
     """As Paddle's suites write it."""
     write(tmp_path / 'best.pdparams', state_arrays(network()))
     assert resolve(tmp_path / 'best') == tmp_path / 'best.pdparams'
@@ -630,7 +630,7 @@ def test_the_suffix_may_be_left_out(tmp_path):
     assert resolve(tmp_path / 'best') == tmp_path / 'best'
 
 
-def test_a_file_goes_before_a_name(cache, tmp_path, monkeypatch):
+def test_file_has_priority_over_an_official_name(cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path('resnext50_32x4d').write_bytes(b'')
     assert resolve('resnext50_32x4d') == Path('resnext50_32x4d')
@@ -651,7 +651,7 @@ def convert(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize('suffix', ['.pdparams', '.safetensors'])
-def test_convert(tmp_path, suffix):
+def test_convert_writes_our_names(tmp_path, suffix):
     expected = state_arrays(network())
     source, target = write(tmp_path / 'in.pth', as_torch(expected)), tmp_path / f'out{suffix}'
     done = convert('convert', source, target)
@@ -682,7 +682,7 @@ def test_convert(tmp_path, suffix):
         ([], 'the following arguments are required: convert'),
     ],
 )
-def test_convert_refuses(tmp_path, arguments, complaint, monkeypatch, capsys):
+def test_convert_refuses_wrong_arguments(tmp_path, arguments, complaint, monkeypatch, capsys):
     (tmp_path / 'text.pth').write_text('hello')
     write(tmp_path / 'complex', {'w': np.zeros(2, np.complex64)})
     given = [argument.format(folder=tmp_path) for argument in arguments]
@@ -693,7 +693,7 @@ def test_convert_refuses(tmp_path, arguments, complaint, monkeypatch, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ['complex', 'text.pth']
 
 
-def test_convert_help(monkeypatch, capsys):
+def test_convert_help_lists_suffixes(monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['engine.weights', 'convert', '--help'])
     with pytest.raises(SystemExit, match='0'):
         cli.run(command.main)
@@ -705,7 +705,7 @@ def test_convert_help(monkeypatch, capsys):
 
 @pytest.mark.torch
 @pytest.mark.parametrize('parallel', [False, True])
-def test_a_network_trained_with_torch(tmp_path, parallel):
+def test_logits_equal_those_of_a_network_trained_with_pytorch(tmp_path, parallel):
     """The same logits from the file that torch.save wrote of the network itself."""
     torch = pytest.importorskip('torch')
     from benchmarks.torch_wide_resnet import WideResNet

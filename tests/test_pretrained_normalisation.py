@@ -1,4 +1,4 @@
-"""Weights that were trained with other means and deviations than a data set's own bring them."""
+"""Weights that were trained with another mean and std than the data set's own set them."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def contrib(tmp_path):
 
 
 class Stop(Exception):
-    """The command has come as far as it should."""
+    """Ends the command at this point."""
 
 
 def config_of(command, monkeypatch, *arguments):
-    """The config that a command goes on with once it has read the weights."""
+    """The config of a command after it has read the weights."""
     module = importlib.import_module(command)
 
     def stop(config, *_, **__):
@@ -59,7 +59,7 @@ def config_of(command, monkeypatch, *arguments):
 
 
 @pytest.mark.parametrize('command', ['train', 'eval', 'export'])
-def test_contribs_weights_bring_their_own(contrib, command, monkeypatch, tmp_path, capsys):
+def test_weights_of_contrib_set_mean_and_std(contrib, command, monkeypatch, tmp_path, capsys):
     place = (f'model.pretrained={contrib}',) if command == 'train' else ()
     weights = () if command == 'train' else ('-w', str(contrib))
     output = ('-o', f'output.dir={tmp_path / "run"}', 'device=cpu', *place)
@@ -73,13 +73,13 @@ def test_contribs_weights_bring_their_own(contrib, command, monkeypatch, tmp_pat
     assert config_of(command, monkeypatch, *PAPER, *weights, *other).data.std is None
 
 
-def test_a_converted_file_lacks_them_which_is_said(contrib, tmp_path, capsys):
+def test_convert_reports_mean_and_std(contrib, tmp_path, capsys):
     convert(contrib, tmp_path / 'ours.pdparams')
     assert f'trained on cifar10 with {KEYS}; OUT does not say so' in capsys.readouterr().out
     assert read_weights(tmp_path / 'ours.pdparams').normalisation is None
 
 
-def test_a_resumed_run_goes_on_with_them():
+def test_resumed_run_keeps_mean_and_std():
     """Also where the file is gone, and the config, which is read anew, does not name them."""
     config = load_config(PAPER[1], ['model.pretrained=gone.pdparams'])
     before = {'data': {'mean': [1.0, 2.0, 3.0], 'std': list(CONTRIB)}}
