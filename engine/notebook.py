@@ -2,9 +2,9 @@
 
     %shell python3 train.py -c configs/quickstart.yaml
 
-IPython's own `!` ends a command 0.2 seconds after Stop is clicked, too soon to save. Here the
-command has a session of its own, Stop is Ctrl-C, and what it saves is waited for. A command that
-fails stops the notebook. Nothing here needs more than IPython.
+IPython's own `!` kills a command 0.2 seconds after the stop button, too early to save. Here the
+command has a session of its own, the stop button sends Ctrl-C, and the cell waits until the command
+has ended. A command that fails stops the notebook. Nothing here needs more than IPython.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ import shlex
 import signal
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from IPython.core.error import UsageError
-from IPython.display import Image, display
 
 
 def load_ipython_extension(ipython: Any) -> None:
@@ -41,12 +39,7 @@ def shell(command: str) -> None:
                 for line in process.stdout or ():
                     print(line, end='', flush=True)
                 process.wait()
-            except KeyboardInterrupt:  # Stop; a second one ends at once
+            except KeyboardInterrupt:  # the stop button; a second one ends training at once
                 process.send_signal(signal.SIGINT)
     if process.returncode:
         raise UsageError(f'exit code {process.returncode}: {command}')
-
-
-def show(path: str | Path, width: Optional[int] = None) -> None:
-    """Display the picture of a file."""
-    display(Image(filename=str(path), width=width))  # type: ignore[no-untyped-call]

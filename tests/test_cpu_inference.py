@@ -1,4 +1,4 @@
-"""A network that is measured on a CPU, through Paddle Inference with oneDNN: the same logits."""
+"""Evaluation on a CPU through Paddle Inference with oneDNN: the logits are the same."""
 
 from __future__ import annotations
 
@@ -43,8 +43,7 @@ def test_logits_are_those_of_dygraph_for_any_batch(model, image):
 
 
 @needs_onednn
-def test_what_is_loaded_later_changes_nothing(model, image):
-    """The layer has weights of its own."""
+def test_the_compiled_layer_has_weights_of_its_own(model, image):
     layer, _ = cpu_inference.compiled(model, image)
     images = paddle.randn([2, 3, image.size, image.size])
     before, kept = layer(images).numpy(), model.fc.bias.numpy()
@@ -62,7 +61,7 @@ def test_what_is_loaded_later_changes_nothing(model, image):
         (lambda images: np.full((len(images), 10), np.nan, np.float32), 'logits differ by at most'),
     ],
 )
-def test_a_wrong_onednn_is_noticed_and_dygraph_measures(model, image, monkeypatch, wrong, reason):
+def test_dygraph_computes_where_onednn_fails_or_differs(model, image, monkeypatch, wrong, reason):
     monkeypatch.setattr(static_model, 'by_inference', lambda folder, onednn: wrong)
     layer, computed_by = cpu_inference.compiled(model, image)
     assert layer is model
@@ -70,7 +69,7 @@ def test_a_wrong_onednn_is_noticed_and_dygraph_measures(model, image, monkeypatc
     assert reason in computed_by
 
 
-def test_a_paddle_without_onednn_measures_by_dygraph(model, image, monkeypatch):
+def test_dygraph_computes_where_paddle_has_no_onednn(model, image, monkeypatch):
     monkeypatch.setattr(static_model, 'has_onednn', lambda: False)
     layer, computed_by = cpu_inference.compiled(model, image)
     assert layer is model

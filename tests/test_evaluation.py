@@ -44,7 +44,7 @@ class Views(Batches):
     """Batches whose image `row` has some views; view v of it has the number row * views + v in its
     upper left corner, and that number plus 100 in the upper right one.
 
-    Of the rows in `bad`, nothing comes, as of pictures that cannot be read.
+    Rows in `bad` are left out, as pictures that cannot be read are.
     """
 
     def __init__(
@@ -115,8 +115,8 @@ def test_mirroring_a_set_in_memory():
 
 
 @pytest.mark.parametrize('mirror', [False, True])
-def test_losses_of_a_network_that_is_sure_and_wrong_are_as_large_as_they_are(mirror):
-    """No probability is so small that it counts as none, or as e^-64, Paddle's least on a CPU."""
+def test_the_loss_of_a_confident_mistake_is_not_limited(mirror):
+    """Neither where a probability is 0 in float32, nor at 64, Paddle's own limit on a CPU."""
     batches = Views(13, views=2, batch_size=5)
     model = Table(200)
     model.logits *= 1000
@@ -139,7 +139,7 @@ def test_losses_of_a_network_that_is_sure_and_wrong_are_as_large_as_they_are(mir
 
 @pytest.mark.parametrize('views', [1, 5])
 @pytest.mark.parametrize('bad', [(0,), (12,), (4, 5, 6, 11), (5, 6, 7, 8, 9)])
-def test_images_that_do_not_come_count_in_no_figure(bad, views):
+def test_unreadable_images_count_in_no_figure(bad, views):
     batches = Views(13, views=views, batch_size=5, bad=bad)
     model = Table(100)
     result = evaluate(model, batches)
@@ -151,8 +151,8 @@ def test_images_that_do_not_come_count_in_no_figure(bad, views):
     assert min(model.sizes) > 0, 'the network was given an empty batch'
 
 
-def test_every_batch_may_be_interrupted_also_one_of_nothing():
-    """Processes agree after each batch whether to stop: none may leave this out."""
+def test_the_callback_runs_after_every_batch_even_an_empty_one():
+    """There the processes agree whether to stop, so that none may skip it."""
     calls = []
     evaluate(
         Table(100),

@@ -78,7 +78,7 @@ def pictures(root: Path) -> Path:
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    """A run on pictures of three classes, with dropout and averaged weights; the pictures go."""
+    """A run on pictures of three classes, with dropout and averaged weights; no pictures left."""
     folder = tmp_path_factory.mktemp('trained')
     root = pictures(folder / 'pictures')
     settings = [
@@ -96,7 +96,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def exported(run):
-    """What the command makes of that run: its folder, moved to where nothing else is; stdout."""
+    """The folder that the command makes of that run, moved to another place; its output."""
     result = execute(run.parent.parent, 'export.py', '-w', str(run))
     assert result.returncode == 0, result.stderr
     assert result.stderr == ''
@@ -142,7 +142,7 @@ def test_a_run_is_exported_with_its_averaged_weights_in_test_mode(run, exported)
     assert all(line.startswith(ours) for line in out.splitlines()), 'Paddle, too, printed something'
 
 
-def test_the_description_says_all_that_its_users_must_know(run, exported):
+def test_the_description_has_all_that_its_users_need(run, exported):
     folder, _ = exported
     about = description(folder)
     assert about['model'] == 'wide_resnet10_1'
@@ -196,7 +196,7 @@ def test_nothing_but_these_files_is_written(run, exported):
         for name, size in FAMILIES
     ],
 )
-def test_every_family_says_the_same_for_any_batch_once_exported(tmp_path, name, size):
+def test_every_family_has_the_same_logits_once_exported(tmp_path, name, size):
     model = a_file(tmp_path / 'weights.pdparams', name)
     export_file(tmp_path / 'weights.pdparams', name, size, tmp_path / 'out', onnx=HAS_CONVERTER)
     readers = [by_jit, by_inference] + [by_onnx] * HAS_CONVERTER
@@ -294,7 +294,7 @@ def test_pictures_are_prepared_as_in_evaluation(root, tmp_path):
 
 
 class OtherInAGraph(nn.Layer):
-    """A network that really is another one once it is exported."""
+    """A network that changes when it is exported."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -312,7 +312,7 @@ def test_a_network_that_differs_once_exported_is_refused(tmp_path):
         verify(network, tmp_path, 4)
 
 
-def test_a_file_that_changed_or_was_cut_off_is_refused(tmp_path):
+def test_a_changed_or_truncated_file_is_refused(tmp_path):
     """As a disk that is full or bad would leave it."""
     model = models.build('wide_resnet10_1', num_classes=3)
     static_model.save(model, tmp_path, image_of(8))
@@ -332,7 +332,7 @@ def test_a_file_that_changed_or_was_cut_off_is_refused(tmp_path):
 
 @pytest.mark.parametrize('trouble', ['fails', 'differs', 'is missing'])
 def test_onednn_that_fails_or_differs_is_a_warning(tmp_path, monkeypatch, trouble):
-    """It stands for another implementation; the files are read by this Paddle without it."""
+    """oneDNN is another implementation; this Paddle reads the files without it."""
     model = models.build('wide_resnet10_1', num_classes=3)
     static_model.save(model, tmp_path, image_of(8))
     create, other = inference.create_predictor, tmp_path / 'other'
@@ -363,7 +363,7 @@ def test_onednn_that_fails_or_differs_is_a_warning(tmp_path, monkeypatch, troubl
 
 
 def test_the_format_is_chosen_before_paddle_is_imported(monkeypatch):
-    """That pdmodel is then written, test_triton.py shows."""
+    """test_triton.py shows that pdmodel is then written."""
     for graph, flag in (('pdmodel', '0'), ('json', '1')):
         monkeypatch.setattr('engine.export.forms.paddle_version', lambda: '3.3.1')
         monkeypatch.setenv('FLAGS_enable_pir_api', 'unset')
@@ -387,7 +387,7 @@ def test_weights_that_are_not_finite_are_refused_and_leave_nothing(tmp_path, fir
     'what',
     ['full', 'file', 'missing', 'no run', 'code', 'launched', 'triton full', 'within', 'no onnx'],
 )
-def test_what_cannot_work_is_one_line_exit_2_and_nothing_written(tmp_path, what, run):
+def test_impossible_arguments_give_one_line_and_exit_code_2_and_write_nothing(tmp_path, what, run):
     (tmp_path / 'full').mkdir()
     (tmp_path / 'full' / 'mine.txt').write_text('mine')
     (tmp_path / 'models' / 'wide_resnet10_1' / '1').mkdir(parents=True)
@@ -426,7 +426,7 @@ def test_another_network_than_the_weights_is_refused_by_name(tmp_path):
         export_file(tmp_path / 'weights.pdparams', 'resnext11_2x4d', 8, tmp_path / 'out')
 
 
-def test_a_kill_while_writing_leaves_no_half_folder_and_the_next_one_cleans_up(run, tmp_path):
+def test_a_killed_export_leaves_no_folder_and_the_next_one_cleans_up(run, tmp_path):
     output, aside = tmp_path / 'out', tmp_path / '.out.writing'
     command = [sys.executable, str(REPOSITORY / 'export.py'), '-w', str(run)]
     process = subprocess.Popen([*command, '--output', str(output)], stdout=subprocess.DEVNULL)
@@ -443,7 +443,7 @@ def test_a_kill_while_writing_leaves_no_half_folder_and_the_next_one_cleans_up(r
     assert [path.name for path in tmp_path.iterdir()] == ['out']
 
 
-def test_two_exports_at_once_take_turns(tmp_path):
+def test_two_exports_to_one_folder_wait_for_each_other(tmp_path):
     output, inside, over = tmp_path / 'out', threading.Event(), threading.Event()
 
     def first() -> None:
@@ -484,7 +484,7 @@ def test_a_folder_that_was_filled_in_the_meantime_is_not_overwritten(tmp_path):
 
 
 def test_a_network_is_exported_from_an_npu_for_any_device(run, exported, tmp_path):
-    """A made-up one, see test_fake_npu.py."""
+    """A fake NPU, see test_fake_npu.py."""
     machine = fake_npu.build(tmp_path)
     here = ('-w', str(run), '-o', 'device=npu', '--output', str(tmp_path / 'out'))
     result = execute(tmp_path, 'export.py', *here, **machine)

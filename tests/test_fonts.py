@@ -38,7 +38,7 @@ def font(characters, family, style='Regular'):
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Only these files are installed, since Matplotlib made its list."""
+    """Only these files are installed, after Matplotlib made its list."""
     monkeypatch.setattr(fonts, 'findSystemFonts', lambda: [str(p) for p in tmp_path.iterdir()])
     fonts._families.cache_clear()
     yield lambda name, what: what.save(tmp_path / name)
@@ -65,7 +65,7 @@ def test_no_font_is_looked_for_where_none_is_needed(install, monkeypatch):
 
 
 def test_a_font_installed_later_draws_the_names(install, tmp_path):
-    """Whatever it is called, and though another of its name is in Matplotlib's list."""
+    """Even if Matplotlib's list has another font of its name."""
     line = fonts.choose([CAT, 'dog'])
     assert 'boxes' in line
     assert CAT in line
@@ -79,7 +79,7 @@ def test_a_font_installed_later_draws_the_names(install, tmp_path):
     assert picture_of(CAT, tmp_path / 'x.png') != box
 
 
-def test_of_several_the_one_that_has_the_most_and_is_plain(install):
+def test_the_font_with_the_most_characters_is_chosen_sans_serif_first(install):
     install('a.ttf', font(CAT, 'Some Song'))
     install('b.ttf', font(CAT + DOG, 'Some Song'))
     install('c.ttf', font(CAT + DOG, 'Micro Hei', 'Bold'))
@@ -115,7 +115,7 @@ def test_the_first_face_of_a_collection_is_read_by_every_matplotlib(install):
     assert families() == ['all.ttc#0']
 
 
-def test_what_is_no_font_is_passed_over(install, tmp_path):
+def test_damaged_fonts_are_skipped(install, tmp_path):
     (tmp_path / 'bad.ttf').write_bytes(b'no font')
     install('good.ttf', font(CAT, 'Cats'))
     assert fonts.choose([CAT]) is None

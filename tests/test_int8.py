@@ -23,7 +23,7 @@ QUICKSTART = str(REPOSITORY / 'configs' / 'quickstart.yaml')
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    """Three epochs of the quick start, after which most digits are told apart."""
+    """Three epochs of the quick start, after which most digits are recognised."""
     folder = tmp_path_factory.mktemp('digits')
     settings = ('train.epochs=3', 'output.dir=run')
     result = execute(folder, 'train.py', '-c', QUICKSTART, '-o', *settings)
@@ -42,7 +42,7 @@ def measured(model: Path, mean: np.ndarray, std: np.ndarray) -> float:
     return 100 * (logits.argmax(1) == test.labels).mean()
 
 
-def test_the_weights_have_8_bits_and_the_network_is_as_accurate_as_it_says(run, tmp_path):
+def test_the_weights_have_8_bits_and_the_accuracy_is_the_printed_one(run, tmp_path):
     import onnx.numpy_helper
 
     result = execute(tmp_path, 'export.py', '-w', str(run), '--output', 'out', '--int8')
@@ -69,7 +69,7 @@ def test_the_weights_have_8_bits_and_the_network_is_as_accurate_as_it_says(run, 
 
 
 def test_a_network_that_8_bits_would_break_is_refused_and_nothing_is_written(run, tmp_path):
-    """One feature that nobody uses is so large that the others become 0 beside it."""
+    """One unused feature is so large that the others become 0."""
     content = read_weights(run / 'best.pdparams').arrays
     content['bn1.weight'][0] *= 1e5
     content['fc.weight'][0] = 0

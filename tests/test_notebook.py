@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from engine.run.reading import resolve_config
 
 PATH = REPOSITORY / 'notebooks' / 'aistudio.ipynb'
 NOTEBOOK = nbformat.read(PATH, as_version=nbformat.NO_CONVERT)
-SHELL = r'^ *%shell (.*)$'
+COMMAND = r'^ *(?:%shell |!)(python.* \S*\.py\b.*)$'
 LARGEST = 600_000  # bytes of a file that everybody clones
 MACHINE = re.compile(r'(?<![\w.~])/(tmp|work|home|root|opt|usr|mnt|Users)\b')
 
@@ -39,9 +40,10 @@ def commands() -> list[str]:
 
 
 def run_by(source: str) -> list[str]:
-    """The commands after %shell, with a setting for what only a run knows."""
+    """The commands after ! and %shell, with a setting for what only a run knows."""
     whole = re.sub(r'\s*\\\n\s*', ' ', source)
-    return [line.replace('{where}', 'data.root=data') for line in re.findall(SHELL, whole, re.M)]
+    known = whole.replace('{where}', 'data.root=data').replace('{picture}', 'four.png')
+    return re.findall(COMMAND, known, re.M)
 
 
 def advised_by(source: str) -> list[str]:
@@ -62,6 +64,11 @@ def understood(command: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, 'argv', [script, *given])
     monkeypatch.chdir(REPOSITORY)
     return importlib.import_module(Path(script).stem).parse_arguments()
+
+
+def first_line(script: str) -> str:
+    """What this script begins with; with data.root= it needs CIFAR-10."""
+    return ' through paddle (as asked for)' if script == 'deploy/predict.py' else 'CPU: '
 
 
 def text_of(output: nbformat.NotebookNode) -> str:
@@ -99,12 +106,14 @@ def test_its_outputs_are_those_of_one_run_without_errors():
     assert counts == list(range(1, len(counts) + 1))
     outputs = [output for cell in cells('code') for output in cell.outputs]
     assert {output.output_type for output in outputs} == {'stream', 'display_data'}
-    assert sum('image/png' in output.get('data', {}) for output in outputs) == 4
+    assert sum('image/png' in output.get('data', {}) for output in outputs) == 5
     text = printed(NOTEBOOK)
     assert not MACHINE.search(text)
     assert not re.search(r'warning|error|traceback', text, re.I)
-    for command in (text for cell in cells('code') for text in run_by(cell.source)):
-        assert f'$ {command}\n' in text or 'data.root=' in command  # that needs CIFAR-10
+    for cell in cells('code'):
+        outputs = '\n'.join(text_of(output) for output in cell.outputs)
+        for command in run_by(cell.source):
+            assert first_line(arguments(command)[0]) in outputs or 'data.root=' in command
 
 
 @pytest.mark.parametrize('command', commands())
@@ -130,10 +139,27 @@ def test_it_measures_and_exports_what_it_has_trained(monkeypatch):
 def test_a_command_that_fails_stops_it(tmp_path):
     notebook = nbformat.read(PATH, as_version=4)
     notebook.cells = [cell for cell in notebook.cells if cell.cell_type == 'code'][:2]
-    notebook.cells[1].source = '%shell python3 train.py -o train.lr=1'
+    command = '%shell python3 train.py -o train.lr=1'
+    notebook.cells[1].source = f'%load_ext engine.notebook\n{command}'
     with pytest.raises(CellExecutionError, match='exit code 2: python3 train'):
         execute(notebook, PATH.parent)
     assert 'did you mean optimizer.lr?' in printed(notebook)
+
+
+def test_it_clones_the_repository_where_there_is_none(tmp_path):
+    origin, elsewhere = tmp_path / 'origin', tmp_path / 'elsewhere'
+    (origin / 'engine').mkdir(parents=True)
+    shutil.copy(REPOSITORY / 'engine' / 'notebook.py', origin / 'engine')
+    elsewhere.mkdir()
+    git = ('git', '-C', str(origin), '-c', 'user.name=Test', '-c', 'user.email=test@localhost')
+    for arguments in (('init', '-q'), ('add', '.'), ('commit', '-q', '-m', 'First')):
+        subprocess.run([*git, *arguments], check=True)
+    notebook = nbformat.read(PATH, as_version=4)
+    notebook.cells = [next(cell for cell in notebook.cells if cell.cell_type == 'code')]
+    source = notebook.cells[0].source
+    notebook.cells[0].source = source.replace("REPOSITORY = ''", f'REPOSITORY = {str(origin)!r}')
+    execute(notebook, elsewhere)
+    assert (elsewhere / 'wide-resnet-resnext' / 'engine' / 'notebook.py').is_file()
 
 
 @pytest.mark.slow
@@ -151,6 +177,7 @@ def test_it_runs_from_top_to_bottom_and_again_from_the_root_with_cifar(tmp_path,
     ratio = float(re.findall(r'^acc:\d+ total:359 ratio:(\S+)', first, re.M)[-1])
     assert ratio > 0.97
     assert re.search(r'^acc:5 total:5 ratio:1 ', first, re.M)
+    assert re.search(r'^output/notebook/four\.png +4 ', first, re.M)
     assert 'CIFAR-10 is not in data: put cifar-10-python.tar.gz there' in first
 
     small_cifar('cifar10', images=40).write_python_archive(copy / 'data')

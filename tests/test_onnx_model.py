@@ -33,7 +33,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture
 def copied(written, tmp_path):
-    """The same, to be changed."""
+    """A copy of both that a test may change."""
     model, folder = written
     return model, Path(shutil.copytree(folder, tmp_path / 'copy'))
 
@@ -79,7 +79,7 @@ def test_it_is_compared_with_the_network(copied):
         verify(model, folder)
 
 
-def test_one_that_was_cut_off_is_refused(copied):
+def test_a_truncated_model_is_refused(copied):
     model, folder = copied
     os.truncate(folder / 'model.onnx', 20_000)
     with pytest.raises(UserError, match='cannot be read back') as error:
@@ -87,7 +87,7 @@ def test_one_that_was_cut_off_is_refused(copied):
     assert '\n' not in str(error.value)
 
 
-def test_without_onnxruntime_it_is_said_that_nothing_was_compared(written, monkeypatch):
+def test_without_onnxruntime_a_warning_says_that_nothing_was_compared(written, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     *others, last = verify(*written)
     assert last.startswith('warning: model.onnx was not run: onnxruntime is missing')
@@ -154,7 +154,7 @@ def test_the_converter_must_suit_paddle(monkeypatch, paddle, installed, expected
         onnx_model.require_converter(paddle)
 
 
-def test_a_disk_that_has_room_for_all_but_this_is_one_line_and_leaves_nothing(tmp_path):
+def test_a_full_disk_gives_one_line_and_leaves_nothing(tmp_path):
     """RLIMIT_FSIZE stands for the disk: of all files, model.onnx alone is larger."""
     a_file(tmp_path / 'weights.pdparams', NAME, classes=10)
     code = (

@@ -1,4 +1,4 @@
-"""What is shown of an evaluation and of the first batch: tables, files, and pictures."""
+"""The report of an evaluation, and the figures of a run: tables, files, pictures."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def lines_of(matrix, names):
 # ------------------------------------------------------------------ the table of classes
 
 
-def test_a_line_a_class_with_what_it_is_taken_for():
+def test_each_class_has_a_line_with_its_most_frequent_mistake():
     lines = lines_of([[8, 2, 0], [1, 0, 3], [0, 0, 0]], ['cat', 'dog', 'a long name'])
     assert [line.split() for line in lines] == [
         ['cat', '10', '8', '80.00', '%', 'dog', '(2)'],
@@ -59,7 +59,7 @@ def test_a_line_a_class_with_what_it_is_taken_for():
 
 
 def of_accuracies(correct, images=100):
-    """A confusion matrix with these numbers of right images; the others go to the next class."""
+    """A confusion matrix with these numbers of correct images; the others go to the next class."""
     count = len(correct)
     matrix = np.diag(correct)
     matrix[np.arange(count), (np.arange(count) + 1) % count] += images - np.asarray(correct)
@@ -128,8 +128,8 @@ def write(folder, result, classes=('cat', 'dog', 'fox'), images=None):
     return last.partition(f'wrote {folder}/: ')[2].split(', '), images
 
 
-def test_mistakes_are_shown_by_their_places_in_the_set_worst_first(tmp_path):
-    """Of images that were left out the evaluation has no line, so that line 1 is not image 1."""
+def test_mistakes_are_shown_by_their_indices_in_the_set_worst_first(tmp_path):
+    """Images that were left out have no row in the evaluation, so that row 1 is not image 1."""
     result = evaluation(
         [0, 1, 2, 0, 1], [0, 2, 0, 0, 0], losses=[9, 1, 5, 8, 7], rows=[3, 10, 20, 50, 90]
     )
@@ -190,7 +190,7 @@ def drawn(monkeypatch):
     return figures
 
 
-def test_titles_of_mistakes_say_which_is_which(tmp_path, drawn):
+def test_titles_of_mistakes_have_the_true_and_the_predicted_class(tmp_path, drawn):
     result = evaluation([0, 1], [1, 2], losses=[2, 1])
     write(tmp_path, result, classes=('3', '9', 'a name that is much longer than a picture is wide'))
     titles = [axes.get_title() for axes in drawn[-1].axes[:2]]
@@ -222,7 +222,7 @@ def records(**changed):
     return result
 
 
-def test_curves_say_whose_they_are_and_count_from_1(drawn):
+def test_curves_name_the_run_and_count_epochs_from_1(drawn):
     plots.curves(records(), Path('curves.png'), run=Path('output/quick_$start'))
     (figure,) = drawn
     assert figure.get_suptitle() == r'quick_\$start'
@@ -266,7 +266,7 @@ def test_curves_of_few_epochs_show_all(drawn, count):
 
 
 @pytest.mark.parametrize('count', [300, 2388])
-def test_the_confusion_of_many_classes_is_drawn_in_a_moment_and_is_not_huge(tmp_path, count):
+def test_the_confusion_matrix_of_many_classes_is_drawn_quickly_and_is_not_huge(tmp_path, count):
     """Names and numbers, of which there would be thousands, are left out."""
     rng = np.random.default_rng(0)
     matrix = np.diag(rng.integers(1, 50, count))
@@ -291,7 +291,7 @@ def test_the_confusion_of_few_classes(tmp_path, count):
         assert min(picture.size) > 200
 
 
-def test_unnormalised_pixels_are_the_original_ones_to_the_last():
+def test_unnormalised_pixels_equal_the_original_ones():
     """Every value that a pixel can have, in each channel, and through a real batch."""
     values = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16).repeat(3, axis=1)
     for mean, std in ((MEAN, STD), (np.full(3, 127.5), np.full(3, 127.5)), (MEAN, STD / 50)):
@@ -304,7 +304,7 @@ def test_unnormalised_pixels_are_the_original_ones_to_the_last():
         np.testing.assert_array_equal(shown, images.pixels[batch.rows])
 
 
-def test_noise_beyond_black_and_white_is_shown_as_black_and_white():
+def test_values_beyond_black_and_white_are_clipped():
     batch = np.array([-1e6, -3.0, 3.0, 1e6], np.float32).reshape(1, 1, 2, 2).repeat(3, axis=1)
     shown = plots.unnormalise(batch, MEAN, STD)
     assert shown[0, :, 0].tolist() == [[0, 0]] * 3
@@ -391,7 +391,7 @@ def test_the_log_of_a_run_draws_the_batch_that_comes_first(tmp_path):
     assert other.read_bytes() != drawn.read_bytes()
 
 
-def test_drawing_the_first_batch_takes_nothing_from_the_training():
+def test_drawing_the_first_batch_does_not_change_the_training():
     augmentation = Augmentation(crop_padding=2, flip=True, random_erasing=0.5, mixup=0.4)
     batches, others = (
         ArrayBatches(

@@ -1,4 +1,4 @@
-"""export.py --triton: a model repository as Triton's own schema has it, and as good as its word.
+"""export.py --triton: a model repository that fits Triton's own schema and does what it says.
 
 The command is run once, with all that it can write.
 """
@@ -27,7 +27,7 @@ TYPES = {'TYPE_FP32': np.float32, 'TYPE_UINT8': np.uint8}
 
 @pytest.fixture(scope='module')
 def exported(tmp_path_factory):
-    """The network, the folder in which the command was run, and what it said."""
+    """The network, the folder in which the command was run, and its output."""
     root = tmp_path_factory.mktemp('served')
     network = a_file(root / 'weights.pdparams', NAME, classes=10)
     (root / 'models' / 'other' / '1').mkdir(parents=True)
@@ -72,7 +72,7 @@ def test_the_graph_is_one_that_paddle_2_reads(exported):
     np.testing.assert_allclose(by_inference(root / 'out', pixels), expected, atol=1e-5)
 
 
-def test_the_config_says_what_triton_must_know(exported):
+def test_the_config_has_what_triton_needs(exported):
     folder = exported[1] / 'models' / NAME
     config = config_of(folder)
     assert (config.name, config.platform, config.backend) == (
@@ -99,7 +99,7 @@ def test_the_config_says_what_triton_must_know(exported):
 
 
 @pytest.mark.parametrize('batch', [1, 5, 32])
-def test_the_model_keeps_the_promises_of_the_config(exported, batch):
+def test_the_model_takes_and_gives_what_the_config_declares(exported, batch):
     onnxruntime = import_onnxruntime()
     from tritonclient.grpc import model_config_pb2
 
@@ -147,7 +147,7 @@ def add(target, folder):
 
 @pytest.fixture
 def written_to(monkeypatch):
-    """Where Triton's folder is before it is in its place."""
+    """The folders that Triton's files are written to, before they are renamed."""
     folders, write = [], triton.write
     monkeypatch.setattr(
         triton, 'write', lambda folder, *a, **k: (write(folder, *a, **k), folders.append(folder))
@@ -199,7 +199,7 @@ def test_an_error_leaves_no_new_repository(tmp_path, folder):
 
 
 def test_output_and_repository_may_share_a_folder(tmp_path):
-    """Which is locked during the export: nobody waits for themselves."""
+    """It is locked during the export, and must not be locked twice."""
     with new_folder(tmp_path / 'out') as folder:
         (folder / 'model.onnx').write_bytes(b'model')
         add(tmp_path / NAME, folder)

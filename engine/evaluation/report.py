@@ -15,8 +15,9 @@ from engine.data.dataset import ImageSet
 from engine.evaluation import Evaluation
 from engine.files import is_writable, write_atomically
 from engine.plots import fonts
+from predictor.answers import width as text_width
 
-WORST = 40  # mistakes that are shown
+WORST = 40  # misclassified images that are shown
 TABLE = 50  # classes that are printed
 
 
@@ -37,7 +38,7 @@ def class_table(matrix: np.ndarray, classes: Sequence[str]) -> str:
         tested = np.flatnonzero(matrix.sum(1))
         accuracy = np.diag(matrix)[tested] / matrix[tested].sum(1)
         shown = tested[np.argsort(accuracy, kind='stable')][:TABLE].tolist()
-    width = max(5, *(plots.text_width(classes[index]) for index in shown))
+    width = max(5, *(text_width(classes[index]) for index in shown))
     lines = [f'{"class":{width}}  images  correct  accuracy  most often taken for']
     for index in shown:
         images, correct = int(matrix[index].sum()), int(matrix[index, index])
@@ -45,7 +46,7 @@ def class_table(matrix: np.ndarray, classes: Sequence[str]) -> str:
         others[index] = 0
         taken = f'{classes[others.argmax()]} ({others.max()})' if others.any() else '-'
         share = f'{100 * correct / images:.2f} %' if images else '-'
-        name = classes[index] + ' ' * (width - plots.text_width(classes[index]))
+        name = classes[index] + ' ' * (width - text_width(classes[index]))
         lines.append(f'{name}  {images:6}  {correct:7}  {share:>8}  {taken}')
     if len(classes) > TABLE:
         lines.append(f'(the {len(shown)} least accurate of {len(classes):,} classes)')
@@ -110,12 +111,12 @@ def _caption(evaluation: Evaluation, image: int, classes: Sequence[str]) -> str:
         for labels in (evaluation.labels, evaluation.predictions)
     )
     answer = f'predicted {predicted} ({100 * evaluation.probabilities[image]:.0f} %)'
-    gap = ' ' if plots.text_width(true + answer) < plots.LINE else '\n'
+    gap = ' ' if text_width(true + answer) < plots.LINE else '\n'
     return f'{true},{gap}{answer}'
 
 
 def worst_mistakes(evaluation: Evaluation) -> np.ndarray:
-    """The wrongly classified images of the highest loss, worst first."""
+    """Indices of the misclassified images with the highest loss, worst first."""
     wrong = np.flatnonzero(evaluation.predictions != evaluation.labels)
     return wrong[np.argsort(-evaluation.losses[wrong], kind='stable')][:WORST]
 

@@ -1,8 +1,7 @@
-"""Pictures: training curves, confusion matrix, grids of images."""
+"""Figures: training curves, the confusion matrix, grids of images. fonts.py chooses the fonts."""
 
 from __future__ import annotations
 
-import unicodedata
 import warnings
 from pathlib import Path
 from typing import Any, Sequence
@@ -13,10 +12,11 @@ from matplotlib.figure import Figure
 
 from engine.data.batches import Batch
 from engine.files import write_atomically
+from predictor.answers import width as text_width
 
 DPI = 110
 FIRST = 32  # images of the first batch that are shown
-MANY_CLASSES = 120  # more names than that would not be legible
+MANY_CLASSES = 120  # of more, the names would not be legible
 CAPTION, TICK, TITLE = 16, 28, 100  # columns of a name above a picture, beside a matrix, above all
 SIDE, LETTER = 1.5, 0.06  # inches of a picture in a grid, and of a column of its caption
 LINE = int(SIDE / LETTER)
@@ -52,7 +52,7 @@ def _lines(
     *,
     scale: float = 1,
 ) -> None:
-    """Of training and test, apart without colours, too."""
+    """The curves of training and test, which can be distinguished without colours."""
     training = _line(axes, records, f'train_{what}', scale=scale, label='training', linestyle='--')
     final = scale * measured[-1][f'eval_{what}'] if measured else 0.0
     text = f'{final:.2f} %' if what == 'accuracy' else f'{final:.4f}'
@@ -65,7 +65,7 @@ def _lines(
 def _line(
     axes: Axes, records: Sequence[dict[str, Any]], key: str, *, scale: float = 1, **style: Any
 ) -> list[float]:
-    """Draw a figure of the records over their epochs; returns what is drawn."""
+    """Draw one value of the records over their epochs; returns what is drawn."""
     values = [scale * record[key] for record in records]
     if len(records) < 40:
         style.update(marker='o', markersize=3)
@@ -74,9 +74,9 @@ def _line(
 
 
 def _leave_out_bad_epochs(axes: Axes, training: list[float], test: list[float]) -> None:
-    """Limit the scale where a few values would flatten all others, and say how far they go.
+    """Limit the scale where a few values would flatten all others; the label says how far they go.
 
-    The first epoch of a training is no bad one, however far it is from the rest.
+    The first epoch of a training does not count as bad, however far it is from the rest.
     """
     if len(training) < 4:
         return
@@ -95,7 +95,7 @@ def _leave_out_bad_epochs(axes: Axes, training: list[float], test: list[float]) 
 
 
 def confusion(matrix: np.ndarray, classes: Sequence[str], path: Path, *, of: str) -> None:
-    """Rows are true classes, columns predictions; numbers are written where they can be read.
+    """Rows are true classes, columns predictions. Numbers are written where they are legible.
 
     `of` is what was measured, for the title.
     """
@@ -132,7 +132,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], path: Path, *, of: str
 def picture_grid(
     pixels: np.ndarray, titles: Sequence[str], path: Path, *, columns: int = 8
 ) -> None:
-    """uint8 [N, 3, H, W] with a caption each."""
+    """Draw uint8 [N, 3, H, W] with a caption each."""
     longest = max(text_width(line) for title in titles for line in title.splitlines())
     # Inches: large enough to show every pixel, and the caption.
     side = max(SIDE, pixels.shape[-1] / DPI, LETTER * longest)
@@ -167,7 +167,7 @@ def unnormalise(images: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.nda
 
 
 def shortened(name: str, columns: int) -> str:
-    """At most so many columns wide, the middle left out; a Chinese character takes two."""
+    """At most `columns` wide, without the middle; a Chinese character takes two columns."""
     if text_width(name) <= columns:
         return name
     start, end = '', ''
@@ -179,17 +179,12 @@ def shortened(name: str, columns: int) -> str:
     return f'{start}\u2026{end}'
 
 
-def text_width(text: str) -> int:
-    """Columns that a terminal takes for it."""
-    return sum(2 if unicodedata.east_asian_width(letter) in 'WF' else 1 for letter in text)
-
-
 def _plain(text: str) -> str:
-    """Names of classes as they are: matplotlib takes what is between two $ for a formula."""
+    """Text as it is: Matplotlib takes what is between two $ for a formula."""
     return text.replace('$', r'\$')
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with warnings.catch_warnings():  # a class's name in letters that no font here has
+    with warnings.catch_warnings():  # a class name in characters that no font has
         warnings.filterwarnings('ignore', message=r'Glyph .* missing')
         write_atomically(path, lambda file: figure.savefig(file, format='png', dpi=DPI))

@@ -1,7 +1,7 @@
 """Fonts for the names of classes, which may be in any script.
 
-Matplotlib draws with fonts that it knows by name, from a list that it made at its first start. Here
-the fonts installed now are looked at for the characters that are needed.
+Matplotlib knows fonts by name, from a list that it made when it was first used. Here the fonts
+that are installed now are searched for the characters that are needed.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class _Face(NamedTuple):
 def choose(texts: Iterable[str]) -> Optional[str]:
     """Make Matplotlib use the installed fonts that have the characters of these texts.
 
-    Returns a line about those that no font has, which will be boxes; None if there are none.
+    Returns a line about those that no font has, which are drawn as boxes; None if there are none.
     """
-    # Neither controls and spaces, nor what joins and modifies the letters before it.
+    # Without control characters, spaces, and marks that modify the letter before them.
     needed = {c for c in set().union(*texts) if unicodedata.category(c)[0] not in 'CZM'}
     missing = frozenset(needed - {chr(code) for code in FT2Font(findfont(FIRST)).get_charmap()})
     families, missing = _families(missing) if missing else ((), missing)
@@ -51,7 +51,7 @@ def choose(texts: Iterable[str]) -> Optional[str]:
 
 @functools.cache
 def _families(missing: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Names under which Matplotlib now knows fonts for them, and the characters that none has."""
+    """Names of fonts that Matplotlib now knows for them, and the characters that no font has."""
     families = []
     faces = [face for path in sorted(findSystemFonts()) for face in _faces(path, missing)]
     while missing and faces:
@@ -59,7 +59,7 @@ def _families(missing: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]
         if not best.characters & missing:
             break
         entry: dict[str, Any] = {'index': best.face} if best.face else {}
-        # A name of our own: another font of the same name may be in Matplotlib's list.
+        # A name of our own: Matplotlib's list may have another font of the same name.
         families.append(f'{best.path}#{best.face}')
         fontManager.ttflist.append(
             FontEntry(fname=best.path, name=families[-1], weight=400, size='scalable', **entry)
@@ -68,8 +68,8 @@ def _families(missing: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]
     return tuple(families), missing
 
 
-def _faces(path: str, wanted: frozenset[str]) -> Iterator[_Face]:
-    """The faces of a font file that can be drawn; none of a damaged file, or of bitmaps."""
+def _faces(path: str, needed: frozenset[str]) -> Iterator[_Face]:
+    """The faces of a font file that can be drawn; none of a damaged file, or of a bitmap font."""
     for index in itertools.count():
         options: dict[str, Any] = {'face_index': index} if index else {}
         try:
@@ -81,7 +81,7 @@ def _faces(path: str, wanted: frozenset[str]) -> Iterator[_Face]:
             name = font.family_name.lower()
             regular = font.style_name.lower() in ('regular', 'book', 'normal', 'medium')
             plain = any(word in name for word in PLAIN)
-            has = frozenset(c for c in wanted if ord(c) in known)
+            has = frozenset(c for c in needed if ord(c) in known)
             yield _Face(path, index, regular, plain, has)
         if index + 1 >= font.num_faces:
             return
