@@ -7,19 +7,19 @@ Nothing here imports paddle into the process that calls it.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 import numpy as np
 
 from engine.errors import UserError
 from engine.export.exported_folder import GRAPH, INPUT, ONNX, OUTPUT
 from engine.machine import cpu, home
+from installation import version
 from predictor.onnx_engines import import_onnxruntime
 from predictor.version import VERSION
 
@@ -39,18 +39,11 @@ def require_converter(paddle: int) -> None:
     if sys.version_info >= (3, 13):
         line = 'it has no wheels for Python 3.13 and later, so use 3.12'
     for name in ('paddle2onnx', 'onnx'):
-        version = _version_of(name)
-        if version is None:
+        found = version(name)
+        if found is None:
             raise UserError(f'model.onnx needs {name}, which is not installed: {line}')
-        if name == 'paddle2onnx' and version.split('.')[0] != str(major):
-            raise UserError(f'paddle2onnx {version} does not suit Paddle {paddle}: {line}')
-
-
-def _version_of(distribution: str) -> Optional[str]:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+        if name == 'paddle2onnx' and found.split('.')[0] != str(major):
+            raise UserError(f'paddle2onnx {found} does not suit Paddle {paddle}: {line}')
 
 
 def write(graph: Path, *, name: str) -> None:

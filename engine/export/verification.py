@@ -6,7 +6,6 @@ It needs no data set: scikit-learn's wheel has two photographs.
 from __future__ import annotations
 
 import contextlib
-import io
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,10 +14,8 @@ from typing import Callable, Iterator
 import numpy as np
 import paddle
 from paddle import nn
-from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from engine.data.pictures import EvalView
 from engine.errors import UserError
 from engine.export import onnx_model
 from engine.export.exported_folder import ONNX, prepare
@@ -34,6 +31,7 @@ from predictor.errors import in_a_line
 from predictor.exported_folder import Input
 from predictor.onnx_engines import import_onnxruntime
 from predictor.paddle_engine import quiet
+from predictor.pictures import crops
 
 TOLERANCE = 1e-4  # of the largest logit, or of 1 where that is smaller
 BATCHES = (1, 8)
@@ -153,13 +151,9 @@ def _of_batches(run: Logits, images: np.ndarray) -> list[np.ndarray]:
 
 def photographs(image: Input) -> np.ndarray:
     """uint8 [8, 3, size, size]: what evaluation sees of parts of two photographs."""
-    see, seen = EvalView(size=image.size, resize=image.resize), []
-    for photograph in load_sample_images().images:
-        for part in PARTS:
-            file = io.BytesIO()
-            Image.fromarray(photograph[part]).save(file, 'BMP')
-            seen.append(see(file.getvalue()))
-    return np.asarray(np.concatenate(seen).transpose(0, 3, 1, 2))
+    parts = [photograph[part] for photograph in load_sample_images().images for part in PARTS]
+    views = [crops(part, size=image.size, resize=image.resize) for part in parts]
+    return np.asarray(np.concatenate(views).transpose(0, 3, 1, 2))
 
 
 @contextlib.contextmanager
