@@ -25,7 +25,7 @@ from predictor.setting import Setting
 from predictor.timing import Sample
 
 NO_ONEDNN = 'paddle-no-onednn'
-ENGINES = (*console.ENGINES[1:], NO_ONEDNN)
+ENGINES = (*engines.ENGINES, NO_ONEDNN)
 BATCH_SIZES = [1, 2, 4, 8, 16]
 PICTURES = ('.png', '.svg', '.pdf')
 ROUNDS = 3
@@ -124,7 +124,7 @@ def find_engines(
 ) -> tuple[list[str], dict[str, str]]:
     """Those that can run here, and what each of the others lacks. UserError if none can."""
     setting = Setting(device, 1, max(args.batch_sizes), args.precision, True)
-    names = [name for name in (*engines.ENGINES, NO_ONEDNN) if name in args.engines]
+    names = [name for name in ENGINES if name in args.engines]
     lacks = {}
     for name in names:
         lack = engines.ENGINES[name.replace(NO_ONEDNN, 'paddle')].missing(description, setting)

@@ -315,3 +315,10 @@ def children(process: int) -> list[int]:
             parent = int(stat.read_text().rpartition(')')[2].split()[1])
             found += [int(stat.parent.name)] if parent == process else []
     return found
+
+
+def test_an_engine_without_a_style_of_its_own_is_drawn():
+    charts = pytest.importorskip('predictor.charts')
+    figures = [{'batch': 1, 'p50_ms': 2.0, 'images_per_second': 500.0}]
+    series = [{'engine': name, 'threads': 1, 'figures': figures} for name in ('paddle', 'new')]
+    assert charts.draw(series, 'title', 'png').startswith(b'\x89PNG')

@@ -23,7 +23,7 @@ class Predictor:
     """A model that is ready to run, for one thread at a time; `another` makes one for another.
 
     folder: what export.py wrote, or what `open_folder` made of it
-    engine: auto, paddle, tensorrt, onnxruntime or openvino
+    engine: auto, or a name in `engines.ENGINES`
     device: auto, cpu, gpu, gpu:1, npu ...
     threads: of a CPU; None: as many as the process has cores
     batch: the expected number of images of a call; more are run in parts of that size

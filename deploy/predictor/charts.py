@@ -21,6 +21,7 @@ STYLES = {
     'paddle, no oneDNN': ('#CC79A7', 'v'),
     'tensorrt': ('#D55E00', 'D'),
 }
+OTHER = ('#56B4E9', 'P')
 DASHES = ('-', '--', ':', '-.')  # for the counts of threads
 
 
@@ -31,7 +32,7 @@ def draw(series: Sequence[dict[str, Any]], title: str, form: str) -> bytes:
     latency, throughput = figure.subplots(1, 2)
     counts = sorted({one['threads'] for one in series})
     for one in series:
-        colour, marker = STYLES[one['engine']]
+        colour, marker = STYLES.get(one['engine'], OTHER)
         look: dict[str, Any] = {
             'color': colour,
             'marker': marker,

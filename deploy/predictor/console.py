@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, NoReturn
 
+from predictor.engines import ENGINES
 from predictor.errors import UserError
 
 # Errors of the disk or the system that a user can fix; any other OSError is a bug of ours.
@@ -21,7 +22,6 @@ REFUSALS = (
 )
 SIGPIPE = 13  # missing from `signal` on Windows
 Group = Any  # argparse's own is private
-ENGINES = ('auto', 'paddle', 'tensorrt', 'onnxruntime', 'openvino')
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,7 +49,10 @@ class Parser(argparse.ArgumentParser):
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('engine')
     group.add_argument(
-        '--engine', choices=ENGINES, default='auto', help='auto: the first that runs here'
+        '--engine',
+        choices=['auto', *ENGINES],
+        default='auto',
+        help='auto: the first that runs here',
     )
     group.add_argument(
         '--threads', type=positive, metavar='N', help='of a CPU (default: one a core)'
