@@ -308,7 +308,7 @@ def check_speed(page: Page) -> None:
         page.rows.append((title, row.failure or outcome(row), torch))
         print(f'{title}: {row.failure or outcome(row)} {torch}', flush=True)
         page.write()
-    failed = sum('images/s' not in said for _, said, _ in page.rows)
+    failed = sum('images/s' not in speed for _, speed, _ in page.rows)
     page.note('speed', FAIL if failed else PASS, f'{len(page.rows)} rows, {failed} failed')
 
 

@@ -80,7 +80,7 @@ def describe(device: str) -> dict[str, Any]:
 
 
 def kernels(device: str) -> dict[str, list[str]]:
-    """Of the device, what `registered` says."""
+    """The kernels that are registered for the device."""
     start(device)
     return registered(devices.device_kind())
 
@@ -104,7 +104,7 @@ def losses(
     device: str, overrides: list[str], networks: list[str], side: int, batch: int, lacking: bool
 ) -> dict[str, Any]:
     """{network: losses of ten steps} from weights and images that depend on nothing but NumPy;
-    without `lacking`, also what engine.machine.support says that the device cannot do."""
+    without `lacking`, also of what engine.machine.support refuses on the device."""
     if not lacking:
         support.LACKING = {}
     start(device)
@@ -146,13 +146,13 @@ def _train(config: Config) -> tuple[list[float], str]:
         batches=data.train_batches(dataset, config),
         classes=dataset.classes,
     )
-    said: list[float] = []
-    trainer.train_one_epoch(after_step=lambda _: said.append(trainer.last_loss))
+    step_losses: list[float] = []
+    trainer.train_one_epoch(after_step=lambda _: step_losses.append(trainer.last_loss))
     digest = hashlib.sha256()
     for name, array in sorted(trainer.snapshot().model.items()):
         if not name.endswith(('_mean', '_variance')):  # each process's own, but for sync_bn
             digest.update(array.tobytes())
-    return said, digest.hexdigest()
+    return step_losses, digest.hexdigest()
 
 
 def sync_bn(device: str) -> dict[str, Any]:
@@ -181,12 +181,12 @@ def logits(device: str, folder: str, engine: str, precision: str, batches: list[
     cpu.prepare_cpu()
     import predictor
 
-    found, expected = {}, np.load(Path(folder) / 'expected.npz')
+    found, stored = {}, np.load(Path(folder) / 'expected.npz')
     for size in batches:
         chosen = predictor.Predictor(
             folder, engine=engine, device=device, batch=max(batches), precision=precision
         )
-        images, expected = expected['images'][:size], expected['logits'][:size]
+        images, expected = stored['images'][:size], stored['logits'][:size]
         found[size] = _error(chosen.logits(images), expected)
     return found
 
@@ -198,11 +198,11 @@ def expected_logits(weights: str, config: str, folder: str, count: int) -> dict[
 
     from engine.weights import load_weights
 
-    settled = load_config(config)
-    model = models.build(settled.model.name, num_classes=10)
+    name = load_config(config).model.name
+    model = models.build(name, num_classes=10)
     load_weights(model, weights)
     model.eval()
-    side = models.parse(settled.model.name).image_size
+    side = models.parse(name).image_size
     images = np.random.default_rng(0).normal(size=(count, 3, side, side)).astype(np.float32)
     with paddle.no_grad():
         answers = model(paddle.to_tensor(images)).numpy()

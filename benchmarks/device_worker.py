@@ -1,4 +1,4 @@
-"""Worker: train.py's main in this process, and what only the process that trained can tell."""
+"""Worker: runs train.py's main in its process, and measures the memory of that process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def main() -> None:
 
 
 def start(device: str) -> Answer:
-    """Choose the device as train.py does, and say what it is."""
+    """Choose the device as train.py does, and describe it."""
     cpu.prepare_cpu()
     start_paddle(device)
     import paddle
@@ -39,8 +39,8 @@ def npu_name() -> str:
     """910B3 or the like, by CANN's tool, where that is."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         command = ['npu-smi', 'info']
-        said = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
-        if found := re.search(r'\b(910\w*|310\w*)\b', said):
+        output = subprocess.run(command, capture_output=True, text=True, timeout=10).stdout
+        if found := re.search(r'\b(910\w*|310\w*)\b', output):
             return f'Ascend {found[1]}'
     return ''
 

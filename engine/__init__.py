@@ -1,7 +1,7 @@
 """Training, evaluation and export.
 
-What they share with `deploy/`, which can be copied without them, lies there: its package
-`predictor` is found from here on. `deploy/` imports nothing from here.
+What they share with `deploy/` is in deploy/predictor, which this makes importable. `deploy/` can be
+copied alone: it imports nothing from here.
 """
 
 import sys

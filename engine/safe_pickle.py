@@ -1,9 +1,9 @@
-"""Pickles of arrays and containers, read without running code.
+"""Reads pickles of arrays and containers without running their code.
 
-CIFAR's python batches, Paddle's .pdparams and PyTorch's files are pickles, and a pickle may name
-any function to be called. Here a name never becomes the function of that name: it is looked up in
-a fixed table, which holds only functions of this repository, and any other name is refused. NumPy's
-own functions that rebuild arrays aren't called either, since they trust the sizes and types given.
+CIFAR's python batches, Paddle's .pdparams and PyTorch's files are pickles. A pickle can name any
+function and call it. Here names are looked up in a fixed table of functions of this repository, and
+all other names are refused. NumPy's own functions that rebuild arrays are not called, since they
+trust the sizes and types in the file.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ _TYPE = re.compile(r'[<>=|]?([?]|[biufcSUO]\d{1,9})')
 
 @dataclass(frozen=True)
 class Global:
-    """A name in a pickle, and what stands for it."""
+    """A name in a pickle, and the function that replaces it."""
 
     name: str
     rebuild: Callable[..., Any]
 
 
 class Placeholder:
-    """An object that was not rebuilt, since nothing here needs it; it swallows its content."""
+    """Stands for an object that is not needed here; ignores its content."""
 
     def __init__(self, what: str) -> None:
         self.what = what
 
-    def swallow(self, *_: Any) -> None:
-        """In the place of every method by which a pickle fills an object."""
+    def ignore(self, *_: Any) -> None:
+        """Replaces every method by which a pickle fills an object."""
 
-    append = extend = update = __setitem__ = swallow
+    append = extend = update = __setitem__ = ignore
 
 
 def placeholder(what: str) -> Callable[..., Placeholder]:
-    """What stands for a class whose objects are not needed."""
+    """Replaces a class whose objects are not needed."""
     return lambda *_: Placeholder(what)
 
 
@@ -136,10 +136,10 @@ ARRAYS: Known = {
 
 
 class Unpickler(pickle._Unpickler):
-    """Python's unpickler, in Python, with every instruction replaced that calls or fills objects.
+    """Python's unpickler, with all instructions replaced that call functions or fill objects.
 
-    The one in C would do for `find_class`, but not for these; the arrays' bytes, which are nearly
-    all of a file, are read as fast by this one.
+    The one in C allows only `find_class` to be replaced. This one reads the bytes of arrays, nearly
+    all of a file, as fast.
     """
 
     dispatch: ClassVar = dict(pickle._Unpickler.dispatch)
@@ -163,7 +163,7 @@ class Unpickler(pickle._Unpickler):
 
     def _instantiate(self, kind: Any, arguments: Any) -> None:
         if not isinstance(kind, Global):
-            raise pickle.UnpicklingError('it calls what is no name')
+            raise pickle.UnpicklingError('it calls something other than a name')
         made = kind.rebuild(*arguments)
         if kind.rebuild is _empty_array:
             self._unfilled.append(made)
@@ -174,13 +174,13 @@ class Unpickler(pickle._Unpickler):
         self._instantiate(self.stack.pop(), arguments)
 
     def load_newobj_ex(self) -> None:
-        self.stack.pop()  # keywords: whatever has them is a placeholder
+        self.stack.pop()  # keywords: only placeholders have them
         self.load_reduce()
 
     def load_build(self) -> None:
         state, filled = self.stack.pop(), self.stack[-1]
         if isinstance(filled, np.ndarray):
-            # Once only: refilling an array would free memory which others may look at by then.
+            # Once only: refilling an array would free memory that others may use.
             unfilled = [array for array in self._unfilled if array is not filled]
             if len(unfilled) == len(self._unfilled):
                 raise pickle.UnpicklingError('it fills an array twice')
@@ -203,7 +203,7 @@ def loads(data: Union[bytes, memoryview], where: str, *, encoding: str = 'ASCII'
 
 
 def guarded(unpickler: Unpickler, where: str, *, advice: Optional[str] = None) -> Any:
-    """What the unpickler loads; UserError with `where` for whatever goes wrong."""
+    """The unpickler's content. UserError with `where` for any failure."""
     try:
         return unpickler.load()
     except UserError as refused:
@@ -218,6 +218,6 @@ def guarded(unpickler: Unpickler, where: str, *, advice: Optional[str] = None) -
 
 
 def _one_line(error: Exception) -> str:
-    """Its text, some of which the file may have chosen."""
+    """The text of an error, parts of which may come from the file."""
     text = ''.join(letter if letter.isprintable() else ' ' for letter in str(error)[:300])
     return ' '.join(text.split())

@@ -230,7 +230,7 @@ def test_what_is_done_image_by_image(augmentation, wanted):
     'setting',
     ['data.auto_augment=randaugment', 'data.color_jitter=[0.4, 0.4, 0.4]', 'data.random_erasing=1'],
 )
-def test_what_a_cpu_does_is_refused_by_name(setting):
+def test_augmentation_on_the_cpu_is_refused_by_name(setting):
     quickstart = REPOSITORY / 'configs' / 'quickstart.yaml'
     for unasked in ('null', 'false'):
         load_config(quickstart, [setting, f'data.on_device={unasked}'])
@@ -238,8 +238,8 @@ def test_what_a_cpu_does_is_refused_by_name(setting):
         load_config(quickstart, [setting, 'data.on_device=true'])
     name = setting.partition('=')[0]
     assert str(caught.value) == (
-        '-o data.on_device=true: data.on_device cannot be had with '
-        f'{name}, which a CPU does; leave one of them out'
+        '-o data.on_device=true: data.on_device does not work with '
+        f'{name}, which runs on the CPU; leave one of them out'
     )
 
 

@@ -42,7 +42,7 @@ def run(main: Callable[[], None]) -> None:
         sys.stderr.close()
         sys.exit(EXIT_PIPE)
     except KeyboardInterrupt:
-        _end('interrupted; what was saved before stays', 128 + signal.SIGINT)
+        _end('interrupted; earlier checkpoints remain', 128 + signal.SIGINT)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in REFUSALS:
             _end(f'{_program()}: {error.filename or "writing"}: {error.strerror}', EXIT_USER)

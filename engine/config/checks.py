@@ -1,4 +1,4 @@
-"""What a config must be beyond the type and the bounds of each key."""
+"""Checks of values that must fit together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.models.names import parse
 
 Refuse = Callable[[str, str], None]
 
-# What some keys of data are for. Elsewhere, a value other than the default is refused.
+# The data sets that some keys of data are for. With others, only the default is accepted.
 DATA_SETS: tuple[str, ...] = get_args(get_type_hints(Data)['name'])
 _FOLDER = ('folder',)
 _MEMORY = tuple(name for name in DATA_SETS if name != 'folder')
@@ -34,7 +34,7 @@ _BY_IMAGE = ('auto_augment', 'color_jitter', 'random_erasing')
 
 
 def check(config: Config, origin: Callable[[str], str]) -> None:
-    """UserError with the key and where it was written, for values that do not go together."""
+    """UserError with the key and its origin, for values that do not fit together."""
 
     def refuse(name: str, problem: str) -> None:
         raise UserError(f'{origin(name)}: {name} {problem}')
@@ -44,7 +44,7 @@ def check(config: Config, origin: Callable[[str], str]) -> None:
     _check_augmentation(config.data, refuse)
     _check_schedule(config, refuse)
     if config.train.to_static and config.train.accumulate > 1:
-        refuse('train.to_static', 'cannot be had with train.accumulate: Paddle loses gradients')
+        refuse('train.to_static', 'does not work with train.accumulate: Paddle loses gradients')
     if config.data.name != 'folder':
         if config.eval.views == 'ten_crop':
             refuse('eval.views', 'ten_crop is for data.name: folder; flip averages two views')
@@ -77,12 +77,12 @@ def _check_normalisation(
     small = [max(values) <= 1 for values in (mean, std)]
     if small[1] or (small[0] and max(mean) > 0):
         levels = [
-            [round(255 * value, 4) if share else value for value in values]
-            for share, values in zip(small, (mean, std))
+            [round(255 * value, 4) if scaled else value for value in values]
+            for scaled, values in zip(small, (mean, std))
         ]
         refuse(
             'data.std' if small[1] else 'data.mean',
-            'has shares of 255, as other programs write them; here it counts from 0 to 255: '
+            'has fractions of 255, as in other programs; here values are from 0 to 255: '
             f"-o 'data.mean={levels[0]}' 'data.std={levels[1]}'",
         )
 
@@ -116,7 +116,7 @@ def _check_augmentation(data: Data, refuse: Refuse) -> None:
         if data.on_device and getattr(data, name) != getattr(type(data), name):
             refuse(
                 'data.on_device',
-                f'cannot be had with data.{name}, which a CPU does; leave one of them out',
+                f'does not work with data.{name}, which runs on the CPU; leave one of them out',
             )
 
 

@@ -1,1 +1,1 @@
-"""The machine and the job: devices, CPU settings, processes and what they tell each other."""
+"""The machine and the job: device, CPU settings, processes and their communication."""

@@ -45,7 +45,7 @@ def _meaning(error: Exception) -> Optional[Exception]:
     text = str(error)
     if isinstance(error, MemoryError) or 'ResourceExhausted' in text:
         return UserError(f'out of memory: {_out_of_memory(text)}')
-    if 'No usable temporary directory' in text:  # a container that can write nowhere
+    if 'No usable temporary directory' in text:  # a read-only container
         return UserError('no folder for temporary files is writable; set TMPDIR to one')
     if problem := plugin_problem(text):
         return UserError(problem)

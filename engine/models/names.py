@@ -32,7 +32,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Spec:
-    """What a name says."""
+    """A parsed name."""
 
     family: str  # wide_resnet or resnext
     depth: int
@@ -52,7 +52,7 @@ class Spec:
 
 
 def parse(name: str) -> Spec:
-    """ValueError, saying what is wrong with it, if there is no such network."""
+    """ValueError with the reason if there is no such network."""
     match = _WIDE_RESNET.fullmatch(name) or _RESNEXT.fullmatch(name)
     if match is None:
         raise ValueError(
@@ -78,7 +78,7 @@ def parse(name: str) -> Spec:
 
 
 def _nearest(name: str) -> str:
-    """A hint at what other suites' spellings (ResNeXt50_32x4d, WRN-28-10, resnext50) mean."""
+    """A hint for other spellings (ResNeXt50_32x4d, WRN-28-10, resnext50)."""
     plain = re.sub('[-_ ]+', '_', name.lower())
     plain = re.sub('^(wrn|wide_?res_?net)_?(?=[0-9])', 'wide_resnet', plain)
     match = _WIDE_RESNET.match(plain) or _RESNEXT.match(plain)
