@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Optional
 from engine import cli, console
 from engine.config import Config, fingerprint
 from engine.errors import Diverged, Stopped, UserError
-from engine.machine import collectives, cpu, devices, processes, support
-from engine.machine.start import start_paddle
+from engine.machine import collectives, cpu, devices, processes, start, support
 from engine.run.chosen_weights import initial_weights
 from engine.run.folder import RunFolder
 from engine.run.reading import find_snapshot, resolve_config
@@ -34,7 +33,7 @@ def main() -> None:
         if args.resume is None:
             run.require_new()
     settings = cpu.prepare_cpu()
-    device = start_paddle(config.device)
+    device = start.start_paddle(config.device)
     log = open_log(config, settings, [device, *support.check(config.train, config.model)])
     train(config, run, args.resume, log)
 
