@@ -500,8 +500,8 @@ def test_shrinking_averages_what_a_pixel_covers(side):
     images = np.random.default_rng(0).random((3, 3, 32, 32), np.float32)
     upright = images.transpose(0, 2, 3, 1)
     area = [cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) for image in upright]
-    wanted = np.stack(area).transpose(0, 3, 1, 2)
-    np.testing.assert_allclose(shrink(images, side), wanted, rtol=0, atol=1e-6)
+    expected = np.stack(area).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(shrink(images, side), expected, rtol=0, atol=1e-6)
 
 
 def test_shrinking_of_images_that_are_not_square():

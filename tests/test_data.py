@@ -755,10 +755,10 @@ def test_class_count():
     assert class_count(data, None) == 3
     assert class_count(data, 3) == 3
     assert class_count(data, 1000) == 1000
-    for wanted in (1, 2):
+    for expected in (1, 2):
         with pytest.raises(UserError, match='the zoo') as caught:
-            class_count(data, wanted)
-        assert f'model.num_classes is {wanted}' in str(caught.value)
+            class_count(data, expected)
+        assert f'model.num_classes is {expected}' in str(caught.value)
         assert '\n' not in str(caught.value)
 
 

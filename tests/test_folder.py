@@ -63,14 +63,14 @@ def test_val_comes_before_test_and_test_folder_before_both(tmp_path):
 
 
 def test_pictures_at_any_depth_of_any_suffix_and_nothing_else(tmp_path):
-    wanted = {f'cat/deep/er/{number}{suffix}' for number, suffix in enumerate(SUFFIXES)}
-    wanted |= {'cat/LOUD.JPEG', 'cat/two words.Png', 'cat/folder.jpg/inside.jpg'}
+    expected = {f'cat/deep/er/{number}{suffix}' for number, suffix in enumerate(SUFFIXES)}
+    expected |= {'cat/LOUD.JPEG', 'cat/two words.Png', 'cat/folder.jpg/inside.jpg'}
     others = ('cat/Thumbs.db', 'cat/notes.txt', 'cat/._a.jpg', 'cat/.hidden/a.jpg', 'cat/jpg')
-    touch(tmp_path, *(f'train/{name}' for name in (*wanted, *others)), 'train/.git/a.jpg')
+    touch(tmp_path, *(f'train/{name}' for name in (*expected, *others)), 'train/.git/a.jpg')
     touch(tmp_path, 'val/cat/a.jpg', 'val/.DS_Store')
     data = find_folder(tmp_path)
     assert data.classes == ['cat']
-    assert set(found(data.train, tmp_path / 'train')) == wanted
+    assert set(found(data.train, tmp_path / 'train')) == expected
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
@@ -133,8 +133,8 @@ def test_an_exact_name_comes_before_others_and_two_others_are_a_choice(tmp_path)
     touch(tmp_path, *TRAIN, 'val/cat/a.jpg', 'val/dog/a.jpg', 'Train/owl/a.jpg', 'VAL/owl/a.jpg')
     assert find_folder(tmp_path).classes == ['cat', 'dog']
     touch(tmp_path / 'two', 'Train/cat/a.jpg', 'seg_train/cat/a.jpg', 'val/cat/a.jpg')
-    said = refusal(tmp_path / 'two')
-    assert 'Train and seg_train: choose with -o data.train_folder=Train' in said
+    message = refusal(tmp_path / 'two')
+    assert 'Train and seg_train: choose with -o data.train_folder=Train' in message
 
 
 def test_the_keys_name_parts_of_any_name(tmp_path):
@@ -142,32 +142,32 @@ def test_the_keys_name_parts_of_any_name(tmp_path):
     data = find_folder(tmp_path, train_folder='one', test_folder='two')
     assert found(data.train, tmp_path) == {'one/cat/a.jpg': 0, 'one/dog/a.jpg': 1}
     assert found(data.test, tmp_path) == {'two/cat/a.jpg': 0, 'two/dog/a.jpg': 1}
-    said = refusal(tmp_path, train_folder='nowhere', test_folder='two')
-    assert said == f'data.train_folder: {tmp_path / "nowhere"} is not a folder'
+    message = refusal(tmp_path, train_folder='nowhere', test_folder='two')
+    assert message == f'data.train_folder: {tmp_path / "nowhere"} is not a folder'
 
 
 @pytest.mark.parametrize('options', [{}, {'holdout': 0.5}])
 def test_parts_of_a_set_are_not_taken_for_classes(tmp_path, options):
     touch(tmp_path, *(f'part{p}/{name}/{i}.jpg' for p in '12' for name in 'ab' for i in '12'))
-    said = refusal(tmp_path, **options)
-    assert f'{tmp_path / "part1"} has only folders (a, b), no pictures' in said
-    assert 'data.train_folder and data.test_folder' in said
+    message = refusal(tmp_path, **options)
+    assert f'{tmp_path / "part1"} has only folders (a, b), no pictures' in message
+    assert 'data.train_folder and data.test_folder' in message
 
 
 @pytest.mark.parametrize('options', [{}, {'holdout': 0.5}])
 def test_lists_beside_folders_are_not_passed_over_in_silence(tmp_path, options):
     """PaddleClas's Oxford flowers."""
     touch(tmp_path, 'jpg/image_1.jpg', 'jpg/image_2.jpg', 'train_list.txt', 'val_list.txt')
-    said = refusal(tmp_path, **options)
-    assert 'train_list.txt, val_list.txt beside its folders' in said
-    assert 'train/<class>/' in said
+    message = refusal(tmp_path, **options)
+    assert 'train_list.txt, val_list.txt beside its folders' in message
+    assert 'train/<class>/' in message
 
 
 def test_the_training_part_alone_leads_to_the_whole(tmp_path):
     touch(tmp_path, *TRAIN, 'val/cat/a.jpg', 'val/dog/a.jpg')
-    said = refusal(tmp_path / 'train')
-    assert f'{tmp_path / "train"} is a part of a set' in said
-    assert said.endswith(str(tmp_path))
+    message = refusal(tmp_path / 'train')
+    assert f'{tmp_path / "train"} is a part of a set' in message
+    assert message.endswith(str(tmp_path))
 
 
 def test_one_class_alone_is_said_to_teach_nothing(tmp_path):
@@ -245,9 +245,9 @@ def test_pictures_without_class_folders(tmp_path):
 
 def test_an_empty_class_is_named(tmp_path):
     touch(tmp_path, *TRAIN, 'val/cat/a.jpg', 'val/dog/a.jpg', 'train/fox/notes.txt')
-    said = refusal(tmp_path)
-    assert f'{tmp_path / "train" / "fox"} has no images' in said
-    assert 'but 1 .txt' in said
+    message = refusal(tmp_path)
+    assert f'{tmp_path / "train" / "fox"} has no images' in message
+    assert 'but 1 .txt' in message
 
 
 @pytest.mark.parametrize('empty', [False, True])
@@ -437,7 +437,7 @@ def flat(root: Path, text: str | bytes, name: str = 'val.txt', classes=('cat', '
 
 
 @pytest.mark.parametrize(
-    ('text', 'line', 'wanted'),
+    ('text', 'line', 'expected'),
     [
         ('a.jpg 0\nb.jpg 2\n', 2, "'2' is not a class or its number (cat, dog)"),
         ('a.jpg -1\nb.jpg 1\n', 1, "'-1'"),
@@ -446,18 +446,18 @@ def flat(root: Path, text: str | bytes, name: str = 'val.txt', classes=('cat', '
         ('a.jpg 0\nb.jpg 1\nval/a.jpg 1\n', 3, 'a.jpg is listed before, with another class'),
     ],
 )
-def test_a_line_that_is_wrong_is_named_with_file_and_number(tmp_path, text, line, wanted):
-    said = refusal(flat(tmp_path, text))
-    assert said.startswith(f'{tmp_path / "val.txt"}, line {line}: ')
-    assert wanted in said
+def test_a_line_that_is_wrong_is_named_with_file_and_number(tmp_path, text, line, expected):
+    message = refusal(flat(tmp_path, text))
+    assert message.startswith(f'{tmp_path / "val.txt"}, line {line}: ')
+    assert expected in message
 
 
 @pytest.mark.parametrize('name', ['val.txt', 'val_list.txt', 'val_labels.txt'])
 def test_a_list_that_counts_from_1_shifts_no_label(tmp_path, name):
     """No picture of the last class is listed: each label is one that there is."""
-    said = refusal(flat(tmp_path, 'a.jpg 1\nb.jpg 2\n', name, classes=('cat', 'dog', 'fox')))
-    assert said.startswith(f'{tmp_path / name}: no picture has label 0')
-    assert 'subtract 1' in said
+    message = refusal(flat(tmp_path, 'a.jpg 1\nb.jpg 2\n', name, classes=('cat', 'dog', 'fox')))
+    assert message.startswith(f'{tmp_path / name}: no picture has label 0')
+    assert 'subtract 1' in message
     (tmp_path / name).write_text('a.jpg dog\nb.jpg fox\n')
     assert find_folder(tmp_path).test.labels.tolist() == [1, 2]
 
@@ -477,8 +477,8 @@ def test_a_list_from_windows_is_read(tmp_path, text):
 
 def test_a_line_of_kaggles_table_that_is_wrong_is_named(tmp_path):
     text = 'ImageId,PredictionString\na,cat 1 2 3 4\nb\n'
-    said = refusal(flat(tmp_path, text, 'LOC_val_solution.csv'))
-    assert said.startswith(f'{tmp_path / "LOC_val_solution.csv"}, line 3: ')
+    message = refusal(flat(tmp_path, text, 'LOC_val_solution.csv'))
+    assert message.startswith(f'{tmp_path / "LOC_val_solution.csv"}, line 3: ')
 
 
 def test_where_classes_are_numbers_a_label_is_a_name_and_never_a_place(tmp_path):
@@ -493,28 +493,28 @@ def test_a_list_and_a_folder_that_disagree(tmp_path):
     flat(tmp_path, 'a.jpg 0\n')
     assert f'no label for {tmp_path / "val" / "b.jpg"}' in refusal(tmp_path)
     (tmp_path / 'val.txt').write_text('a.jpg 0\nb.jpg 1\nc.jpg 1\n')
-    said = refusal(tmp_path)
-    assert 'lists 3 images' in said
-    assert 'no image c.jpg' in said
+    message = refusal(tmp_path)
+    assert 'lists 3 images' in message
+    assert 'no image c.jpg' in message
 
 
 def test_a_flat_folder_without_a_list_says_which_lists_there_are(tmp_path):
     touch(tmp_path, *TRAIN, 'val/a.jpg')
-    said = refusal(tmp_path)
-    assert all(name in said for name in LABEL_LISTS)
+    message = refusal(tmp_path)
+    assert all(name in message for name in LABEL_LISTS)
 
 
 def test_a_list_in_another_encoding_is_refused_by_name(tmp_path):
-    said = refusal(flat(tmp_path, '熊.jpg 0\n'.encode('gbk')))
-    assert f'{tmp_path / "val.txt"} is not in UTF-8' in said
-    assert 'save it as UTF-8' in said
+    message = refusal(flat(tmp_path, '熊.jpg 0\n'.encode('gbk')))
+    assert f'{tmp_path / "val.txt"} is not in UTF-8' in message
+    assert 'save it as UTF-8' in message
 
 
 def test_names_with_spaces_can_be_listed(tmp_path):
     touch(tmp_path, *TRAIN, 'val/my photo.jpg', 'val/熊 猫.jpg')
     (tmp_path / 'val.txt').write_text('my photo.jpg dog\nval/熊 猫.jpg 0\n', encoding='utf-8')
-    wanted = {'val/my photo.jpg': 1, 'val/熊 猫.jpg': 0}
-    assert found(find_folder(tmp_path).test, tmp_path) == wanted
+    expected = {'val/my photo.jpg': 1, 'val/熊 猫.jpg': 0}
+    assert found(find_folder(tmp_path).test, tmp_path) == expected
 
 
 def test_a_million_files_are_kept_in_order_within_seconds(tmp_path, monkeypatch):

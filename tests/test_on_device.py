@@ -54,16 +54,16 @@ def assert_equal(host, device, *, ulps=0):
     which no normalised pixel reaches."""
     host, device = list(host), list(device)
     assert len(host) == len(device) > 0
-    for wanted, batch in zip(host, device):
+    for expected, batch in zip(host, device):
         assert isinstance(batch.images, paddle.Tensor)
         assert (batch.images.dtype, batch.labels.dtype) == (paddle.float32, paddle.int64)
-        assert len(batch.labels) == len(wanted.labels)
+        assert len(batch.labels) == len(expected.labels)
         assert batch.images.stop_gradient
-        assert batch.own_weight == wanted.own_weight
+        assert batch.own_weight == expected.own_weight
         ours = batch.moved(np.asarray)
-        np.testing.assert_allclose(ours.images, wanted.images, rtol=0, atol=ulps * 2.0**-22)
+        np.testing.assert_allclose(ours.images, expected.images, rtol=0, atol=ulps * 2.0**-22)
         for name in ('labels', 'rows', 'partners'):
-            np.testing.assert_array_equal(getattr(ours, name), getattr(wanted, name), name)
+            np.testing.assert_array_equal(getattr(ours, name), getattr(expected, name), name)
 
 
 # ------------------------------------------------------------------ equal to NumPy
@@ -121,12 +121,12 @@ def test_processes_and_last_batches_of_any_size(count, rank, world_size):
 
 
 def test_a_process_without_an_image_of_the_last_batch_evaluates_nothing_of_it():
-    *_, wanted = (host := both(images_of(33), shuffle=False, rank=1, world_size=2, batch_size=16))[
-        0
-    ]
+    *_, expected = (
+        host := both(images_of(33), shuffle=False, rank=1, world_size=2, batch_size=16)
+    )[0]
     *_, batch = host[1]
     for name in ('images', 'labels', 'rows'):
-        ours, theirs = getattr(batch, name), getattr(wanted, name)
+        ours, theirs = getattr(batch, name), getattr(expected, name)
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
         assert len(ours) == 0
 
@@ -167,8 +167,8 @@ def test_a_set_too_large_for_32_bits_is_indexed_with_64(monkeypatch):
 @pytest.mark.parametrize('count', [1, 2, 5, 13, 100])
 def test_parts_of_a_batch(count):
     host, device = both(images_of(13), EVERYTHING, batch_size=13)
-    (wanted,), (batch,) = host, device
-    assert_equal(wanted.parts(count), batch.parts(count), ulps=1)
+    (expected,), (batch,) = host, device
+    assert_equal(expected.parts(count), batch.parts(count), ulps=1)
 
 
 def test_pixels_as_an_npu_keeps_them(monkeypatch):
@@ -197,15 +197,15 @@ def config_of(**choices) -> Config:
 
 
 @pytest.mark.parametrize('accelerator', [False, True])
-@pytest.mark.parametrize('wanted', [None, False, True])
+@pytest.mark.parametrize('expected', [None, False, True])
 @pytest.mark.parametrize(
     'by_image', [{}, {'auto_augment': 'randaugment'}, {'color_jitter': (0.4, 0.4, 0.4)}]
 )
-def test_where_the_batches_are_made(monkeypatch, accelerator, wanted, by_image):
+def test_where_the_batches_are_made(monkeypatch, accelerator, expected, by_image):
     monkeypatch.setattr(devices, 'is_accelerator', lambda: accelerator)
-    config = config_of(on_device=wanted, **by_image)
+    config = config_of(on_device=expected, **by_image)
     dataset = data.load_data(config)
-    chosen = accelerator if wanted is None else wanted
+    chosen = accelerator if expected is None else expected
     train = DeviceBatches if chosen and not by_image else ArrayBatches
     assert type(data.train_batches(dataset, config)) is train
     tests = data.test_batches(dataset, config)
@@ -213,7 +213,7 @@ def test_where_the_batches_are_made(monkeypatch, accelerator, wanted, by_image):
 
 
 @pytest.mark.parametrize(
-    ('augmentation', 'wanted'),
+    ('augmentation', 'expected'),
     [
         (EVERYTHING, False),
         (Augmentation(policy=make_policy('randaugment')), True),
@@ -222,8 +222,8 @@ def test_where_the_batches_are_made(monkeypatch, accelerator, wanted, by_image):
     ],
     ids=['everything else', 'policy', 'jitter', 'erasing'],
 )
-def test_what_is_done_image_by_image(augmentation, wanted):
-    assert augmentation.image_by_image is wanted
+def test_what_is_done_image_by_image(augmentation, expected):
+    assert augmentation.image_by_image is expected
 
 
 @pytest.mark.parametrize(
@@ -293,25 +293,25 @@ def test_waiting_is_noticed(waits):
 
 
 def test_a_gpu_fetches_arrays_from_page_locked_memory_while_the_host_goes_on(monkeypatch):
-    """What a stand-in for one is told."""
-    told = []
+    """What a stand-in for one is lines."""
+    lines = []
 
     def fetch(tensor, *, blocking):
-        told.append(blocking)
+        lines.append(blocking)
         return tensor
 
     monkeypatch.setattr(devices, 'device_kind', lambda: 'gpu')
     monkeypatch.setattr(
-        paddle, 'CUDAPinnedPlace', lambda: told.append('pinned') or paddle.CPUPlace()
+        paddle, 'CUDAPinnedPlace', lambda: lines.append('pinned') or paddle.CPUPlace()
     )
     monkeypatch.setattr(paddle.Tensor, 'cuda', fetch, raising=False)
     array = np.arange(5, dtype=np.int32)
     tensor = devices.to_device(array)
-    assert told == ['pinned', False]
+    assert lines == ['pinned', False]
     assert tensor.dtype == paddle.int32
     np.testing.assert_array_equal(tensor.numpy(), array)
     assert devices.to_device(tensor) is tensor
-    assert len(told) == 2
+    assert len(lines) == 2
 
 
 @pytest.mark.parametrize('on_device', [False, True])
@@ -380,9 +380,9 @@ def results(folder, stdout):
     return losses, {name: record[name] for name in ('train_loss', 'eval_loss', 'eval_accuracy')}
 
 
-def assert_same_results(ours, wanted):
-    np.testing.assert_allclose(ours[0], wanted[0], rtol=0, atol=1.1e-4)  # they have four decimals
-    assert ours[1] == pytest.approx(wanted[1], rel=0, abs=1e-5)
+def assert_same_results(ours, expected):
+    np.testing.assert_allclose(ours[0], expected[0], rtol=0, atol=1.1e-4)  # they have four decimals
+    assert ours[1] == pytest.approx(expected[1], rel=0, abs=1e-5)
 
 
 @pytest.mark.slow

@@ -108,10 +108,10 @@ def test_bad_ones_are_left_out_by_name(tmp_path, capsys):
     put(tmp_path / 'in' / 'cat', **DAMAGED, good__jpg=WHOLE['baseline.jpg'].data)
     bad = [*DAMAGED, *picture_files.put_what_is_no_file(tmp_path / 'in' / 'cat')]
     pack(tmp_path / 'in', tmp_path / 'out')
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     assert names(tmp_path / 'out') == {'cat/good.jpg'}
-    assert all(said.count(f'left out: {tmp_path / "in" / "cat" / name} ') == 1 for name in bad)
-    assert 'wrote 1 picture ' in said
+    assert all(message.count(f'left out: {tmp_path / "in" / "cat" / name} ') == 1 for name in bad)
+    assert 'wrote 1 picture ' in message
 
 
 def test_a_picture_too_long_for_a_jpeg_is_left_out_by_name(tmp_path, capsys):
@@ -134,13 +134,13 @@ def test_out_that_exists_or_lies_inside_is_refused_and_nothing_is_written(tmp_pa
     (tmp_path / 'there').mkdir()
     (tmp_path / 'link').symlink_to(source)
     before = names(tmp_path)
-    for target, wanted in (
+    for target, expected in (
         (tmp_path / 'there', 'exists already'),
         (source, 'exists already'),
         (source / 'out', 'lies inside'),
         (tmp_path / 'link' / 'deep' / 'out', 'lies inside'),
     ):
-        with pytest.raises(UserError, match=wanted):
+        with pytest.raises(UserError, match=expected):
             pack(source, target)
     monkeypatch.chdir(source)
     with pytest.raises(UserError, match='lies inside'):
@@ -149,8 +149,8 @@ def test_out_that_exists_or_lies_inside_is_refused_and_nothing_is_written(tmp_pa
 
 
 def test_a_missing_or_empty_source_is_refused(tmp_path):
-    for wanted in ('is not a folder', 'no pictures'):
-        with pytest.raises(UserError, match=wanted):
+    for expected in ('is not a folder', 'no pictures'):
+        with pytest.raises(UserError, match=expected):
             pack(tmp_path / 'in', tmp_path / 'out')
         (tmp_path / 'in').mkdir(exist_ok=True)
 

@@ -88,9 +88,9 @@ def test_pixels_are_normalised_exactly(tmp_path):
     view = EvalView(size=16, resize=16)
     images = Photos(Files([str(tmp_path / 'a.png')], np.array([3])), view)
     (batch,) = PhotoBatches(images, BatchOptions(4, MEAN, STD), view=view)
-    wanted = ((pixels.astype(np.float64) - MEAN) / STD).transpose(2, 0, 1).astype(np.float32)
+    expected = ((pixels.astype(np.float64) - MEAN) / STD).transpose(2, 0, 1).astype(np.float32)
     assert batch.images.dtype == np.float32
-    np.testing.assert_array_equal(batch.images, wanted[None])
+    np.testing.assert_array_equal(batch.images, expected[None])
     assert batch.labels.tolist() == [3]
     np.testing.assert_array_equal(images.pictures(np.array([0])), pixels.transpose(2, 0, 1)[None])
 
@@ -158,10 +158,10 @@ def test_images_of_an_epoch_are_cropped_each_in_its_own_way(files):
 def test_a_batch_keeps_its_memory_as_long_as_anybody_has_a_part_of_it(files, monkeypatch):
     monkeypatch.setattr(sys, 'getrefcount', lambda thing: 1)  # borrowed ones are not counted
     batches = batches_of(files, batch_size=4)
-    wanted = [batch.images.copy() for batch in batches]
-    assert len(wanted) == 8
+    expected = [batch.images.copy() for batch in batches]
+    assert len(expected) == 8
     parts = [batch.images[-1:, 0] for batch in batches]  # views, of batches that are gone
-    for part, images in zip(parts, wanted):
+    for part, images in zip(parts, expected):
         np.testing.assert_array_equal(part, images[-1:, 0])
 
 
@@ -499,12 +499,12 @@ def test_with_skip_each_file_is_read_right_or_told_by_name(hundred):
         if batches.options.shuffle:
             continue
         for path, image in zip(paths, pixels):
-            wanted = WHOLE.get(Path(path).name)
-            if wanted is None:
+            expected = WHOLE.get(Path(path).name)
+            if expected is None:
                 continue
             shown = (image.transpose(1, 2, 0) * STD + MEAN).round()
-            centre = wanted.pixels[4:36, 14:46]  # of 40 x 60, which eval.resize leaves as it is
-            assert np.abs(shown - centre).mean() <= max(wanted.tolerance, 1e-6), path
+            centre = expected.pixels[4:36, 14:46]  # of 40 x 60, which eval.resize leaves as it is
+            assert np.abs(shown - centre).mean() <= max(expected.tolerance, 1e-6), path
     for path in bad:
         assert len([line for line in lines if f' {path} ' in line]) == 1, path
     assert not [name for name in WHOLE for line in lines if f'/{name} ' in line]
@@ -528,10 +528,10 @@ def test_the_check_command_of_a_sound_folder_and_of_none(tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stdout == f'24 pictures below {tmp_path / "set"}: all can be read\n'
     (tmp_path / 'empty').mkdir()
-    for name, wanted in (('empty', 'no pictures below'), ('missing', 'is not a folder')):
+    for name, expected in (('empty', 'no pictures below'), ('missing', 'is not a folder')):
         result = command('-m', 'engine.data', '--check', str(tmp_path / name), cwd=REPOSITORY)
         assert result.returncode == 2
-        assert wanted in result.stderr
+        assert expected in result.stderr
         assert len(result.stderr.splitlines()) == 1
 
 

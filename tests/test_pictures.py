@@ -24,13 +24,13 @@ WHOLE.update(picture_files.odd_files())
 
 @pytest.mark.parametrize('name', WHOLE)
 def test_every_kind_of_picture_is_read_right(name):
-    picture, wanted = open_picture(WHOLE[name].data), WHOLE[name]
-    assert (picture.height, picture.width) == wanted.pixels.shape[:2]
+    picture, expected = open_picture(WHOLE[name].data), WHOLE[name]
+    assert (picture.height, picture.width) == expected.pixels.shape[:2]
     pixels = picture.pixels()
     assert pixels.dtype == np.uint8
-    assert pixels.shape == wanted.pixels.shape
-    difference = np.abs(pixels.astype(int) - wanted.pixels).mean()
-    assert difference <= wanted.tolerance
+    assert pixels.shape == expected.pixels.shape
+    difference = np.abs(pixels.astype(int) - expected.pixels).mean()
+    assert difference <= expected.tolerance
 
 
 @pytest.mark.parametrize('name', DAMAGED)
@@ -177,8 +177,8 @@ def test_evaluation_sees_pillows_resize_and_crops(shape):
     views = EvalView(size=size, resize=resize, five_crops=True)(
         picture_files.encode(fine, 'PNG', compress_level=1)
     )
-    wanted = np.stack([whole[y : y + size, x : x + size] for y, x in corners])
-    difference = np.abs(views.astype(int) - wanted)
+    expected = np.stack([whole[y : y + size, x : x + size] for y, x in corners])
+    difference = np.abs(views.astype(int) - expected)
     assert difference.mean() < 0.05
     assert difference.max() <= 1
     assert (difference == 0).mean() > 0.95
@@ -250,10 +250,10 @@ def test_a_training_view_is_the_drawn_box_resized(kind):
     for seed in range(12):
         top, left, height, width = view.draw_box(600, 900, np.random.default_rng(seed))
         crop = pixels[top : top + height, left : left + width]
-        wanted = cv2.resize(crop, (48, 48), interpolation=cv2.INTER_AREA).astype(int)
+        expected = cv2.resize(crop, (48, 48), interpolation=cv2.INTER_AREA).astype(int)
         seen = view(data, np.random.default_rng(seed))
         assert seen.shape == (1, 48, 48, 3)
-        assert np.abs(seen[0] - wanted).mean() < 3
+        assert np.abs(seen[0] - expected).mean() < 3
 
 
 def test_only_a_crop_more_than_twice_too_large_is_decoded_at_a_fraction(monkeypatch):
@@ -266,9 +266,9 @@ def test_only_a_crop_more_than_twice_too_large_is_decoded_at_a_fraction(monkeypa
 
     monkeypatch.setattr(simplejpeg, 'decode_jpeg', spy)
     data = picture_files.jpeg(picture_files.smooth(320, 480))
-    for size, wanted in ((161, 320), (160, 160), (81, 160), (80, 80), (40, 40), (8, 40)):
+    for size, expected in ((161, 320), (160, 160), (81, 160), (80, 80), (40, 40), (8, 40)):
         TrainView(size=size, scale=(1, 1), ratio=(1.5, 1.5))(data, np.random.default_rng(0))
-        assert shapes.pop()[0] == wanted, size
+        assert shapes.pop()[0] == expected, size
 
 
 def test_half_of_the_training_views_are_mirrored_and_none_without_flip():
@@ -288,8 +288,8 @@ def test_half_of_the_training_views_are_mirrored_and_none_without_flip():
 
 @pytest.mark.parametrize('name', WHOLE)
 def test_every_kind_of_picture_can_be_trained_on(name):
-    wanted = WHOLE[name].pixels
+    expected = WHOLE[name].pixels
     view = TrainView(size=20, scale=(1, 1), ratio=(1.5, 1.5), flip=False)
     seen = view(WHOLE[name].data, np.random.default_rng(0))[0]
-    resized_ = cv2.resize(wanted, (20, 20), interpolation=cv2.INTER_LINEAR)
+    resized_ = cv2.resize(expected, (20, 20), interpolation=cv2.INTER_LINEAR)
     assert np.abs(seen.astype(int) - resized_).mean() <= max(4 * WHOLE[name].tolerance, 1)
