@@ -84,8 +84,7 @@ def evaluate(config: Config, weights: Weights, folder: Path) -> None:
     run = find_run(weights.path)
     title = f'{run.resolve().name}, {weights.path.stem}' if run else weights.path.name
     about = {'weights': str(weights.path), 'kind': weights.kind, 'model': name, 'views': views}
-    report = write_report(folder, result, dataset.test, classes, title=title, about=about)
-    print(*report, sep='\n')
+    print(*write_report(folder, result, dataset.test, classes, title=title, about=about), sep='\n')
 
 
 if __name__ == '__main__':

@@ -75,7 +75,6 @@ def export(
     weights: Weights,
     output: Path,
     forms: Forms,
-    *,
     triton_model: Optional[Path] = None,
 ) -> None:
     """Write the graph, its description and Triton's folder: all of it, verified, or nothing."""
@@ -91,8 +90,7 @@ def export(
     name = config.model.name
     model, account = chosen_weights.build_network(name, weights, len(classes))
     print(f'{name}, weights {weights.kind}: {weights.path}', *account, sep='\n')
-    shape = ', '.join(map(str, ('batch', *image.shape)))
-    print(f'{image.type} [{shape}] -> {len(classes):,} logits')
+    print(f'{image.type} [batch, {str(image.shape)[1:-1]}] -> {len(classes):,} logits')
     with exported_folder.new_folder(output) as folder:
         static_model.save(model, folder, image)
         if forms.onnx:
