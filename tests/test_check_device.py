@@ -30,7 +30,7 @@ def raising(error: Exception):
     return check
 
 
-def test_no_failure_ends_it_and_the_page_has_them_all(tmp_path, monkeypatch):
+def test_a_failed_check_does_not_end_the_others(tmp_path, monkeypatch):
     page = tmp_path / 'page.md'
     about = {'kind': 'gpu', 'name': 'Card', 'cards': 1}
     monkeypatch.setattr(check_device, 'ask', lambda *given, **options: about)
@@ -59,7 +59,7 @@ def page(tmp_path) -> Page:
     return Page(tmp_path / 'page.md', tmp_path, quick=True, end=math.inf, about=about)
 
 
-def test_a_command_that_fails_gives_its_own_reason_not_that_of_a_log_nearby(page, monkeypatch):
+def test_a_failed_command_reports_its_own_reason(page, monkeypatch):
     monkeypatch.chdir(page.scratch)
     Path('workerlog.0').write_text('ValueError: of yesterday')
     script = 'import sys; sys.exit("train.py: no such file")'
@@ -67,7 +67,7 @@ def test_a_command_that_fails_gives_its_own_reason_not_that_of_a_log_nearby(page
         device_page.run(page, ['-c', script])
 
 
-def test_a_launcher_that_takes_too_long_can_end_its_processes(page, monkeypatch):
+def test_a_launcher_that_times_out_can_end_its_processes(page, monkeypatch):
     """They have sessions of their own, and would stay on the cards."""
     monkeypatch.setattr(device_page, 'LEAST_S', 3.0)
     page.end = 0
@@ -85,17 +85,17 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize(
-    ('said', 'outcome'),
+    ('reason', 'outcome'),
     [
         ('exit code 1: UserError: train.amp: O2 fails on this device: a step has', 'pass'),
         ('took more than 150 s', 'fail'),
         (None, 'fail'),
     ],
 )
-def test_only_masters_that_stay_show_that_o2_fails_on_an_npu(page, said, outcome, monkeypatch):
+def test_only_masters_that_stay_show_that_o2_fails_on_an_npu(page, reason, outcome, monkeypatch):
     def ask(*given, **options):
-        if said is not None:
-            raise Failure(said)
+        if reason is not None:
+            raise Failure(reason)
 
     monkeypatch.setattr(check_device, 'ask', ask)
     try:
@@ -135,7 +135,7 @@ def test_on_a_cpu_everything_passes(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(paddle.__version__.startswith('2.'), reason='no float16 kernels to build')
-def test_on_a_fake_npu_it_says_what_works_and_what_does_not(tmp_path):
+def test_on_a_fake_npu_checks_pass_and_fail_as_expected(tmp_path):
     """Its momentum ignores master weights, as the plug-in's does; its collectives do nothing."""
     machine = fake_npu.build(tmp_path, half=True)
     found = run(tmp_path, 'npu', 'device', 'losses', 'o2', 'resume', 'processes', **machine)

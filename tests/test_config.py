@@ -98,7 +98,7 @@ def test_an_empty_file_gives_the_defaults(written, text):
     assert changed(load_config(written(text))) == {}
 
 
-def test_the_run_is_named_after_the_file_unless_told_otherwise(written):
+def test_output_dir_defaults_to_the_name_of_the_file(written):
     path = written('', name='my_recipe.yaml')
     assert load_config(path).output.dir == str(Path('output') / 'my_recipe')
     assert load_config(path, ['output.dir=elsewhere']).output.dir == 'elsewhere'
@@ -116,7 +116,7 @@ def test_the_run_is_named_after_the_file_unless_told_otherwise(written):
     ],
     ids=['nested', 'dotted', 'flow', 'CRLF', 'byte order mark', 'JSON'],
 )
-def test_ways_to_write_the_same(written, text):
+def test_equal_values_in_different_yaml(written, text):
     assert changed(load_config(written(text))) == {'seed': 4, 'optimizer.lr': 0.3}
 
 
@@ -417,7 +417,7 @@ def test_an_unknown_section_hints_at_the_nearest(written, section, meant):
     assert refusal(path) == f'{path}:1: unknown key {section}; did you mean {meant}?'
 
 
-def test_a_key_that_is_near_to_nothing_points_to_the_help(written):
+def test_an_unknown_key_without_a_near_name_points_to_the_help(written):
     assert '--help lists the keys' in refusal(written('zzzzzzzz: 1\n'))
 
 
@@ -444,7 +444,7 @@ def test_an_override_without_a_value_shows_how_to_write_one(written, override):
 
 
 @pytest.mark.parametrize('value', ['[1', '{', '"a', '!tag 1', '&a [*a]', '1\n2: 3', 'a\0b'])
-def test_an_override_that_is_no_yaml(written, value):
+def test_an_override_with_invalid_yaml_is_refused(written, value):
     with pytest.raises(UserError, match=r'^-o seed='):
         load_config(written(''), [f'seed={value}'])
 
@@ -475,7 +475,7 @@ def test_keys_of_other_suites_are_answered_with_ours(written, override, meant):
     assert f'; did you mean {meant}?' in refusal(written(''), override)
 
 
-def test_what_other_suites_have_and_this_has_not_is_said(written):
+def test_unsupported_features_of_other_suites_are_answered(written):
     for override in ('optimizer.name=adam', 'Optimizer.name=AdamW', 'opt=adam'):
         assert 'there is only SGD with momentum' in refusal(written(''), override)
 
@@ -515,7 +515,7 @@ def test_a_full_width_sign_in_an_override_is_named(written, override):
     assert ', write ' in refusal(written(''), override)
 
 
-def test_full_width_signs_in_comments_and_texts_are_let_be(written):
+def test_full_width_signs_in_comments_and_texts_are_allowed(written):
     path = written('# 注：一\noutput:\n  dir: 图片：二\n')
     assert load_config(path).output.dir == '图片：二'
 
@@ -538,7 +538,7 @@ def test_full_width_signs_in_comments_and_texts_are_let_be(written):
         ('""', ['wide_resnet28_10']),
     ],
 )
-def test_impossible_networks(written, name, words):
+def test_invalid_wide_resnet_names_are_refused(written, name, words):
     path = written(f'model:\n  name: {name}\n')
     text = refusal(path)
     assert text.startswith(f'{path}:2: model.name ')
@@ -564,7 +564,7 @@ def test_impossible_networks(written, name, words):
         ('wide_resnet50_2x4d', ['wide_resnet28_10']),
     ],
 )
-def test_impossible_networks_of_the_other_families(written, name, words):
+def test_invalid_resnext_names_are_refused(written, name, words):
     path = written(f'model:\n  name: {name}\n')
     text = refusal(path)
     assert text.startswith(f'{path}:2: model.name ')
@@ -581,7 +581,7 @@ def test_impossible_networks_of_the_other_families(written, name, words):
         *MODELS,
     ],
 )
-def test_possible_networks(written, name):
+def test_valid_network_names_are_accepted(written, name):
     assert load_config(written(''), [f'model.name={name}']).model.name == name
 
 
@@ -676,13 +676,13 @@ FOLDER, RESNEXT = 'data.name=folder', 'model.name=resnext50_32x4d'
         ),
     ],
 )
-def test_impossible_combinations(written, overrides, words):
+def test_invalid_combinations_are_refused(written, overrides, words):
     text = refusal(written(''), *overrides)
     assert all(word in text for word in words), text
     assert text.startswith('-o ')
 
 
-def test_a_combination_is_blamed_on_the_line_that_says_it(written):
+def test_an_invalid_combination_names_its_line(written):
     path = written('train:\n  epochs: 3\nschedule:\n  warmup_epochs: 4\n')
     assert refusal(path).startswith(f'{path}:4: schedule.warmup_epochs ')
     path = written('schedule:\n  name: piecewise\n  boundaries: [1]\n  values: [1]\n')
@@ -727,14 +727,14 @@ def test_a_combination_is_blamed_on_the_line_that_says_it(written):
         ['model.data_format=NHWC', 'train.sync_bn=true', 'train.to_static=true'],
     ],
 )
-def test_possible_combinations(written, overrides):
+def test_valid_combinations_are_accepted(written, overrides):
     load_config(written(''), overrides)
 
 
 # ------------------------------------------------------------------ files
 
 
-def test_a_missing_file_suggests_its_neighbour(written, tmp_path):
+def test_a_missing_file_suggests_the_nearest_name(written, tmp_path):
     neighbour = written('', 'quickstart.yaml')
     written('', 'another.yaml')
     text = refusal(tmp_path / 'quikstart.yaml')
@@ -742,7 +742,7 @@ def test_a_missing_file_suggests_its_neighbour(written, tmp_path):
     assert f'did you mean {neighbour}?' in text
 
 
-def test_a_file_in_a_missing_folder(tmp_path):
+def test_a_file_in_a_missing_folder_is_refused(tmp_path):
     text = refusal(tmp_path / 'nowhere' / 'recipe.yaml')
     assert 'nowhere' in text
     assert 'No such file' in text
@@ -757,7 +757,7 @@ def test_a_recipe_of_the_repository_is_found_by_its_name(name, tmp_path, monkeyp
     assert find_config(Path(name)) == REPOSITORY / 'configs' / 'quickstart.yaml'
 
 
-def test_a_config_that_is_there_comes_before_one_of_the_repository(written, tmp_path, monkeypatch):
+def test_an_existing_file_comes_before_a_recipe(written, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     written('', 'quickstart.yaml')
     assert find_config(Path('quickstart')) == Path('quickstart.yaml')
@@ -775,9 +775,7 @@ def test_a_config_that_is_there_comes_before_one_of_the_repository(written, tmp_
         ('mine.yml', 'did you mean mine.yaml?'),
     ],
 )
-def test_a_config_that_is_not_there_is_answered_with_the_nearest(
-    written, tmp_path, monkeypatch, name, hint
-):
+def test_a_missing_config_suggests_the_nearest_name(written, tmp_path, monkeypatch, name, hint):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'run').mkdir()
     written('', 'run/config.yaml')
@@ -789,7 +787,7 @@ def test_a_config_that_is_not_there_is_answered_with_the_nearest(
     assert hint in str(caught.value)
 
 
-def test_a_folder_is_no_config(tmp_path):
+def test_a_folder_is_not_a_config(tmp_path):
     assert str(tmp_path) in refusal(tmp_path)
 
 
@@ -828,7 +826,7 @@ def test_a_syntax_error_is_named_by_its_line(written, text, line):
 @pytest.mark.parametrize(
     'text', ['- 1\n- 2\n', 'seed\n', '7\n', 'train:\n- epochs\n', 'train: 3\n']
 )
-def test_a_file_or_section_that_is_no_mapping(written, text):
+def test_a_file_or_section_must_be_a_mapping(written, text):
     path = written(text)
     refused = refusal(path)
     assert refused.startswith(f'{path}:')
@@ -848,7 +846,7 @@ def test_a_file_or_section_that_is_no_mapping(written, text):
     ],
     ids=['PNG', 'all bytes', 'latin-1', 'NUL', 'GBK', 'UTF-16', 'UTF-16 without a mark'],
 )
-def test_a_file_that_is_no_text(written, content):
+def test_a_binary_file_is_refused(written, content):
     path = written(content)
     refused = refusal(path)
     assert str(path) in refused
@@ -879,7 +877,7 @@ def test_there_are_recipes():
 
 
 @pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
-def test_each_recipe_says_what_it_loads_and_nothing_else(path):
+def test_a_recipe_changes_only_the_keys_that_it_has(path):
     loaded = flatten(to_dict(load_config(path)))
     says = independent_values(path)
     assert loaded == {**DEFAULTS, **says, 'output.dir': str(Path('output') / path.stem)}
@@ -963,7 +961,7 @@ def test_every_text_survives_writing_and_reading(written, text):
     assert load_config(written(to_yaml(config))) == config
 
 
-def test_chinese_is_written_as_it_is(written):
+def test_chinese_text_is_written_unescaped(written):
     config = load_config(written(''), ['data.root=图片'])
     assert 'root: 图片\n' in to_yaml(config)
     odd = load_config(written(''), ['data.root=\udcb0猫'])  # a name in another encoding
@@ -1139,9 +1137,7 @@ MEANT = [
 
 
 @pytest.mark.parametrize(('arguments', 'words'), MEANT, ids=lambda value: str(value)[:30])
-def test_an_option_of_other_suites_is_answered_with_what_is_meant(
-    arguments, words, monkeypatch, tmp_path
-):
+def test_an_option_of_other_suites_is_answered_with_ours(arguments, words, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'argv', ['train.py', *arguments])
     (tmp_path / 'a run').mkdir()
@@ -1179,7 +1175,7 @@ def test_overrides_may_follow_one_o_or_many():
     assert parser.parse_args([]).config is None
 
 
-def test_values_follow_an_overridden_rate_and_the_resolved_config_says_so():
+def test_values_are_scaled_to_an_overridden_rate_and_saved():
     recipe = REPOSITORY / 'configs' / 'wrn28_10_cifar10.yaml'
     values = load_config(recipe, ['optimizer.lr=0.1']).schedule.values
     assert values[:3] == pytest.approx((0.1, 0.02, 0.004))
@@ -1199,6 +1195,6 @@ def test_a_section_given_a_value_lists_its_keys():
 
 
 @pytest.mark.parametrize('kind', ['*.md', 'configs/*.yaml'])
-def test_no_figure_is_still_to_be_filled_in(kind):
+def test_no_placeholder_is_left_in_a_recipe(kind):
     for path in REPOSITORY.glob(kind):
         assert '@@' not in path.read_text(encoding='utf-8'), path

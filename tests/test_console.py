@@ -86,7 +86,7 @@ def test_in_a_notebook_a_terminal_gets_plain_lines(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('kind', ['terminal', 'pipe'])
-def test_training_goes_on_without_its_terminal_or_pipe(tmp_path, monkeypatch, kind):
+def test_training_continues_without_its_terminal_or_pipe(tmp_path, monkeypatch, kind):
     """In a session of its own, so that no SIGHUP comes; the log has what nobody reads any more."""
     reader, writer = os.openpty() if kind == 'terminal' else os.pipe()
     settings = [*TINY, f'output.dir={tmp_path / "run"}', 'train.epochs=2']
@@ -111,7 +111,7 @@ def test_training_goes_on_without_its_terminal_or_pipe(tmp_path, monkeypatch, ki
     assert 'finished after epoch 2' in log
 
 
-def test_a_terminal_that_is_closed_has_the_run_saved(tmp_path):
+def test_closing_the_terminal_saves_the_run(tmp_path):
     """The kernel sends SIGHUP to the processes of the terminal."""
     process, terminal = pty.fork()
     if not process:
@@ -157,7 +157,7 @@ cli.run(main)
         ('utf-8', 'cat caf\u00e9 \u732b \U0001f431'),
     ],
 )
-def test_what_a_terminal_cannot_show_is_replaced(tmp_path, encoding, shown):
+def test_characters_that_cannot_be_encoded_are_replaced(tmp_path, encoding, shown):
     environment = {**os.environ, 'PYTHONIOENCODING': encoding, 'PYTHONPATH': str(REPOSITORY)}
     result = subprocess.run(
         [sys.executable, '-c', COMMAND, *NAMES],
@@ -171,16 +171,14 @@ def test_what_a_terminal_cannot_show_is_replaced(tmp_path, encoding, shown):
 
 
 @pytest.mark.parametrize('closed', ['>&-', '2>&-', '>&- 2>&-', '<&- >&- 2>&-'])
-def test_closed_streams_end_nothing_and_no_file_takes_their_place(tmp_path, closed):
+def test_closed_streams_do_not_end_a_command_nor_become_files(tmp_path, closed):
     arguments = ['sh', '-c', f'exec "$@" {closed}', 'sh', sys.executable, '-c', COMMAND, *NAMES]
     environment = {**os.environ, 'PYTHONPATH': str(REPOSITORY)}
     assert subprocess.run(arguments, cwd=tmp_path, env=environment).returncode == 0
     assert int((tmp_path / 'written').read_text()) > 2
 
 
-def test_a_batch_that_is_larger_than_the_training_set_and_a_rate_of_zero_are_said(
-    monkeypatch, tmp_path
-):
+def test_a_batch_larger_than_the_training_set_and_a_zero_rate_are_logged(monkeypatch, tmp_path):
     one_step = ('data.batch_size=1000', 'train.epochs=1', 'schedule.name=one_cycle')
     out = trained(tmp_path / 'run', monkeypatch, *one_step, columns=200)
     assert (

@@ -41,10 +41,10 @@ def limit(request, tmp_path, monkeypatch) -> float:
     return limit
 
 
-def test_a_container_has_the_cores_that_it_may_use(limit):
-    wanted = 64 if limit == math.inf else math.ceil(limit)
-    assert cpu.cores_per_process() == wanted
-    assert machine.cores() == wanted
+def test_cores_are_limited_by_the_container(limit):
+    expected = 64 if limit == math.inf else math.ceil(limit)
+    assert cpu.cores_per_process() == expected
+    assert machine.cores() == expected
 
 
 def test_the_limit_of_a_group_around_its_own_counts(tmp_path, monkeypatch):
@@ -58,7 +58,7 @@ def test_the_limit_of_a_group_around_its_own_counts(tmp_path, monkeypatch):
     assert container.cpu_limit() == 3.0
 
 
-def test_processes_share_them(limit, monkeypatch):
+def test_processes_of_a_machine_share_its_cores(limit, monkeypatch):
     monkeypatch.setenv('PADDLE_LOCAL_SIZE', '3')
     assert cpu.cores_per_process() == (21 if limit == math.inf else 1)
 
@@ -101,22 +101,20 @@ def test_one_thread_is_the_users_setting_unless_an_import_of_paddle_has_set_it(
 ):
     asked = []
     monkeypatch.setattr(paddle.base.core, 'set_num_threads', asked.append)
-    said = cpu.prepare_cpu()
+    line = cpu.prepare_cpu()
     threads = 6 if ancestors else 1
     reason = 'the cores of this process' if ancestors else 'your setting'
-    assert f'OMP_NUM_THREADS={threads} ({reason})' in said
+    assert f'OMP_NUM_THREADS={threads} ({reason})' in line
     assert os.environ['OMP_NUM_THREADS'] == str(threads)
     assert asked == [threads]  # of the paddle that is imported already
-    assert cpu.prepare_cpu() == said  # a second command in the same process
+    assert cpu.prepare_cpu() == line  # a second command in the same process
 
 
 # ------------------------------------------------------------------ for an Ascend
 
 
 @pytest.mark.parametrize('there', [True, False])
-def test_the_flags_of_an_npu_are_set_where_there_is_a_plugin_and_the_users_stay(
-    there, tmp_path, monkeypatch
-):
+def test_npu_flags_are_set_with_a_plugin_and_the_users_own_are_kept(there, tmp_path, monkeypatch):
     for name in paddle_import.NPU_FLAGS:
         monkeypatch.setenv(name, 'x')  # so that what is set now does not stay
         monkeypatch.delenv(name)
@@ -124,14 +122,14 @@ def test_the_flags_of_an_npu_are_set_where_there_is_a_plugin_and_the_users_stay(
     monkeypatch.setenv('CUSTOM_DEVICE_ROOT', str(tmp_path) if there else '')
     monkeypatch.setenv('FLAGS_npu_jit_compile', '1')
     cpu.prepare_cpu()
-    wanted = '0' if there else None
+    expected = '0' if there else None
     for name in ('FLAGS_use_stride_kernel', 'FLAGS_npu_storage_format'):
-        assert os.environ.get(name) == wanted
+        assert os.environ.get(name) == expected
     assert [os.environ[name] for name in paddle_import.NPU_FLAGS if 'jit' in name] == ['1']
 
 
 @pytest.mark.slow
-def test_after_an_import_of_paddle_a_command_has_all_cores_inside_and_as_a_child():
+def test_after_an_import_of_paddle_a_command_has_all_cores():
     """As in a notebook: %run, and a shell."""
     script = f"""
 import os, subprocess, sys

@@ -61,16 +61,14 @@ RAISED = [
 
 
 @pytest.mark.parametrize(('program', 'error', 'kind', 'line'), RAISED)
-def test_what_a_user_can_mend_is_a_line_of_the_devices_own_words(
-    program, error, kind, line, monkeypatch
-):
+def test_known_device_errors_become_one_line(program, error, kind, line, monkeypatch):
     monkeypatch.setattr(sys, 'argv', [f'/somewhere/{program}'])
     with pytest.raises(kind, match=line) as caught, failures.translated():
         raise error
     assert '\n' not in str(caught.value)
 
 
-def test_a_tensor_beyond_the_memory_of_this_cpu_is_one_line():
+def test_out_of_memory_on_a_cpu_is_one_line():
     with (
         pytest.raises(UserError, match=r'^out of memory: .*400000000000000'),
         failures.translated(),
@@ -78,7 +76,7 @@ def test_a_tensor_beyond_the_memory_of_this_cpu_is_one_line():
         paddle.empty([10**14])
 
 
-def test_any_other_error_stays_a_bug():
+def test_other_errors_are_not_translated():
     bug = RuntimeError('(NotFound) The kernel is not registered')
     with pytest.raises(RuntimeError) as caught, failures.translated():
         raise bug
@@ -153,7 +151,7 @@ class Machine:
         self.device = self.taken or self.device
 
 
-def test_auto_takes_no_npu_where_the_plugin_sees_no_card(monkeypatch):
+def test_auto_does_not_choose_an_npu_without_a_card(monkeypatch):
     machine = Machine(monkeypatch)
     assert start_paddle('auto').startswith('device: cpu (auto: no gpu and no npu available)')
     assert machine.device == 'cpu'
@@ -161,7 +159,7 @@ def test_auto_takes_no_npu_where_the_plugin_sees_no_card(monkeypatch):
         start_paddle('npu')
 
 
-def test_the_gpu_that_is_named_is_the_processs_own(monkeypatch):
+def test_the_log_names_the_gpu_of_this_process(monkeypatch):
     Machine(monkeypatch, gpus=4)
     monkeypatch.setenv('FLAGS_selected_gpus', '2')
     assert start_paddle('auto').startswith('device: gpu (Card 2), ')
@@ -179,7 +177,7 @@ def test_a_gpu_without_cudnn_or_code_for_it_is_one_line(monkeypatch):
 
 
 @pytest.mark.parametrize(('device', 'backend'), [('cpu', 'gloo'), ('gpu', 'nccl'), ('npu', 'xccl')])
-def test_of_several_processes_each_computes_where_it_says(device, backend, monkeypatch):
+def test_each_process_computes_on_the_device_that_it_reports(device, backend, monkeypatch):
     """Whatever the launcher took the machine for: Paddle sets the device again by the backend."""
     machine = Machine(monkeypatch, gpus=2, npus=2)
     monkeypatch.setattr(processes, 'WORLD_SIZE', 2)
@@ -202,7 +200,7 @@ def test_more_processes_than_cards_is_one_line(monkeypatch):
         start_paddle('npu')
 
 
-def test_before_the_first_collective_on_an_npu_all_are_waited_for(monkeypatch):
+def test_a_barrier_precedes_the_first_collective_on_an_npu(monkeypatch):
     """hccl gives the others 120 seconds to come; an evaluation's first collective is its last."""
     waited = []
     monkeypatch.setattr(processes, 'WORLD_SIZE', 2)

@@ -163,7 +163,7 @@ def test_the_second_mirror_continues_what_the_first_one_began(serve, target):
     assert whole.ranges == [f'bytes={HALF}-']
 
 
-def test_a_server_that_ignores_ranges_sends_the_file_anew(serve, target):
+def test_a_server_that_ignores_ranges_sends_the_whole_file(serve, target):
     target.parent.mkdir(parents=True)
     part_of(target).write_bytes(CONTENT[:HALF])
     server = serve(without_ranges)
@@ -191,12 +191,12 @@ def test_an_old_part_of_another_file_does_not_spoil_the_download(serve, target, 
     'first',
     [another_file, half_of_another_file, breaks_without_length, not_found, stalls],
 )
-def test_a_bad_first_mirror_is_passed_over(serve, target, first):
+def test_a_bad_first_mirror_is_skipped(serve, target, first):
     download([serve(first).url, serve(sound).url], target, md5=MD5, timeout_s=0.4)
     assert_arrived(target)
 
 
-def test_a_mirror_that_refuses_the_connection_is_passed_over(serve, target):
+def test_a_mirror_that_refuses_the_connection_is_skipped(serve, target):
     refused = f'http://127.0.0.1:{refused_port()}/file.tar.gz'
     download([refused, serve(sound).url], target, md5=MD5)
     assert_arrived(target)
@@ -266,7 +266,7 @@ def wants_a_password(handler, start):
 
 
 @pytest.mark.parametrize('scheme', ['http', 'https'])
-def test_a_proxy_that_is_not_there_is_named_and_not_the_server(target, proxy, scheme):
+def test_a_missing_proxy_is_named_instead_of_the_server(target, proxy, scheme):
     port = refused_port()
     proxy(f'http://me:secret@127.0.0.1:{port}', scheme)
     with pytest.raises(OSError, match='refused') as caught:

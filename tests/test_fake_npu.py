@@ -90,9 +90,9 @@ def files(checkpoint: Path) -> dict[str, bytes]:
     }
 
 
-def assert_close(ours: Path, wanted: Path) -> None:
+def assert_close(ours: Path, reference: Path) -> None:
     """Two weight files have the same arrays, to 1e-5."""
-    arrays, expected = read_weights(ours).arrays, read_weights(wanted).arrays
+    arrays, expected = read_weights(ours).arrays, read_weights(reference).arrays
     assert arrays.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_allclose(arrays[name], array, rtol=0, atol=1e-5, err_msg=name)
@@ -106,12 +106,12 @@ def test_the_quick_start_on_an_npu_has_the_losses_and_weights_that_it_has_on_a_c
     assert len(steps(npu.stdout)) == 8
     # The last of four decimals may be rounded the other way.
     np.testing.assert_allclose(steps(npu.stdout), steps(cpu.stdout), rtol=0, atol=1.1e-4)
-    (ours,), (wanted,) = records(npu_run), records(cpu_run)
-    assert ours == pytest.approx(wanted, rel=0, abs=1e-5)
+    (ours,), (expected,) = records(npu_run), records(cpu_run)
+    assert ours == pytest.approx(expected, rel=0, abs=1e-5)
     assert_close(npu_run / 'best.pdparams', cpu_run / 'best.pdparams')
 
 
-def test_a_run_on_an_npu_goes_on_from_inside_an_epoch_as_if_undisturbed(trained, resumed):
+def test_resume_inside_an_epoch_on_an_npu_is_bit_identical(trained, resumed):
     (whole, undisturbed), (folder, process) = trained['npu'], resumed
     assert f'continuing from {whole / INSIDE}, step 5\n' in process.stdout
     assert steps(process.stdout).tolist() == steps(undisturbed.stdout)[5:].tolist()
@@ -119,7 +119,7 @@ def test_a_run_on_an_npu_goes_on_from_inside_an_epoch_as_if_undisturbed(trained,
     assert records(folder) == records(whole)
 
 
-def test_device_auto_takes_the_npu_and_says_why(resumed):
+def test_device_auto_chooses_the_npu_and_logs_the_reason(resumed):
     _, process = resumed
     assert '\ndevice: npu (paddle-custom-npu' in process.stdout
     assert devices_used(process.stderr) == ['0']
@@ -151,23 +151,23 @@ def test_what_an_npu_exports_gives_the_logits_that_a_cpu_exports(npu, trained, t
     images = paddle.to_tensor(
         np.random.default_rng(0).normal(size=(4, 3, 32, 32)).astype('float32')
     )
-    ours, wanted = (graph(images).numpy() for graph in graphs)
-    np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-5)
-    assert np.ptp(wanted) > 0.01
+    ours, expected = (graph(images).numpy() for graph in graphs)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+    assert np.ptp(expected) > 0.01
 
 
 def test_npu_without_its_plugin_is_one_line_exit_2_and_nothing_written(tmp_path):
     process = run(tmp_path, NO_PLUGIN, TRAIN, *QUICKSTART, 'device=npu')
     assert process.returncode == 2
-    wanted = 'train.py: device: npu is not available (cpu is); it needs paddle-custom-npu\n'
-    assert process.stderr == wanted
+    expected = 'train.py: device: npu is not available (cpu is); it needs paddle-custom-npu\n'
+    assert process.stderr == expected
     assert process.stdout == ''
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('before', 'after'), [('npu', 'cpu'), ('cpu', 'npu')])
-def test_a_checkpoint_of_one_device_goes_on_on_another(npu, trained, tmp_path, before, after):
+def test_a_checkpoint_of_one_device_resumes_on_another(npu, trained, tmp_path, before, after):
     whole, undisturbed = trained[before]
     settings = ('-o', f'device={after}', 'output.dir=run')
     script = TRAIN if after == 'npu' else LIKE_NPU
@@ -175,14 +175,14 @@ def test_a_checkpoint_of_one_device_goes_on_on_another(npu, trained, tmp_path, b
     assert process.returncode == 0, process.stderr
     assert f'resume: the config has changed: device: {before} -> {after}\n' in process.stdout
     assert f'\ndevice: {after} (as requested' in process.stdout
-    ours, wanted = steps(process.stdout), steps(undisturbed.stdout)[5:]
-    np.testing.assert_allclose(ours, wanted, rtol=0, atol=1.1e-4)
+    ours, expected = steps(process.stdout), steps(undisturbed.stdout)[5:]
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1.1e-4)
     assert_close(tmp_path / 'run' / END / 'model.pdparams', whole / END / 'model.pdparams')
     assert records(tmp_path / 'run')[0] == pytest.approx(records(whole)[0], rel=0, abs=1e-5)
 
 
 @pytest.mark.slow
-def test_sigterm_on_an_npu_saves_exits_75_and_goes_on_into_the_next_epoch(npu, tmp_path):
+def test_sigterm_on_an_npu_saves_exits_75_and_resumes(npu, tmp_path):
     arguments = (TRAIN, *QUICKSTART, 'train.max_steps=26', 'device=npu')
     whole = run(tmp_path, npu, *arguments, 'output.dir=whole')
     assert whole.returncode == 0, whole.stderr

@@ -107,14 +107,16 @@ def with_scale(checkpoint: Path, copy: Path, scale: float) -> Path:
 
 @pytest.mark.parametrize('mode', ['O1', 'O2'])
 def test_mixed_precision_trains_as_float32_does_to_a_hundredth(trained, mode):
-    (folder, out), (wanted_folder, wanted_out) = trained[mode], trained['float32']
+    (folder, out), (reference_folder, reference_out) = trained[mode], trained['float32']
     assert f'\nmixed precision: {mode} float16' in out
     assert len(losses(out)) == 8
-    np.testing.assert_allclose(losses(out), losses(wanted_out), rtol=0, atol=1e-2)
-    assert losses(out).tolist() != losses(wanted_out).tolist()  # it wasn't computed in float32
-    ours, wanted = record(folder), record(wanted_folder)
-    assert ours['eval_loss'] == pytest.approx(wanted['eval_loss'], rel=0, abs=1e-2)
-    arrays, expected = (read_weights(f / 'best.pdparams').arrays for f in (folder, wanted_folder))
+    np.testing.assert_allclose(losses(out), losses(reference_out), rtol=0, atol=1e-2)
+    assert losses(out).tolist() != losses(reference_out).tolist()  # it wasn't computed in float32
+    ours, expected = record(folder), record(reference_folder)
+    assert ours['eval_loss'] == pytest.approx(expected['eval_loss'], rel=0, abs=1e-2)
+    arrays, expected = (
+        read_weights(f / 'best.pdparams').arrays for f in (folder, reference_folder)
+    )
     for name, array in expected.items():
         np.testing.assert_allclose(arrays[name], array, rtol=1e-2, atol=1e-2, err_msg=name)
 
@@ -164,17 +166,17 @@ def test_eval_on_a_cpu_measures_what_the_run_in_mixed_precision_has(trained, tmp
     assert float(loss) == pytest.approx(record(folder)['eval_loss'], rel=0, abs=2e-3)
 
 
-def test_a_run_with_o2_goes_on_exactly_with_its_loss_scale_and_master_weights(
-    with_masters, trained, tmp_path
-):
+def test_resume_with_o2_restores_loss_scale_and_master_weights(with_masters, trained, tmp_path):
     whole, undisturbed = trained['O2']
     resume = ('--resume', str(whole / INSIDE), '-o', 'output.dir=run')
     process = run(tmp_path, with_masters, TRAIN_O2, *resume)
     assert process.returncode == 0, process.stderr
     assert losses(process.stdout).tolist() == losses(undisturbed)[5:].tolist()
     assert files(tmp_path / 'run' / END) == files(whole / END) != files(whole / INSIDE)
-    best, wanted = ((folder / 'best.pdparams').read_bytes() for folder in (tmp_path / 'run', whole))
-    assert best == wanted
+    best, expected = (
+        (folder / 'best.pdparams').read_bytes() for folder in (tmp_path / 'run', whole)
+    )
+    assert best == expected
     scale = state(tmp_path / 'run' / END)['loss_scale']
     assert scale == state(whole / END)['loss_scale']
     assert scale['incr_count'] == 8
@@ -192,9 +194,9 @@ def test_a_step_whose_gradients_overflow_changes_no_weight_and_halves_the_loss_s
     scale = state(after)['loss_scale']
     assert (scale['scale'], scale['incr_count']) == (2.0**37, 0)
     assert files(after)['optimizer.pdopt'] == files(before)['optimizer.pdopt']
-    ours, wanted = (read_weights(c / 'model.pdparams').arrays for c in (after, before))
-    changed = {name for name in wanted if not np.array_equal(ours[name], wanted[name])}
-    assert changed == {name for name in wanted if statistics(name)}
+    ours, expected = (read_weights(c / 'model.pdparams').arrays for c in (after, before))
+    changed = {name for name in expected if not np.array_equal(ours[name], expected[name])}
+    assert changed == {name for name in expected if statistics(name)}
 
 
 def test_gradients_that_add_up_over_two_batches_with_o2_are_those_of_float32(

@@ -44,7 +44,7 @@ def save(folder):
 
 
 @pytest.mark.parametrize('code', [errno.EINVAL, errno.EIO, errno.ENOTSUP])
-def test_a_disk_that_syncs_no_folders_is_written_to(tmp_path, monkeypatch, code):
+def test_a_disk_that_cannot_sync_folders_is_usable(tmp_path, monkeypatch, code):
     refuse_sync(monkeypatch, stat.S_ISDIR, code)
     write_atomically(tmp_path / 'file', lambda file: file.write(b'content'))
     assert (tmp_path / 'file').read_bytes() == b'content'
@@ -106,7 +106,7 @@ def test_a_disk_without_locks_gets_one_line(tmp_path, monkeypatch, capsys, code,
 
 
 @pytest.mark.parametrize('kind', ['file', 'folder'])
-def test_the_second_waits_until_the_first_has_left(tmp_path, kind):
+def test_a_second_process_waits_for_the_lock(tmp_path, kind):
     path, over = tmp_path if kind == 'folder' else tmp_path / 'lock', threading.Event()
     order = []
 
@@ -123,7 +123,7 @@ def test_the_second_waits_until_the_first_has_left(tmp_path, kind):
     assert order == ['first', 'second']
 
 
-def test_windows_has_locks_of_its_own(tmp_path, monkeypatch):
+def test_locks_on_windows(tmp_path, monkeypatch):
     """By imitation: fcntl is taken away, and msvcrt locks one byte far behind the content."""
     held: dict[tuple[int, int], int] = {}
 
@@ -154,7 +154,7 @@ def test_a_name_at_the_limit_of_file_systems(tmp_path, letter, length):
     assert (tmp_path / name).read_bytes() == b'content'
 
 
-def test_a_machine_where_no_temporary_file_can_be_written_is_one_line(tmp_path, monkeypatch):
+def test_a_machine_without_writable_temporary_folders_is_one_line(tmp_path, monkeypatch):
     """As a container that was started with --read-only and without a tmpfs."""
     monkeypatch.setattr(tempfile, 'tempdir', None)
     monkeypatch.setattr(tempfile, '_candidate_tempdir_list', lambda: [str(tmp_path / 'missing')])

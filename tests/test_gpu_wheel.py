@@ -36,7 +36,7 @@ def test_it_has_the_kernels_of_the_recipes_and_momentum_none_in_bfloat16(python)
     assert not lacking & {'conv2d', 'conv2d_grad', 'batch_norm', 'batch_norm_grad', 'relu'}
 
 
-def test_without_a_gpu_it_trains_on_the_cpu_and_says_so(python, tmp_path):
+def test_without_a_gpu_it_trains_on_the_cpu_and_logs_it(python, tmp_path):
     settings = ('-c', str(REPOSITORY / 'configs' / 'quickstart.yaml'), '-o', 'train.max_steps=1')
     train = (str(REPOSITORY / 'train.py'), *settings)
     process = run(tmp_path, WITHOUT_GPU, *train, python=python)

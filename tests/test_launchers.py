@@ -63,13 +63,13 @@ def test_npus_gives_each_process_its_card(machine, tmp_path):
     assert (tmp_path / 'run' / 'best.pdparams').exists()
 
 
-def test_nproc_per_node_does_so_too_whatever_the_launcher_takes_the_machine_for(machine, tmp_path):
+def test_nproc_per_node_gives_each_process_its_card(machine, tmp_path):
     first, second = launched(tmp_path, machine, ('--nproc_per_node', '2'), 'device=npu')
     assert re.search(r'^device: npu \(as requested, 2 processes\), paddle ', first, re.M)
     assert [used(first), used(second)] == [['0'], ['1']]
 
 
-def test_two_processes_on_the_cpu_leave_the_cards_alone(machine, tmp_path):
+def test_two_processes_on_the_cpu_use_no_cards(machine, tmp_path):
     first, second = launched(tmp_path, machine, ('--nproc_per_node', '2'), 'device=cpu')
     assert re.search(r'^device: cpu \(as requested, 2 processes\), paddle ', first, re.M)
     assert [used(first), used(second)] == [[], []]

@@ -73,7 +73,7 @@ def classes(name: str) -> int:
         ('resnext152_64x4d', ('resnext', 152, 64, 4, True)),
     ],
 )
-def test_what_a_name_says(name, expected):
+def test_names_are_parsed(name, expected):
     spec = models.parse(name)
     assert (spec.family, spec.depth, spec.cardinality, spec.width, spec.for_photos) == expected
     assert spec.image_size == (224 if spec.for_photos else 32)
@@ -124,7 +124,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(('name', 'hint'), REFUSED)
-def test_other_names_are_refused_with_what_is_taken(name, hint):
+def test_invalid_names_are_refused_with_valid_forms(name, hint):
     with pytest.raises(ValueError) as refused:
         models.parse(name)
     message = str(refused.value)

@@ -26,7 +26,7 @@ SOON = 10.0  # seconds in which everything here should have happened, on a busy 
 
 
 class Job:
-    """The processes of a job; `failures` are what on_failure of each has heard."""
+    """The processes of a job; `failures` are the reports of each."""
 
     def __init__(self, world: int, *, job: str = JOB, port: Optional[int] = None) -> None:
         self.world, self.word = world, job
@@ -60,7 +60,7 @@ class Job:
         return [answer.result(SOON) for answer in answers]
 
     def die(self, rank: int) -> None:
-        """As a kill does: the connections are closed, and nothing is said or heard any more."""
+        """As a kill does: the connections are closed, and nothing is sent or received."""
         self.peers[rank]._failure = PeerFailure(None, 'itself')  # its threads would otherwise go on
         for link in self.peers[rank]._links.values():
             with contextlib.suppress(OSError):
@@ -111,7 +111,7 @@ WORLDS = pytest.mark.parametrize('world', [2, 3, 8])
 
 
 @WORLDS
-def test_any_says_to_all_whether_one_came_with_a_flag(job, world):
+def test_any_is_true_in_all_processes_if_one_flag_is_set(job, world):
     processes = job(world).connect()
     assert processes.all([False] * world) == [False] * world
     for rank in range(world):
@@ -145,8 +145,8 @@ def test_many_rounds_stay_in_step(job, world):
         [random.Random(f'{rank} {number}').random() < 0.3 / world for number in range(rounds)]
         for rank in range(world)
     ]
-    wanted = [any(column) for column in zip(*flags)]
-    assert 0 < sum(wanted) < rounds
+    expected = [any(column) for column in zip(*flags)]
+    assert 0 < sum(expected) < rounds
 
     def go(peers: Peers) -> list[bool]:
         answers = []
@@ -157,14 +157,14 @@ def test_many_rounds_stay_in_step(job, world):
         return answers
 
     for answers in processes.at_once(go):
-        assert answers.result(60) == wanted
+        assert answers.result(60) == expected
 
 
 # ------------------------------------------------------------------ ends
 
 
 @WORLDS
-def test_leaving_in_peace_is_silent(job, world):
+def test_leaving_with_code_0_is_not_a_failure(job, world):
     processes = job(world).connect()
     for peers in reversed(processes.peers):
         peers.leave(0)
@@ -174,7 +174,7 @@ def test_leaving_in_peace_is_silent(job, world):
 
 
 @WORLDS
-def test_one_that_leaves_in_peace_does_not_end_the_others(job, world):
+def test_one_process_that_leaves_with_code_0_does_not_end_the_others(job, world):
     processes = job(world).connect()
     processes.peers[-1].leave(0)
     processes.die(world - 1)
@@ -191,24 +191,24 @@ def test_an_error_reaches_all_others_with_its_code_and_text(job, world, who):
     processes.die(rank)
     others = [other for other in range(world) if other != rank]
     wait_until(lambda: all(processes.failures[other] for other in others))
-    wanted = PeerFailure(2, 'process 1: train.py: data/größe.png is damaged; remove it 100 %')
-    assert [processes.failures[other] for other in others] == [[wanted]] * (world - 1)
+    expected = PeerFailure(2, 'process 1: train.py: data/größe.png is damaged; remove it 100 %')
+    assert [processes.failures[other] for other in others] == [[expected]] * (world - 1)
 
 
 @WORLDS
 @pytest.mark.parametrize('who', ['first', 'last'])
-def test_a_process_that_is_killed_is_told_to_all_as_died(job, world, who):
+def test_a_killed_process_is_reported_to_all(job, world, who):
     processes = job(world).connect()
     rank = 0 if who == 'first' else world - 1
     processes.die(rank)
     others = [other for other in range(world) if other != rank]
     wait_until(lambda: all(processes.failures[other] for other in others))
-    wanted = PeerFailure(None, f'process {rank} has died')
-    assert [processes.failures[other] for other in others] == [[wanted]] * (world - 1)
+    expected = PeerFailure(None, f'process {rank} has died')
+    assert [processes.failures[other] for other in others] == [[expected]] * (world - 1)
 
 
 @WORLDS
-def test_who_waits_in_any_does_not_come_back_with_an_answer_after_a_failure(job, world):
+def test_any_does_not_return_after_a_failure(job, world):
     """on_failure ends the process; an answer would be made up."""
     processes = job(world).connect()
     waiting = []
@@ -256,7 +256,7 @@ def test_a_process_that_has_left_gets_no_report_of_a_failure(job, world, code, w
 
 
 @pytest.mark.parametrize('world', [2, 3])
-def test_same_says_to_all_whether_they_have_the_same_word(job, world):
+def test_same_compares_the_words_of_all_processes(job, world):
     running = job(world).connect()
     for words in (['a'] * world, ['a'] * (world - 1) + ['b'], ['b'] + ['a'] * (world - 1)):
         answers = [
@@ -267,7 +267,7 @@ def test_same_says_to_all_whether_they_have_the_same_word(job, world):
 
 
 @pytest.mark.parametrize('waiting', [0, 1])
-def test_who_waits_for_one_that_has_finished_is_told(job, waiting):
+def test_waiting_for_a_finished_process_is_a_failure(job, waiting):
     running = job(2).connect()
     threading.Thread(target=running.peers[waiting].any, daemon=True).start()
     running.peers[1 - waiting].leave(0)
@@ -286,7 +286,7 @@ def test_an_error_and_the_end_of_the_connection_are_one_failure(job):
     assert processes.failures[:2] == [[PeerFailure(2, 'a reason')]] * 2
 
 
-def test_an_error_that_has_no_text(job):
+def test_an_error_without_a_reason_is_reported(job):
     processes = job(2).connect()
     processes.peers[1].leave(130)
     wait_until(lambda: processes.failures[0])
@@ -368,10 +368,10 @@ def test_a_collective_that_fails_after_an_error_elsewhere_shows_that_error():
         )
         for rank in range(2)
     ]
-    said = [process.communicate(timeout=60)[1] for process in processes]
-    assert [process.returncode for process in processes] == [2, 2], said
-    assert 'process 0: -c: the data is not there; process 1 ends, too' in said[1]
-    assert 'Traceback' not in said[1]
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], errors
+    assert 'process 0: -c: the data is not there; process 1 ends, too' in errors[1]
+    assert 'Traceback' not in errors[1]
 
 
 def test_the_first_process_may_come_last(job):
@@ -388,7 +388,7 @@ def test_the_first_process_may_come_last(job):
     ('world', 'here', 'named'),
     [(2, [], '1'), (3, [1], '2'), (3, [], '1, 2'), (8, [1, 2, 4, 5, 7], '3, 6')],
 )
-def test_who_is_missing_after_all_timeout_s_is_named(job, world, here, named):
+def test_missing_processes_are_named_after_the_timeout(job, world, here, named):
     processes = job(world)
     for rank in here:
         processes.start(rank)
@@ -406,7 +406,7 @@ def test_without_the_first_process_its_address_is_named(job):
     assert str(error.value) == f'process 0 at 127.0.0.1:{processes.port}'
 
 
-def test_a_port_that_another_program_has_is_named(job):
+def test_a_port_taken_by_another_program_is_named(job):
     processes = job(2)
     taken = f'port {processes.port} of this machine is taken'
     with socket.create_server(('', processes.port)), pytest.raises(PortTaken, match=taken):
@@ -475,7 +475,7 @@ def test_a_stranger_neither_joins_nor_stops_the_others(job, name):
 
 
 class Stranger:
-    """A host that knows the endpoints, and all that was said, but not the secret."""
+    """A host that knows the endpoints, and all lines that were sent, but not the secret."""
 
     def __init__(self, port: int) -> None:
         self.link = call(port)
@@ -509,8 +509,8 @@ def test_a_host_without_the_secret_cannot_take_a_rank(job, rank):
     assert processes.all([False, True, False]) == [True] * 3
 
 
-@pytest.mark.parametrize('said', ['', 'who abc\n', 'who abc\nwelcome 0\n', 'nonsense\n\n'])
-def test_a_host_without_the_secret_is_not_taken_for_the_first_process(job, said):
+@pytest.mark.parametrize('sent', ['', 'who abc\n', 'who abc\nwelcome 0\n', 'nonsense\n\n'])
+def test_a_host_without_the_secret_is_not_accepted_as_the_first_process(job, sent):
     processes = job(2)
 
     def pretend(server: socket.socket) -> None:
@@ -518,7 +518,7 @@ def test_a_host_without_the_secret_is_not_taken_for_the_first_process(job, said)
             while True:
                 link, _ = server.accept()
                 with link:
-                    link.sendall(said.encode())
+                    link.sendall(sent.encode())
                     link.recv(1000)
 
     with socket.create_server(('127.0.0.1', processes.port)) as server:
@@ -576,13 +576,13 @@ def test_the_secret_of_a_job(monkeypatch):
     assert len({ours, secret(TRAIN_JOB_SECRET='other', **several), secret(**several)}) == 3
 
 
-@pytest.mark.parametrize('said', [b'', b'hello 1 jo'], ids=['nothing', 'half'])
-def test_a_stranger_who_never_ends_his_line_holds_nobody_up_for_long(job, said):
+@pytest.mark.parametrize('sent', [b'', b'hello 1 jo'], ids=['nothing', 'half'])
+def test_a_stranger_without_a_complete_line_delays_others_only_briefly(job, sent):
     """Five seconds, and then the others' turn comes."""
     processes = job(2)
     first = processes.start(0, timeout_s=30)
     with call(processes.port) as stranger:
-        stranger.sendall(said)
+        stranger.sendall(sent)
         second = processes.start(1, timeout_s=30)
         processes.peers = [future.result(20) for future in (first, second)]
     assert processes.all([True, False]) == [True] * 2
@@ -602,13 +602,13 @@ def test_a_line_without_an_end_is_cut_off(job):
     assert processes.all([False, False]) == [False] * 2
 
 
-@pytest.mark.parametrize('said', STRANGERS, ids=str)
-def test_strangers_alone_are_not_taken_for_processes(job, said):
+@pytest.mark.parametrize('sent', STRANGERS, ids=str)
+def test_strangers_are_not_accepted_as_processes(job, sent):
     processes = job(2)
     first = processes.start(0, timeout_s=0.5)
     with call(processes.port) as stranger:
         with contextlib.suppress(OSError):
-            stranger.sendall(STRANGERS[said])
+            stranger.sendall(STRANGERS[sent])
         with pytest.raises(PeerMissing) as error:
             first.result(SOON)
     assert str(error.value) == 'process 1'
@@ -627,6 +627,6 @@ def test_two_jobs_on_one_port_do_not_mix(job):
     assert ours.all([False, True]) == [True, True]
 
 
-def test_died_is_no_code_that_a_process_could_end_with():
+def test_died_is_not_an_exit_code():
     with pytest.raises(ValueError):
         int(DIED)

@@ -86,7 +86,7 @@ def test_three_in_a_row_from_a_launcher_stop_the_loop_once():
     assert err == f'\nSIGTERM: {ENDS}\n'
 
 
-def test_those_of_a_launcher_that_come_late_disturb_neither_saving_nor_the_end():
+def test_late_signals_of_a_launcher_do_not_interrupt_saving():
     process = started(launched=True)
     process.send_signal(signal.SIGTERM)
     assert process.stdout.readline() == 'stopped by SIGTERM\n'
@@ -101,7 +101,7 @@ def test_those_of_a_launcher_that_come_late_disturb_neither_saving_nor_the_end()
 @pytest.mark.parametrize(
     ('number', 'code'), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, -signal.SIGINT)]
 )
-def test_without_a_launcher_the_second_signal_acts_at_once(number, code):
+def test_without_a_launcher_the_second_signal_ends_at_once(number, code):
     process = started(launched=False)
     process.send_signal(number)
     assert process.stdout.readline() == f'stopped by {number.name}\n'
@@ -120,7 +120,7 @@ def test_without_a_launcher_the_second_signal_acts_at_once(number, code):
         (signal.SIGHUP, (signal.SIGHUP, signal.SIGTERM)),  # as a session ends
     ],
 )
-def test_a_terminal_that_is_closed_does_not_end_the_saving(first, then):
+def test_closing_the_terminal_does_not_interrupt_saving(first, then):
     process = started(launched=False)
     process.send_signal(first)
     assert process.stdout.readline() == f'stopped by {first.name}\n'
@@ -131,7 +131,7 @@ def test_a_terminal_that_is_closed_does_not_end_the_saving(first, then):
     assert (code, out) == (75, 'saved\nend\n')
 
 
-def test_under_nohup_a_terminal_that_is_closed_stops_nothing():
+def test_under_nohup_closing_the_terminal_has_no_effect():
     ignore = 'import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n'
     process = started(launched=False, ignore=ignore)
     process.send_signal(signal.SIGHUP)
@@ -141,7 +141,7 @@ def test_under_nohup_a_terminal_that_is_closed_stops_nothing():
     assert ended(process)[0] == 75
 
 
-def test_a_system_without_hangups(monkeypatch):
+def test_a_system_without_sighup(monkeypatch):
     """Windows, by imitation."""
     from engine.machine import signals
 
@@ -152,9 +152,7 @@ def test_a_system_without_hangups(monkeypatch):
 
 
 @pytest.mark.parametrize('launched', [False, True])
-def test_afterwards_the_handlers_are_those_from_before_unless_a_launcher_has_begun(
-    launched, monkeypatch
-):
+def test_handlers_are_restored_unless_a_launcher_is_stopping_the_job(launched, monkeypatch):
     from engine.machine import signals
 
     monkeypatch.setattr(signals, 'LAUNCHED', launched)
