@@ -18,9 +18,8 @@ import logging
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Callable, Iterator, Optional, Sequence
+from typing import Callable, Iterator, Optional, Sequence, Union
 
 import numpy as np
 
@@ -63,7 +62,7 @@ class Slot:
         self.deadline = deadline
         self.images: Optional[np.ndarray] = None  # None until `run`
         self.since = 0.0  # of time.monotonic(), when it entered the queue
-        self.future: Future[Answer] = Future()
+        self.future: Optional[asyncio.Future[Answer]] = None  # from `run` on
         self._batcher = batcher
 
     async def run(self, images: np.ndarray) -> Answer:
@@ -73,13 +72,20 @@ class Slot:
         """
         if len(images) != self.size:
             raise ValueError(f'{len(images)} images in a slot for {self.size}')
+        self.future = asyncio.get_running_loop().create_future()
         self._batcher._enqueue(self, images)
         try:
-            return await asyncio.wait_for(
-                asyncio.wrap_future(self.future), self.deadline - self.since
-            )
+            return await asyncio.wait_for(self.future, self.deadline - self.since)
         except asyncio.TimeoutError:
             raise DeadlineExceeded from None
+
+    def resolve(self, outcome: Union[Answer, NetworkFailed]) -> None:
+        if self.future is None or self.future.done():
+            return
+        if isinstance(outcome, Answer):
+            self.future.set_result(outcome)
+        else:
+            self.future.set_exception(outcome)
 
 
 class Batcher:
@@ -174,7 +180,7 @@ class Batcher:
 
     def _work(self, network: Network) -> None:
         while batch := self._next_batch():
-            self._run(network, batch)
+            _resolve(batch, self._run(network, batch))
 
     def _next_batch(self) -> list[Slot]:
         """Wait for one; empty when the batcher is closed and nothing has a slot."""
@@ -202,13 +208,13 @@ class Batcher:
         while self._queue and images + self._queue[0].size <= self.max_batch:
             slot = self._queue.popleft()
             self._queued -= slot.size
-            if now < slot.deadline and slot.future.set_running_or_notify_cancel():
+            if now < slot.deadline and slot.future is not None and not slot.future.done():
                 batch.append(slot)
                 images += slot.size
         return batch
 
-    def _run(self, network: Network, batch: list[Slot]) -> None:
-        """Answer each slot. Whatever the network raises, its thread continues."""
+    def _run(self, network: Network, batch: list[Slot]) -> Sequence[Union[Answer, NetworkFailed]]:
+        """An answer for each slot. Whatever the network raises, its thread continues."""
         start = time.monotonic()
         try:
             images = np.concatenate([slot.images for slot in batch if slot.images is not None])
@@ -219,9 +225,21 @@ class Batcher:
             self._on_batch(len(images), seconds)
         except BaseException:
             logger.exception('a batch of %d requests failed', len(batch))
-            for slot in batch:
-                slot.future.set_exception(NetworkFailed())
-            return
-        for slot, end in zip(batch, np.cumsum([slot.size for slot in batch])):
-            rows = logits[end - slot.size : end]
-            slot.future.set_result(Answer(rows, start - slot.since, seconds, len(images)))
+            return [NetworkFailed() for _ in batch]
+        ends = np.cumsum([slot.size for slot in batch])
+        return [
+            Answer(logits[end - slot.size : end], start - slot.since, seconds, len(images))
+            for slot, end in zip(batch, ends)
+        ]
+
+
+def _resolve(batch: list[Slot], outcomes: Sequence[Union[Answer, NetworkFailed]]) -> None:
+    """In the event loop that waits for the batch, in one call: each costs a switch of threads."""
+
+    def resolve() -> None:
+        for slot, outcome in zip(batch, outcomes):
+            slot.resolve(outcome)
+
+    assert batch[0].future is not None
+    with contextlib.suppress(RuntimeError):  # the loop is closed, and nothing waits any more
+        batch[0].future.get_loop().call_soon_threadsafe(resolve)
