@@ -17,7 +17,7 @@ from engine.data.sources.cifar_layouts import VARIANTS
 from engine.machine import cpu
 from engine.machine.start import start_paddle
 
-VISION_IMAGES = 1024  # paddle.vision is measured on so many: it takes the same time for each
+VISION_IMAGES = 1024  # for paddle.vision, which takes the same time for each
 
 
 def main() -> None:

@@ -68,7 +68,7 @@ def serve(answers: Mapping[str, Callable[..., Answer]]) -> None:
 
 
 def seconds(action: Callable[[], Any], times: int = 1) -> float:
-    """Wall time of so many calls."""
+    """Wall time of `times` calls."""
     start = time.perf_counter()
     for _ in range(times):
         action()
@@ -76,7 +76,7 @@ def seconds(action: Callable[[], Any], times: int = 1) -> float:
 
 
 def steps(step: Callable[[], Any], for_s: float, at_least: int) -> list[float]:
-    """How long each step took, of so many or of those that fit into the time."""
+    """Seconds of each step: steps for a time, but `at_least` of them."""
     taken: list[float] = []
     end = time.perf_counter() + for_s
     while len(taken) < at_least or time.perf_counter() < end:
@@ -115,8 +115,8 @@ def memory_bytes(entry: str, process: Union[int, str] = 'self') -> int:
 
 def failure(what: str, errors: Path) -> RuntimeError:
     """The exception for a process that failed, with the end of its stderr."""
-    said = errors.read_text(errors='replace').splitlines()[-12:]
-    return RuntimeError('\n'.join([what, *said]))
+    lines = errors.read_text(errors='replace').splitlines()[-12:]
+    return RuntimeError('\n'.join([what, *lines]))
 
 
 def clean_environment() -> dict[str, str]:
@@ -126,7 +126,7 @@ def clean_environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def on_cores(count: int) -> Iterator[None]:
-    """Within, this process and those that it starts have only so many cores."""
+    """Within, this process and those that it starts have only `count` cores."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(allowed)[:count])
     try:
@@ -136,7 +136,7 @@ def on_cores(count: int) -> Iterator[None]:
 
 
 def _ranks(processes: int) -> list[dict[str, str]]:
-    """What paddle.distributed.launch would tell each process."""
+    """The environment that paddle.distributed.launch would give each process."""
     if processes == 1:
         return [{}]
     with contextlib.ExitStack() as stack:
