@@ -24,6 +24,7 @@ from engine.data.policies import make_policy
 from engine.errors import UserError
 from engine.evaluation import evaluate
 from engine.machine import devices
+from engine.training.progress import StepRecord
 
 MEAN, STD = np.array([125.3, 123.0, 113.9]), np.array([63.0, 62.1, 66.7])
 EVERYTHING = Augmentation(
@@ -318,13 +319,13 @@ def test_a_gpu_fetches_arrays_from_page_locked_memory_while_the_host_goes_on(mon
 @pytest.mark.parametrize('accumulate', [1, 2])
 def test_a_step_never_waits_and_a_collection_twice(waits, on_device, accumulate):
     """Of losses and of hits, whatever the augmentation, clipping, averaging and dropout."""
-    together = {'batch_size': 8 // accumulate, 'on_device': on_device}
-    trainer = new_trainer(changed(DEMANDING, data=together, train={'accumulate': accumulate}))
+    batches = {'batch_size': 8 // accumulate, 'on_device': on_device}
+    trainer = new_trainer(changed(DEMANDING, data=batches, train={'accumulate': accumulate}))
     assert isinstance(trainer.batches, DeviceBatches if on_device else ArrayBatches)
     history = []
 
-    def after_step(collected: bool) -> None:
-        history.append((collected, list(waits)))
+    def after_step(record: StepRecord) -> None:
+        history.append((record.measured is not None, list(waits)))
         waits.clear()
 
     waits.clear()
