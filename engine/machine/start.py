@@ -17,6 +17,7 @@ from typing import Any
 from engine.errors import UserError
 from engine.machine import collectives, failures, home, processes
 from installation import unused_card
+from predictor.paddle_engine import quiet
 
 
 def start_paddle(device: str) -> str:
@@ -97,15 +98,8 @@ def _has_cudnn() -> bool:
     """Whether cuDNN loads, without the lines that paddlepaddle-gpu prints from C++ if not."""
     import paddle
 
-    sys.stderr.flush()
-    standard_error = os.dup(2)
-    try:
-        with open(os.devnull, 'wb') as devnull:
-            os.dup2(devnull.fileno(), 2)
+    with quiet(2):
         version = paddle.get_cudnn_version()
-    finally:
-        os.dup2(standard_error, 2)
-        os.close(standard_error)
     return version is not None and version > 0  # None the first time, then -1
 
 
