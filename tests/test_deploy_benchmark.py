@@ -258,7 +258,7 @@ def test_no_available_engine_is_one_line(monkeypatch, folder):
 @pytest.mark.parametrize(
     ('options', 'reason'),
     [
-        ('--engines tensorflow', "'tensorflow' is not one of auto, paddle, tensorrt"),
+        ('--engines tensorflow', "'tensorflow' is not one of auto, tensorrt, openvino"),
         ('--batch-sizes 1,0', '0 is not a whole number above 0'),
         ('--threads ,', ' is not a whole number above 0'),
         ('--seconds nan', 'nan is not a number above 0'),
