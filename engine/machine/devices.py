@@ -1,6 +1,6 @@
 """The device that computes: its kind, arrays on it, seeds, versions.
 
-Only this file, start.py and collectives.py distinguish cpu, gpu and npu.
+start.py chooses it, and support.py has what each kind supports. Other rooms ask `device_kind`.
 """
 
 from __future__ import annotations
