@@ -23,7 +23,13 @@ from engine.config import reading
 from engine.config.recipes import DEFAULT_CONFIG, find_config
 from engine.errors import UserError
 
-PAGES = sorted([*REPOSITORY.glob('README*.md'), *REPOSITORY.glob('docs/**/*.md')])
+PAGES = sorted(
+    [
+        *REPOSITORY.glob('README*.md'),
+        REPOSITORY / 'CONTRIBUTING.md',
+        *REPOSITORY.glob('docs/**/*.md'),
+    ]
+)
 LAUNCHER = ['-m', 'paddle.distributed.launch']
 SHOWN_TO_BE_REFUSED = ['train.py', '-o', 'train.lr=0.1']
 
