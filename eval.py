@@ -48,7 +48,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def report_folder(config: Config, weights: Path) -> Path:
-    """Beside the weights' run; for a lone file next to the runs, as it may belong to none."""
+    """In the run of the weights; for a file outside any run, in eval/ beside the runs."""
     base = find_run(weights) or Path(config.output.dir).parent
     views = '' if config.eval.views == 'one' else f'_{config.eval.views}'
     return base / 'eval' / f'{weights.stem}{views}'

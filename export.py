@@ -63,7 +63,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def default_output(config: Config, weights: Path) -> Path:
-    """In the weights' run; for a lone file next to the runs, as it may belong to none."""
+    """In the run of the weights; for a file outside any run, in inference/ beside the runs."""
     run = find_run(weights)
     if run is not None:
         return run / 'inference'
@@ -88,8 +88,8 @@ def export(
     image = exported_folder.graph_input(data.preparation(config), uint8=forms.uint8)
     classes = exported_folder.class_names(config.model.num_classes, weights)
     name = config.model.name
-    model, account = chosen_weights.build_network(name, weights, len(classes))
-    print(f'{name}, weights {weights.kind}: {weights.path}', *account, sep='\n')
+    model, notes = chosen_weights.build_network(name, weights, len(classes))
+    print(f'{name}, weights {weights.kind}: {weights.path}', *notes, sep='\n')
     print(f'{image.type} [batch, {str(image.shape)[1:-1]}] -> {len(classes):,} logits')
     with exported_folder.new_folder(output) as folder:
         static_model.save(model, folder, image)

@@ -73,7 +73,10 @@ def global_mean(x: Tensor, data_format: str) -> Tensor:
 
 
 class NormReLU(nn.Layer):
-    """ReLU(norm(x)). It has no weights: `norm` is a batch norm of the block that calls it."""
+    """ReLU(norm(x)), where `norm` is a batch norm of the block that calls it.
+
+    It has no weights. It is a layer so that a faster one can take its place (engine/cpu_conv).
+    """
 
     def forward(self, norm: nn.Layer, x: Tensor) -> Tensor:
         return F.relu(norm(x))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # these import paddle, which waits until the arguments are kn
 
 
 def main() -> None:
-    console.outlast_output()
+    console.survive_closed_output()
     args = parse_arguments()
     processes.connect()
     config = resolve_config(args, Path(args.resume) if args.resume else None)
@@ -83,7 +83,7 @@ def train(config: Config, run: RunFolder, resume: Optional[str], log: AnyLog) ->
         log.lines(trainer.restore(snapshot), prefix='resume: ')
         run.adopt(snapshot, trainer.progress)
         log.line(f'resume: continuing from {snapshot.path}, step {trainer.step}')
-    if trainer.step > trainer.steps:  # the records of these steps must stay
+    if trainer.step > trainer.steps:  # epochs were lowered: the records of later ones must stay
         log.line(f'nothing is left to train: {trainer.step} of {trainer.steps} steps are done')
         return
     images = len(batches.images)
@@ -105,9 +105,9 @@ def train(config: Config, run: RunFolder, resume: Optional[str], log: AnyLog) ->
 
 
 def train_epochs(trainer: Trainer, tests: Batches, run: RunFolder, log: AnyLog) -> None:
-    """The epochs that remain, in an order in which a kill loses nothing.
+    """Train and evaluate the epochs that remain. A signal saves and raises Stopped.
 
-    A signal saves and raises Stopped.
+    The order of the steps matters: the run folder can be resumed whenever the process is killed.
     """
     from engine.machine.signals import StopSignals
     from engine.training.progress import is_due
@@ -129,7 +129,7 @@ def train_epochs(trainer: Trainer, tests: Batches, run: RunFolder, log: AnyLog) 
                 log.epoch_starts(trainer.progress, epochs=epochs, batches=len(trainer.batches))
                 trainer.train_one_epoch(after_step=after_step)
                 log.training_ends(trainer.progress.sums)
-                cut_short = trainer.inside_epoch  # by train.max_steps; more would continue here
+                cut_short = trainer.inside_epoch  # by train.max_steps: a resumed run continues here
                 if cut_short:
                     save(trainer, run, log)
                 evaluation, sha256 = None, ''

@@ -3,7 +3,7 @@
 WRN-d-k for 32x32 images: Table 1 of the paper, the block of its Figure 1(d) and section 2.4
 (dropout between the two convolutions). WRN-50-2 and WRN-101-2 for photographs (section 3, Table 8):
 ResNet's bottleneck with a wider 3x3 convolution, which is resnext.py's with a cardinality of 1.
-The two files need nothing but paddle, so they can be copied alone.
+The two files together need nothing but paddle: copy both.
 
     model = WideResNet(depth=28, widen_factor=10, num_classes=10, dropout=0.3)
     logits = model(images)                    # float32 [N, 3, H, W] -> [N, 10]
@@ -48,6 +48,7 @@ class WideBlock(nn.Layer):
         self.dropout = nn.Dropout(dropout)
         self.conv2 = conv2d(out_channels, out_channels, 3)
         changes_width = in_channels != out_channels
+        # The name is that of the state dicts named above.
         self.convShortcut = (
             conv2d(in_channels, out_channels, 1, stride=stride) if changes_width else None
         )

@@ -28,15 +28,15 @@ def prepare() -> None:
             stream.reconfigure(errors='backslashreplace')
 
 
-def outlast_output() -> None:
+def survive_closed_output() -> None:
     """Let this process continue when the terminal or the pipe of its output is closed."""
     for name in ('stdout', 'stderr'):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):  # not in a notebook
-            setattr(sys, name, _Outlasting(stream))
+            setattr(sys, name, _SurvivingStream(stream))
 
 
-class _Outlasting:
+class _SurvivingStream:
     """A stream that becomes os.devnull at the first error, also for libraries."""
 
     def __init__(self, stream: io.TextIOWrapper) -> None:

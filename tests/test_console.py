@@ -102,7 +102,7 @@ def test_training_continues_without_its_terminal_or_pipe(tmp_path, monkeypatch, 
         pool.submit(read_a_line)
         monkeypatch.setattr(sys, 'stdout', stream)
         monkeypatch.setattr(sys, 'stderr', sys.stderr)  # put back, too
-        console.outlast_output()
+        console.survive_closed_output()
         print('a line', flush=True)
         assert begun.wait(10)
         train.train(config, train.RunFolder(tmp_path / 'run'), None, Log())

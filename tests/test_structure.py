@@ -1,7 +1,7 @@
 """The layers of the code: who may import whom. Read from the source, nothing is imported.
 
 A module imports modules of its own layer or of layers below it, also inside functions and under
-TYPE_CHECKING, and there is no circle, neither between modules nor between rooms of a layer.
+TYPE_CHECKING, and there is no circle, neither between modules nor between units of a layer.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def read_imports() -> list[Import]:
 IMPORTS = read_imports()
 
 
-def room(module: str) -> str:
+def unit(module: str) -> str:
     """The name in LAYERS that a module belongs to."""
     if module.endswith('__main__') and not module.startswith('benchmarks'):
         return 'COMMANDS'
@@ -102,7 +102,7 @@ def room(module: str) -> str:
 
 
 def layer(module: str) -> int:
-    return next(number for number, names in enumerate(LAYERS) if room(module) in names)
+    return next(number for number, names in enumerate(LAYERS) if unit(module) in names)
 
 
 def circle(edges: set[tuple[str, str]]) -> Optional[list[str]]:
@@ -127,18 +127,18 @@ def circle(edges: set[tuple[str, str]]) -> Optional[list[str]]:
 
 def test_no_module_imports_a_higher_layer():
     problems = [
-        f'{place}: {module} (layer {layer(module)}, {room(module)}) imports {imported} '
-        f'(layer {layer(imported)}, {room(imported)})'
+        f'{place}: {module} (layer {layer(module)}, {unit(module)}) imports {imported} '
+        f'(layer {layer(imported)}, {unit(imported)})'
         for module, imported, place in IMPORTS
         if layer(imported) > layer(module)
     ]
     assert not problems, '\n'.join(['imports of a higher layer:', *problems])
 
 
-@pytest.mark.parametrize('by', ['module', 'room'])
+@pytest.mark.parametrize('by', ['module', 'unit'])
 def test_no_circle(by):
     """Inside functions, too: such an import only hides it."""
-    name = room if by == 'room' else str
+    name = unit if by == 'unit' else str
     edges = {
         (name(one.module), name(one.imported)): one.place
         for one in IMPORTS
@@ -155,7 +155,7 @@ def test_deploy_imports_nothing_of_the_rest():
     problems = [
         f'{place}: deploy/ imports {imported}'
         for module, imported, place in IMPORTS
-        if room(module) in DEPLOY and room(imported) not in DEPLOY
+        if unit(module) in DEPLOY and unit(imported) not in DEPLOY
     ]
     assert not problems, '\n'.join(problems)
 
@@ -164,8 +164,8 @@ def test_the_engine_imports_the_shared_part_of_deploy_alone():
     problems = [
         f'{place}: {module} imports {imported}; only {" and ".join(FROM_DEPLOY)} are shared'
         for module, imported, place in IMPORTS
-        if module.startswith('engine.') and room(imported) in DEPLOY
-        if room(imported) not in FROM_DEPLOY
+        if module.startswith('engine.') and unit(imported) in DEPLOY
+        if unit(imported) not in FROM_DEPLOY
     ]
     assert not problems, '\n'.join(problems)
 

@@ -58,7 +58,7 @@ def load_data(
 
 
 def preparation(config: Config) -> Preparation:
-    """How evaluation sees the data set that the config names, which is not read for it."""
+    """How evaluation resizes, crops and normalises the images of this config. Reads no images."""
     data, source = config.data, find_source(config.data.name)
     size = resize = data.image_size or source.SIZE
     if data.name == 'folder':

@@ -29,8 +29,9 @@ if TYPE_CHECKING:  # on the host, engine.data works without paddle
     from paddle import Tensor
 
 Array = Union[np.ndarray, 'Tensor']
-Rows = tuple[np.ndarray, np.random.Generator]  # of a batch: its rows, and what draws for it
-Pixels = tuple[np.ndarray, np.ndarray, np.random.Generator]  # the images of the rows, first
+# Of one batch: its rows, and the generator of its random numbers; once read, with the images.
+RowsToRead = tuple[np.ndarray, np.random.Generator]
+ReadImages = tuple[np.ndarray, np.ndarray, np.random.Generator]  # images, rows, generator
 
 
 class Batch(NamedTuple):
@@ -138,7 +139,7 @@ class Batches(ABC):
         batches = (order[self.start(number) : self.start(number + 1)] for number in numbers)
         return [np.array_split(batch, options.world_size)[options.rank] for batch in batches]
 
-    def remaining(self) -> Iterator[Rows]:
+    def remaining(self) -> Iterator[RowsToRead]:
         """The rows of each batch that is still to come, and its random generator."""
         seed, rank = self.options.seed, self.options.rank
         for number, rows in enumerate(self.rows(), self.first):
@@ -153,7 +154,7 @@ class HostBatches(Batches):
             yield self._finish(images, rows, rng)
 
     @abstractmethod
-    def _read(self, remaining: Iterator[Rows]) -> Iterator[Pixels]:
+    def _read(self, remaining: Iterator[RowsToRead]) -> Iterator[ReadImages]:
         """The images of each of these batches: cropped, recoloured and normalised."""
 
     def _finish(self, images: np.ndarray, rows: np.ndarray, rng: np.random.Generator) -> Batch:
@@ -179,7 +180,7 @@ class ArrayBatches(HostBatches):
         padding, mode = options.augmentation.crop_padding, options.augmentation.padding_mode
         self._padded = pad(images.pixels, padding, mode, options.mean)
 
-    def _read(self, remaining: Iterator[Rows]) -> Iterator[Pixels]:
+    def _read(self, remaining: Iterator[RowsToRead]) -> Iterator[ReadImages]:
         options, augmentation = self.options, self.options.augmentation
         padding, flip = augmentation.crop_padding, augmentation.flip
         for rows, rng in remaining:

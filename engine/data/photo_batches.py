@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from engine.data.augmentation import normalised_levels
-from engine.data.batches import Array, Batch, BatchOptions, HostBatches, Pixels, Rows
+from engine.data.batches import Array, Batch, BatchOptions, HostBatches, ReadImages, RowsToRead
 from engine.data.dataset import Files
 from engine.data.file_checks import ADVICE, MAX_REPORTED, Report, legible, read_file
 from engine.data.pictures import EvalView, TrainView
@@ -104,7 +104,7 @@ class PhotoBatches(HostBatches):
             self._levels = np.tile(np.arange(256, dtype=np.uint8), (3, 1))
             self._upload = Normaliser(options.mean, options.std).upload
 
-    def _read(self, remaining: Iterator[Rows]) -> Iterator[Pixels]:
+    def _read(self, remaining: Iterator[RowsToRead]) -> Iterator[ReadImages]:
         pool = ThreadPoolExecutor(self.images.workers, 'reader')
         stop = threading.Event()
         buffers = BufferPool(self._levels.dtype)

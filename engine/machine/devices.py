@@ -1,6 +1,6 @@
 """The device that computes: its kind, arrays on it, seeds, versions.
 
-start.py chooses it, and support.py has what each kind supports. Other rooms ask `device_kind`.
+start.py chooses it, and support.py has what each kind supports. All other code asks `device_kind`.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def make_schedule(
 ) -> LrAt:
     """step (0, 1, ...) -> learning rate.
 
-    `lr` comes from `peak_lr`. The values of piecewise are scaled so that it is the first of them;
+    `lr` comes from `peak_lr`. The values of piecewise are scaled so that the first equals `lr`;
     end_lr and warmup_start_lr are not scaled. The boundaries of piecewise count epochs of the whole
     training; every other form starts when the warm-up ends and fits into the steps that remain.
     """

@@ -50,7 +50,7 @@ class Trainer:
         )
         self.steps = min(config.train.epochs * len(batches), config.train.max_steps or 10**18)
         ema = config.train.ema
-        self.ema = AveragedWeights(model, self._state, decay=ema) if ema else None
+        self.ema = AveragedWeights(model, self._model_state, decay=ema) if ema else None
         self.last_loss = 0.0
         self._synchronised: Optional[int] = None  # the step after which batch norms were averaged
         self._results = Results(self.lr_at)
@@ -104,8 +104,8 @@ class Trainer:
         devices.seed_step(self.config.seed, self.step)
         self.optimizer.set_lr(self.lr_at(self.step))
         global_size = self.batches.size(self.progress.batch)  # over all processes
-        # As many parts in every process: a SyncBatchNorm waits for all in each. A compiled network
-        # loses the gradients of a part when the next one has another size.
+        # The same number of parts in every process: in each, SyncBatchNorm waits for all processes.
+        # A compiled network loses the gradients of a part when the next one has another size.
         count = math.ceil(global_size // processes.WORLD_SIZE / self.config.data.batch_size)
         parts = batch.parts(1 if self.config.train.to_static else count)
         local_size = sum(len(part.labels) for part in parts)
@@ -150,8 +150,9 @@ class Trainer:
     def _record(self, *, collected: bool) -> StepRecord:
         """The step that is done, with measurements if its results have just been collected."""
         step, epoch, sums = self.step - 1, self.progress.epoch, self.progress.sums
-        epochs = self.step / len(self.batches), self.steps / len(self.batches)
-        steps_left = self.batches.options.augmentation.work(*epochs, like=epoch) * len(self.batches)
+        per_epoch, augmentation = len(self.batches), self.batches.options.augmentation
+        done, whole = self.step / per_epoch, self.steps / per_epoch  # in epochs
+        steps_left = augmentation.work(done, whole, like=epoch) * per_epoch
         record = StepRecord(step, epoch, self.progress.batch - 1, self.lr_at(step), steps_left)
         if not collected:
             return record
@@ -162,8 +163,8 @@ class Trainer:
         return replace(record, measured=measured)
 
     def _require_finite_weights(self) -> None:
-        """The last step's loss was that of the weights before it."""
-        bad = first_not_finite(float32_arrays(self._state()))
+        """Check what no loss has shown: the last step's loss is that of the weights before it."""
+        bad = first_not_finite(float32_arrays(self._model_state()))
         if bad is not None:
             raise Diverged(
                 f'{bad} is no longer finite after step {self.step - 1} (learning rate '
@@ -182,7 +183,7 @@ class Trainer:
             yield batch
 
     def evaluate(self, tests: Batches, *, after_batch: Callable[[], None]) -> Evaluation:
-        """Measure the weights that count; `after_batch` may raise."""
+        """Measure the weights of `evaluated_weights`; `after_batch` may raise."""
         with self.evaluated_weights() as model:
             mirror = self.config.eval.mirror
             return evaluation.evaluate(model, tests, mirror=mirror, after_batch=after_batch)
@@ -227,17 +228,17 @@ class Trainer:
 
     @contextlib.contextmanager
     def evaluated_weights(self) -> Iterator[nn.Layer]:
-        """The model with the weights that count: the averaged ones when there are any."""
+        """Within, the model has the weights to evaluate: the averaged ones, if there are any."""
         self._synchronise()
         averaged = self.ema.in_place() if self.ema is not None else nullcontext()
         with averaged, self.precision.autocast():
             yield self.model
 
     def weights(self) -> Arrays:
-        """The weights that count, for best.pdparams."""
-        return self.ema.arrays() if self.ema is not None else float32_arrays(self._state())
+        """The weights that are evaluated, for best.pdparams."""
+        return self.ema.arrays() if self.ema is not None else float32_arrays(self._model_state())
 
-    def _state(self) -> dict[str, paddle.Tensor]:
+    def _model_state(self) -> dict[str, paddle.Tensor]:
         """The model's state dict, in full precision."""
         return full_precision(self.model, self.optimizer)
 
@@ -259,13 +260,13 @@ class Trainer:
         self.collect()
         self._synchronise()
         return Snapshot(
-            model=float32_arrays(self._state()),
+            model=float32_arrays(self._model_state()),
             optimizer=optimizer_arrays(self.optimizer, self.model),
             ema=self.ema.arrays() if self.ema is not None else None,
-            state=self._describe_state(),
+            state=self._run_state(),
         )
 
-    def _describe_state(self) -> dict[str, Any]:
+    def _run_state(self) -> dict[str, Any]:
         """state.json of a checkpoint."""
         return {
             'epoch': self.progress.epoch,
@@ -286,7 +287,7 @@ class Trainer:
         UserError if it is of another model or data set.
         """
         snapshot.require_current()
-        now = self._describe_state()
+        now = self._run_state()
         snapshot.require_fitting(now)
         fit_weights(self.model, snapshot.model, str(snapshot.path))
         load_optimizer_arrays(self.optimizer, self.model, snapshot.optimizer, snapshot.model)
