@@ -100,6 +100,7 @@ def export(
             print(int8.write(folder, images, image))
         exported_folder.write_description(folder, name, image, classes, weights)
         if triton_model is not None:
+            exported_folder.require_new(output)  # or Triton's folder would stay without this one
             triton.add(triton_model, folder, image, classes)
     for target in filter(None, (output, triton_model)):
         files = (str(path.relative_to(target)) for path in target.rglob('*') if path.is_file())

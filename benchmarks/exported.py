@@ -32,7 +32,7 @@ def folder_of(network: Network, scratch: Path, given: Optional[Path]) -> Path:
     """That folder's own, if one with exported folders is given; otherwise a new one."""
     if given is not None:
         if not (given / network.name).is_dir():
-            sys.exit(f'{given} holds no {network.name}/')
+            sys.exit(f'{given} has no {network.name}/')
         return given / network.name
     weights, output = scratch / f'{network.name}.pdparams', scratch / network.name
     config = f'configs/{network.config}.yaml'

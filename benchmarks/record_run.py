@@ -38,8 +38,8 @@ def describe(run: Path) -> dict[str, Any]:
     snapshot = read_snapshot(run, print)
     if not records or records[-1]['epoch'] + 1 != config.train.epochs or snapshot is None:
         raise UserError(
-            f'{run} is not finished: {len(records)} of {config.train.epochs} epochs; go on with '
-            'train.py --resume'
+            f'{run} is not finished: {len(records)} of {config.train.epochs} epochs; continue '
+            'it with train.py --resume'
         )
     last = records[-1]
     seconds = sum(record['seconds'] for record in records)

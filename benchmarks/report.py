@@ -7,11 +7,11 @@ import os
 import platform
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Sequence
 
 from engine.files import write_atomically
+from installation import version
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,7 +87,7 @@ def keep(name: str, result: Result, folder: Path) -> None:
 
 
 def read_results(folder: Path = HERE) -> dict[str, Any]:
-    """The content of results.json, which may not be there yet."""
+    """The content of results.json, which may not exist yet."""
     file = folder / 'results.json'
     return dict(json.loads(file.read_text(encoding='utf-8'))) if file.exists() else {}
 
@@ -108,7 +108,10 @@ def machine() -> dict[str, Any]:
         'cores': len(os.sched_getaffinity(0)),
         'memory_gib': round(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30, 1),
         'date': datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
-        'versions': {'python': platform.python_version(), **{p: _version(p) for p in packages}},
+        'versions': {
+            'python': platform.python_version(),
+            **{package: version(package) or 'absent' for package in packages},
+        },
     }
 
 
@@ -118,10 +121,3 @@ def _cpu_model() -> str:
     facts = {name.strip(): value.strip() for name, _, value in (x.partition(':') for x in lines)}
     name = facts.get('model name', platform.processor())
     return f'{name}, family {facts.get("cpu family", "?")} model {facts.get("model", "?")}'
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return 'absent'

@@ -386,7 +386,18 @@ def test_weights_that_are_not_finite_are_refused_and_leave_nothing(tmp_path, fir
 
 @pytest.mark.parametrize(
     'what',
-    ['full', 'file', 'missing', 'no run', 'code', 'launched', 'triton full', 'within', 'no onnx'],
+    [
+        'full',
+        'file',
+        'in a file',
+        'missing',
+        'no run',
+        'code',
+        'launched',
+        'triton full',
+        'within',
+        'no onnx',
+    ],
 )
 def test_impossible_arguments_give_one_line_and_exit_code_2_and_write_nothing(tmp_path, what, run):
     (tmp_path / 'full').mkdir()
@@ -400,6 +411,7 @@ def test_impossible_arguments_give_one_line_and_exit_code_2_and_write_nothing(tm
     arguments, expected = {
         'full': ((*here, 'full'), 'full is not empty; choose another folder'),
         'file': ((*here, 'full/mine.txt'), 'is a file; choose another folder'),
+        'in a file': ((*here, 'full/mine.txt/new'), 'new cannot be written; choose another folder'),
         'missing': (('-w', 'nowhere'), 'nowhere'),
         'no run': (('-c', str(QUICKSTART)), 'train first'),
         'code': (('-w', 'evil.pdparams'), 'can run code'),

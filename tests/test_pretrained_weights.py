@@ -359,6 +359,12 @@ def test_weights_in_several_files_are_joined(tmp_path):
     first = index.with_name('model-00001-of-00002.safetensors')
     for path in (index, index.parent, first):
         assert_same(read_weights(path).arrays, expected)
+    text = index.read_text()
+    (index.parent / 'broken.bin').write_bytes(pickle.dumps([1]))
+    index.write_text(text.replace(first.name, 'broken.bin'))
+    with pytest.raises(UserError, match=r'broken\.bin holds a list, not a state dict'):
+        read_weights(index)
+    index.write_text(text)
     first.with_name('model-00002-of-00002.safetensors').unlink()
     for path in (index, first):
         with pytest.raises(UserError, match=r'names .*model-00002-of-00002\.safetensors, which is'):

@@ -15,9 +15,13 @@ import pytest
 from conftest import execute
 from exporting import HAS_CONVERTER, QUICKSTART, a_file, by_inference, description, image_of, raw
 
+from engine.config import load_config
 from engine.errors import UserError
-from engine.export import triton
+from engine.export import triton, verification
 from engine.export.exported_folder import new_folder
+from engine.export.forms import Forms
+from engine.run.chosen_weights import read_chosen
+from export import export
 from predictor.onnx_engines import import_onnxruntime
 
 pytestmark = pytest.mark.skipif(not HAS_CONVERTER, reason='paddle2onnx has no wheels')
@@ -188,6 +192,24 @@ def test_a_model_that_was_added_in_the_meantime_stays_and_nothing_is_exported(tm
     with pytest.raises(UserError, match='not empty'):
         export()
     assert sorted(tmp_path.rglob('*')) == [tmp_path / 'models', target, target / 'mine.txt']
+
+
+def test_an_output_that_was_filled_in_the_meantime_leaves_no_model(tmp_path, monkeypatch):
+    a_file(tmp_path / 'weights.pdparams', NAME, classes=10)
+    output = tmp_path / 'out'
+
+    def fill(*_: object) -> list[str]:
+        output.mkdir()
+        (output / 'mine.txt').write_text('mine')
+        return []
+
+    monkeypatch.setattr(verification, 'verify', fill)
+    config = load_config(QUICKSTART, [f'model.name={NAME}'])
+    weights, target = read_chosen(tmp_path / 'weights.pdparams'), tmp_path / 'models' / NAME
+    with pytest.raises(UserError, match='not empty'):
+        export(config, weights, output, Forms(onnx=True), triton_model=target)
+    assert not (tmp_path / 'models').exists()
+    assert [path.name for path in output.iterdir()] == ['mine.txt']
 
 
 def test_an_error_leaves_no_new_repository(tmp_path, folder):

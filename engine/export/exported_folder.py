@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.config import yaml_text
 from engine.errors import UserError
-from engine.files import beside, sha256_of, sync_folder, sync_tree
+from engine.files import beside, is_writable, sha256_of, sync_folder, sync_tree
 from engine.locks import locked
 from engine.machine import devices
 from engine.run.chosen_weights import Weights, recorded_accuracy
@@ -113,11 +113,16 @@ def write_description(
 
 
 def require_new(folder: Path) -> None:
-    """UserError if anything is there already: an exported folder is never overwritten."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f'{folder} is a file; choose another folder (--output, --triton)')
+    """UserError if it cannot be written, or is not empty: an export overwrites nothing."""
     if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f'{folder} is not empty; choose another folder (--output, --triton)')
+        problem = 'is not empty'
+    elif folder.exists() and not folder.is_dir():
+        problem = 'is a file'
+    elif not is_writable(folder):
+        problem = 'cannot be written'
+    else:
+        return
+    raise UserError(f'{folder} {problem}; choose another folder (--output, --triton)')
 
 
 @contextlib.contextmanager

@@ -47,7 +47,8 @@ def _read_files(path: Path) -> tuple[Converted, int]:
     """The converted content of a file, or of all its parts, and the size in bytes."""
     size, checksums, contents, torch = 0, [], [], False
     with contextlib.ExitStack() as opened:  # until the arrays that are read lazily are converted
-        for part in shards.files_of(path):
+        parts = shards.files_of(path)
+        for part in parts:
             file = opened.enter_context(part.open('rb'))
             content, torch = formats.read(file, part)
             contents.append(content)
@@ -55,7 +56,9 @@ def _read_files(path: Path) -> tuple[Converted, int]:
             checksums.append(checksum(file))  # of what was read, even if the path changes
         whole: Any = contents[0]
         if len(contents) > 1:
-            whole = {key: one for part in contents for key, one in require_dict(part, path).items()}
+            whole = {}
+            for part, content in zip(parts, contents):
+                whole.update(require_dict(content, part))
         converted = names.convert(whole, path, torch=torch)
     joined = hashlib.sha256('\n'.join(checksums).encode()).hexdigest()
     converted.sha256 = checksums[0] if len(checksums) == 1 else joined
