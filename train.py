@@ -62,7 +62,7 @@ def open_log(config: Config, settings: str, machine: list[str]) -> AnyLog:
 def train(config: Config, run: RunFolder, resume: Optional[str], log: AnyLog) -> None:
     """Set everything up, train, and say what to do next."""
     from engine import data
-    from engine.training import memory, network, preflight
+    from engine.training import memory, network
     from engine.training.trainer import Trainer
 
     devices.seed_everything(config.seed)
@@ -78,7 +78,7 @@ def train(config: Config, run: RunFolder, resume: Optional[str], log: AnyLog) ->
     classes = data.class_count(dataset, config.model.num_classes)
     model, lines = network.build(config.model, config.train, classes, pretrained)
     trainer = Trainer(model, config, batches=batches, classes=dataset.classes)
-    log.lines([*lines, *preflight.describe_step(trainer)])
+    log.lines([*lines, *trainer.describe_step()])
     if snapshot is not None:
         log.lines(trainer.restore(snapshot), prefix='resume: ')
         run.adopt(snapshot, trainer.progress)

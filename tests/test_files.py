@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine import files, locks
+from engine import cli, files, locks
 from engine.download import download
 from engine.errors import UserError
 from engine.export.exported_folder import new_folder
@@ -78,6 +78,15 @@ def test_only_a_regular_file_is_replaced(tmp_path, kind):
         download(['http://127.0.0.1:9/'], path, md5='')
     assert os.lstat(path) == before
     assert set(tmp_path.iterdir()) == {path, other}
+
+
+def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv('MPLCONFIGDIR', str(tmp_path))
+    (tmp_path / 'curves.png').mkdir()
+    with pytest.raises(SystemExit) as end:
+        cli.run(lambda: write_atomically(tmp_path / 'curves.png', lambda file: None))
+    assert end.value.code == 2
+    assert capsys.readouterr().err.endswith('curves.png: Not a regular file\n')
 
 
 def test_a_file_that_cannot_be_synced_is_an_error_everywhere(tmp_path, monkeypatch):

@@ -392,10 +392,6 @@ def test_what_may_not_be_read_is_told(tmp_path):
 def test_the_quick_check_is_cut_short_and_says_so_also_where_it_found_something(
     files, tmp_path, monkeypatch
 ):
-    def slow_check(path, max_pixels):
-        time.sleep(0.1)
-        return 'is bad'
-
     monkeypatch.setattr(file_checks, 'QUICK_CHECK_S', 2)
     monkeypatch.setattr(
         file_checks, 'check_quickly', lambda path, most: time.sleep(0.1) or 'is bad'

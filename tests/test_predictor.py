@@ -239,7 +239,6 @@ def test_a_damaged_description_is_named_in_one_line(tmp_path):
         assert str(folder) in user_error(folder), case  # as a last resort, by the missing graph
 
 
-LISTED = {'bytes': 1, 'sha256': '0'}
 WRONG = {
     'input: null': ('inference.yml', 'has no'),
     'input: 5': ('inference.yml', 'damaged'),

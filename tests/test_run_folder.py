@@ -19,6 +19,7 @@ from engine.errors import UserError
 from engine.run import chosen_weights
 from engine.run.checkpoint import Checkpoints, serialised
 from engine.run.folder import RunFolder
+from engine.run.log import Log
 from engine.run.reading import find_run, read_snapshot
 from engine.training.snapshot import Snapshot
 
@@ -33,7 +34,7 @@ def a_run(path: Path) -> RunFolder:
     run.log_file.write_text('line\n')
     run.metrics_file.write_text('{"epoch": 0}\n')
     run.checkpoints().save('epoch_0001', Snapshot({}, {}, None, STATE))
-    run.best_file.write_bytes(serialised({})[0])
+    run.best_file.write_bytes(serialised({}))
     return run
 
 
@@ -169,13 +170,16 @@ def test_a_folder_that_is_removed_during_training_is_noticed(tmp_path, how):
     run = RunFolder(tmp_path / 'run')
     run.open(Config(), ['a'])
     run.require_ours()
+    log = Log()
+    log.attach(run, step=0, epoch=0)
     run.path.rename(tmp_path / 'other')
     if how != 'moved':
         shutil.rmtree(tmp_path / 'other')
     if how == 'emptied':
         run.path.mkdir()
-    with pytest.raises(UserError, match='was deleted, moved'):
-        run.require_ours()
+    for attempt in (run.require_ours, log.flush):  # VisualDL would write into a new run there
+        with pytest.raises(UserError, match='was deleted, moved'):
+            attempt()
 
 
 # ------------------------------------------------------------------ finding it

@@ -19,7 +19,7 @@ EXIT_PIPE = 141  # as a shell reports a program that SIGPIPE has ended; Windows 
 # The disk or the system refuses, which a user can change; any other OSError is a bug of ours.
 REFUSALS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO),
-    *(errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.EEXIST, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
 )
 
 

@@ -69,7 +69,7 @@ def _construct(
 
 
 def _initialise(model: nn.Layer, init: str) -> None:
-    """Convolutions anew, as other sources have them.
+    """Initialise the convolutions again, as other sources do.
 
     xavier: Glorot & Bengio 2010 with the gain of ReLU, as MindSpore's WRN-40-10. he_fan_in: He et
     al. 2015, as the code of the Wide ResNet paper and Paddle Contrib's; the model files have its

@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any, BinaryIO, Callable, Iterator, Optional
+from typing import Any, Callable, Iterator, Optional
 
 from engine.errors import Diverged, UserError
 from engine.files import sync_file, sync_folder, write_atomically
@@ -173,33 +173,28 @@ def _as_json(content: Any) -> bytes:
 
 
 def _write(folder: Path, snapshot: Snapshot, *, saved_at: float) -> None:
-    writers: dict[str, Callable[[BinaryIO], Any]] = {
-        MODEL: lambda file: write_arrays(file, snapshot.model),
-        OPTIMIZER: lambda file: write_arrays(file, snapshot.optimizer),
-        STATE: lambda file: file.write(_as_json(snapshot.state)),
-    }
-    if snapshot.ema is not None:
-        ema = snapshot.ema
-        writers[EMA] = lambda file: write_arrays(file, ema)
     files = {}
-    for name, write in writers.items():
-        content = _content(write)
-        files[name] = {'bytes': content.nbytes, 'sha256': hashlib.sha256(content).hexdigest()}
+    for name, content in _contents(snapshot):
+        files[name] = {'bytes': len(content), 'sha256': hashlib.sha256(content).hexdigest()}
         _write_synced(folder / name, content)
     manifest = {'saved_at': saved_at, 'files': files}
     _write_synced(folder / MANIFEST, _as_json(manifest))
     sync_folder(folder)
 
 
-def serialised(arrays: Arrays) -> tuple[memoryview, str]:
-    """What a checkpoint or best.pdparams holds of these arrays, and its SHA-256."""
-    content = _content(lambda file: write_arrays(file, arrays))
-    return content, hashlib.sha256(content).hexdigest()
+def _contents(snapshot: Snapshot) -> Iterator[tuple[str, bytes | memoryview]]:
+    """File name and content, one after another: all at once would take twice the memory."""
+    yield MODEL, serialised(snapshot.model)
+    yield OPTIMIZER, serialised(snapshot.optimizer)
+    yield STATE, _as_json(snapshot.state)
+    if snapshot.ema is not None:
+        yield EMA, serialised(snapshot.ema)
 
 
-def _content(write: Callable[[BinaryIO], Any]) -> memoryview:
+def serialised(arrays: Arrays) -> memoryview:
+    """What a checkpoint or best.pdparams holds of these arrays."""
     buffer = io.BytesIO()
-    write(buffer)
+    write_arrays(buffer, arrays)
     return buffer.getbuffer()
 
 

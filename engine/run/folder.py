@@ -6,13 +6,13 @@ curves.png, best.pdparams, vdl/, checkpoints/, eval/}
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Callable, Sequence
 
-from engine import files
 from engine.config import Config, to_yaml
 from engine.errors import UserError
-from engine.files import write_atomically
+from engine.files import sha256_of, write_atomically
 from engine.machine import processes
 from engine.run.checkpoint import Checkpoints, serialised
 from engine.run.lock import RunLock
@@ -66,11 +66,11 @@ class RunFolder:
         """
         if processes.RANK:
             return ''
-        content, sha256 = serialised(weights())
+        content = serialised(weights())
         self.require_ours()
         if best:
             write_atomically(self.best_file, lambda file: file.write(content))
-        return sha256
+        return hashlib.sha256(content).hexdigest()
 
     def restore_best(self, progress: Progress, weights: Callable[[], Arrays]) -> list[str]:
         """Check that best.pdparams is what a checkpoint calls best: it may be of an epoch that will
@@ -81,10 +81,10 @@ class RunFolder:
         best = self.best_file
         if progress.best_epoch is None:
             return []
-        if best.is_file() and files.sha256_of(best) == progress.best_sha256:
+        if best.is_file() and sha256_of(best) == progress.best_sha256:
             return []
-        content, sha256 = serialised(weights())
-        if sha256 == progress.best_sha256:
+        content = serialised(weights())
+        if hashlib.sha256(content).hexdigest() == progress.best_sha256:
             write_atomically(best, lambda file: file.write(content))
             return [f'{best} was of an epoch that runs again; written again']
         progress.forget_best()

@@ -172,6 +172,7 @@ class Log:
 
     def flush(self) -> None:
         """Put on disk what a checkpoint is about to record as done."""
+        self._folder.require_ours()  # VisualDL opens its file by name
         self._vdl.flush()
 
     def run_ends(self) -> None:

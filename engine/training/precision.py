@@ -103,12 +103,8 @@ class Precision:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue with a saved scale, unless the config fixes it."""
-        enabled = state and self._scaler.is_enable()
-        if (
-            enabled
-            and self._scaler.is_use_dynamic_loss_scaling()
-            and state['use_dynamic_loss_scaling']
-        ):
+        dynamic = self._scaler.is_enable() and self._scaler.is_use_dynamic_loss_scaling()
+        if dynamic and state and state['use_dynamic_loss_scaling']:
             self._scaler.load_state_dict({**state, 'scale': np.array([state['scale']], np.float32)})
 
 

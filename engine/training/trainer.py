@@ -75,6 +75,28 @@ class Trainer:
         name, lr = PADDLE_NAMES[self.config.schedule.name], self.lr_at(self.step)
         return f'Epoch {self.progress.epoch}: {name} set learning rate to {lr:.6g}.'
 
+    def describe_step(self) -> list[str]:
+        """The images of a step, and the learning rate where these scale it or where it is 0."""
+        config, images = self.config, len(self.batches.images)
+        size, lr = self.batches.global_batch_size, config.optimizer.lr
+        factors = [(processes.WORLD_SIZE, 'processes'), (config.train.accumulate, 'accumulated')]
+        made_of = ''.join(f' x {count} {what}' for count, what in factors if count > 1)
+        line = f'step: {size} images'
+        line += f' ({config.data.batch_size}{made_of})' if made_of else ''
+        peak = peak_lr(config.optimizer, size)
+        line += f', learning rate x {peak / lr:.6g}' if peak != lr else ''
+        if size > images:
+            line += (
+                f'; the training set has only {images:,}: each epoch is one step (data.batch_size)'
+            )
+        lines = [line]
+        if not any(map(self.lr_at, range(self.steps))):
+            lines.append(
+                f'the learning rate is 0 in all {self.steps:,} steps (schedule.name: '
+                f'{config.schedule.name}, optimizer.lr: {lr:g}): nothing will be learned'
+            )
+        return lines
+
     def train_one_epoch(self, *, after_step: Callable[[StepRecord], None]) -> None:
         """Train the rest of the epoch; `after_step` may raise, and the state is consistent then.
 
