@@ -50,7 +50,7 @@ class Model:
 class Data:
     # Each is a module in engine/data/sources/.
     name: Literal['cifar10', 'cifar100', 'folder', 'digits', 'synthetic'] = key(
-        'cifar10', 'the data set; folder: pictures in a folder a class'
+        'cifar10', 'the data set; folder: pictures, a folder for each class'
     )
     root: str = key('data', 'folder or archive that holds it')
     download: bool = key(True, 'download CIFAR into data.root when it is not found')
@@ -62,7 +62,7 @@ class Data:
         None, "per channel, 0-255; null: the data set's own", example=[63.0, 62.1, 66.7]
     )
     image_size: Optional[int] = key(
-        None, 'folder, synthetic: side of what the network sees; null: 224, 32', low=1
+        None, 'folder, synthetic: side of the input images; null: 224 and 32', low=1
     )
     num_images: int = key(1024, 'synthetic: training images, and as many test images', low=1)
     train_folder: Optional[str] = key(
@@ -88,9 +88,9 @@ class Data:
         None, 'sets in memory: keep and augment them on the device; null: on gpu and npu'
     )
     auto_augment: Literal['none', 'autoaugment_imagenet', 'autoaugment_cifar10', 'randaugment'] = (
-        key('none', 'a learned policy')
+        key('none', 'AutoAugment or RandAugment')
     )
-    randaugment_operations: int = key(2, 'of an image', low=0)
+    randaugment_operations: int = key(2, 'operations on each image', low=0)
     randaugment_magnitude: float = key(9.0, "on the paper's scale, whose 10 is strong", low=0)
     color_jitter: tuple[float, ...] = key(
         (), 'strengths of brightness, contrast, saturation, hue', example=[0.4, 0.4, 0.4]
@@ -98,7 +98,9 @@ class Data:
     cutout: int = key(0, 'side of a square set to the mean, in pixels; 0: off', low=0)
     random_erasing: float = key(0.0, 'probability of a rectangle of noise', low=0, high=1)
     mixup: float = key(0.0, 'alpha of mixup; 0: off', low=0)
-    cutmix: float = key(0.0, 'alpha of CutMix; 0: off; with mixup, either by chance', low=0)
+    cutmix: float = key(
+        0.0, 'alpha of CutMix; 0: off; with mixup, one of the two for each batch', low=0
+    )
     progressive: tuple[int, ...] = key(
         (), 'sets in memory: sides of training images over the epochs', example=[20, 26, 32]
     )
@@ -107,7 +109,7 @@ class Data:
 @dataclass(frozen=True)
 class Optimizer:
     lr: float = key(0.1, "the schedule's first value; the peak of one_cycle", low=0)
-    momentum: float = key(0.9, '', low=0, below=1)
+    momentum: float = key(0.9, 'of SGD', low=0, below=1)
     nesterov: bool = key(False, "Nesterov's momentum")
     weight_decay: float = key(5e-4, 'L2 penalty', low=0)
     decay_bn_and_bias: bool = key(True, 'false: no weight decay on batch norms and biases')
@@ -127,7 +129,7 @@ class Schedule:
     )
     boundaries: tuple[float, ...] = key((), 'piecewise: epochs at which the rate changes')
     values: tuple[float, ...] = key(
-        (), 'piecewise: the rates, one more; scaled so that lr is first'
+        (), 'piecewise: the rates, one more than boundaries; scaled so that the first is lr'
     )
     step_size: float = key(30.0, 'step: epochs between changes', low=0)
     gamma: float = key(
@@ -143,7 +145,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Train:
-    epochs: int = key(200, '', low=1)
+    epochs: int = key(200, 'passes over the training images', low=1)
     max_steps: Optional[int] = key(None, 'stop after N optimizer steps; for trials', low=1)
     accumulate: int = key(1, 'batches whose gradients make one step', low=1)
     amp: Literal['none', 'O1', 'O2'] = key('none', 'mixed precision; O2: 16-bit weights, too')
@@ -151,7 +153,9 @@ class Train:
         'float16', 'what amp computes in; auto: bfloat16 where the device has it, else float16'
     )
     loss_scale: Optional[float] = key(
-        None, 'float16: factor of the loss; null: as large as does not overflow', low=1
+        None,
+        'float16: factor of the loss; null: dynamic, the largest that does not overflow',
+        low=1,
     )
     sync_bn: bool = key(False, 'batch statistics over all processes; gpu only')
     to_static: Literal[False, True, 'cinn'] = key(
@@ -159,9 +163,11 @@ class Train:
     )
     cpu_conv: Literal['auto', 'onednn', 'paddle'] = key(
         'auto',
-        'who computes convolutions and batch norms on a cpu; auto: onednn (in NHWC), else paddle',
+        'what computes convolutions and batch norms on a cpu; auto: onednn (in NHWC), else paddle',
     )
-    label_smoothing: float = key(0.0, '', low=0, below=1)
+    label_smoothing: float = key(
+        0.0, 'share of each label that is spread over all classes', low=0, below=1
+    )
     ema: float = key(0.0, 'decay of the averaged weights, e.g. 0.999; 0: off', low=0, below=1)
     log_every: int = key(10, 'steps between two iter: lines', low=1)
     save_every: int = key(1, 'epochs between checkpoints (the last epoch is always saved)', low=1)
