@@ -65,7 +65,7 @@ def train(config: Config, run: RunFolder, resume: Optional[str], log: AnyLog) ->
     from engine.training import memory, network
     from engine.training.trainer import Trainer
 
-    devices.seed_everything(config.seed)
+    devices.seed_weights(config.seed)
     snapshot = find_snapshot(resume, run, log.line) if resume is not None else None
     config, pretrained = initial_weights(config, snapshot, log.line)
     # Bad files are reported by the process that reads them.

@@ -63,7 +63,7 @@ def make_step(
     from engine.training.loss import cross_entropy
     from engine.training.optimizers import make_optimizer
 
-    devices.seed_everything(0)
+    devices.seed_weights(0)
     layout = 'NHWC' if conv == 'onednn' else 'NCHW'
     network = build(model, dropout=dropout, data_format=layout)
     if conv == 'onednn':

@@ -50,7 +50,7 @@ def course(*settings: str, frozen: bool, kind: str = 'Trainer') -> dict[str, Any
     from engine.config import load_config
 
     config = load_config(REPOSITORY / 'configs' / 'quickstart.yaml', [*SMALL, *settings])
-    devices.seed_everything(config.seed)
+    devices.seed_weights(config.seed)
     dataset = data.load_data(config)
     batches = data.train_batches(dataset, config)
     model = models.build(config.model.name, num_classes=len(dataset.classes))

@@ -1,4 +1,4 @@
-"""Starting a job of several processes as a user does, watching it, and leaving nobody behind."""
+"""Starts a job of several processes as a user does, watches it, and ends all of them."""
 
 from __future__ import annotations
 

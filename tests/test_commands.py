@@ -67,7 +67,7 @@ def weights(run: Path, checkpoint: str = 'epoch_0003') -> dict[str, bytes]:
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
-    """A run that nobody has disturbed: its folder, and what it printed."""
+    """An uninterrupted run: its folder, and what it printed."""
     folder = tmp_path_factory.mktemp('finished')
     process = start(folder, *QUICK)
     out, err = process.communicate(timeout=240)

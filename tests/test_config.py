@@ -687,7 +687,7 @@ def test_an_invalid_combination_names_its_line(written):
     assert refusal(path).startswith(f'{path}:4: schedule.warmup_epochs ')
     path = written('schedule:\n  name: piecewise\n  boundaries: [1]\n  values: [1]\n')
     assert refusal(path).startswith(f'{path}:4: schedule.values ')
-    load_config(path, ['schedule.name=constant'])  # whose values nobody reads
+    load_config(path, ['schedule.name=constant'])  # which does not use the values
     path = written('data:\n  name: digits\n  test_folder: x\n')
     assert refusal(path).startswith(f'{path}:3: data.test_folder ')
     path = written('data:\n  color_jitter: [1]\nmodel:\n  dropout: 0.1\n')

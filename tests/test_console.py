@@ -82,12 +82,12 @@ def test_in_a_notebook_a_terminal_gets_plain_lines(tmp_path, monkeypatch):
     assert len(re.findall(r'^iter:\d  loss:\d\.\d{4}  lr:.*  left:\d+s$', text, re.M)) == 5
 
 
-# ------------------------------------------------------------------ what has gone
+# ------------------------------------------------------------------ closed terminals and pipes
 
 
 @pytest.mark.parametrize('kind', ['terminal', 'pipe'])
 def test_training_continues_without_its_terminal_or_pipe(tmp_path, monkeypatch, kind):
-    """In a session of its own, so that no SIGHUP comes; the log has what nobody reads any more."""
+    """In a session of its own, so that no SIGHUP comes; the log has the rest."""
     reader, writer = os.openpty() if kind == 'terminal' else os.pipe()
     settings = [*TINY, f'output.dir={tmp_path / "run"}', 'train.epochs=2']
     config = load_config(DEFAULT_CONFIG, settings)
@@ -101,7 +101,7 @@ def test_training_continues_without_its_terminal_or_pipe(tmp_path, monkeypatch, 
     with ThreadPoolExecutor() as pool, os.fdopen(writer, 'w') as stream:
         pool.submit(read_a_line)
         monkeypatch.setattr(sys, 'stdout', stream)
-        monkeypatch.setattr(sys, 'stderr', sys.stderr)  # put back, too
+        monkeypatch.setattr(sys, 'stderr', sys.stderr)  # restored afterwards, too
         console.survive_closed_output()
         print('a line', flush=True)
         assert begun.wait(10)

@@ -245,7 +245,7 @@ def test_no_address_is_an_os_error_too(target):
 
 @pytest.fixture
 def proxy(serve, monkeypatch):
-    """Go through this server, or through a port that nobody listens on."""
+    """Go through this server, or through a port without a listener."""
 
     def through(address, scheme='http'):
         for name in ('http_proxy', 'https_proxy', 'no_proxy', 'REQUEST_METHOD'):

@@ -4,7 +4,7 @@ This shows that `device: npu` is chosen and used, that nothing is lost on the wa
 back, that checkpoints cross between devices, and that each process gets a device of its own. It
 shows nothing of Ascend's arithmetic: every operator is Paddle's CPU kernel, between copies. Two
 things are absent from it, and not tested here: mixed precision, for which it has no kernels (but
-see test_fake_npu_half.py), and what processes tell each other, since its collectives do nothing.
+see test_fake_npu_half.py), and the messages between processes, since its collectives do nothing.
 Two processes thus train two networks, and an evaluation counts only the first one's half of the
 images.
 """
@@ -67,7 +67,7 @@ def resumed(npu, trained, tmp_path_factory):
 
 
 def devices_used(process_output: str) -> list[str]:
-    """Those that anything was copied to, as the plugin tells."""
+    """Those that anything was copied to, by the lines of the plugin."""
     return re.findall(r'^fake npu: device (\d) is used$', process_output, re.M)
 
 

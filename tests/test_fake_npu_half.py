@@ -92,7 +92,7 @@ def statistics(name: str) -> bool:
 
 
 def with_scale(checkpoint: Path, copy: Path, scale: float) -> Path:
-    """A copy of the checkpoint that goes on with another loss scale."""
+    """A copy of the checkpoint with another loss scale."""
     shutil.copytree(checkpoint, copy)
     changed = state(copy)
     changed['loss_scale']['scale'] = scale

@@ -196,7 +196,7 @@ def test_every_engine_runs_for_a_user_without_a_home(home, tmp_path, picture, en
     home.require_untouched()
 
 
-def nobody() -> dict[str, object]:
+def another_user() -> dict[str, object]:
     """For subprocess: a user id without rights or a home, as of `docker run --user`."""
     own: dict[str, object] = {'user': 65534, 'group': 65534, 'extra_groups': []}
     if os.name != 'posix' or os.geteuid() != 0:
@@ -222,7 +222,7 @@ def nobody() -> dict[str, object]:
 def test_training_and_its_export_need_no_home(home, user):
     """The first is imitated, which root can do, too: below a device no folder is made."""
     homes = {'without': '/', 'with the home of another': '/root'}
-    own = nobody() if user in homes else {}
+    own = another_user() if user in homes else {}
     home.environment |= {'HOME': homes.get(user, '/dev/null/home')}
     with tempfile.TemporaryDirectory() as folder:  # pytest's are for one user alone
         os.chmod(folder, 0o777)

@@ -83,7 +83,7 @@ def ignore(step: StepRecord) -> None:
     pass
 
 
-def goes_on(trainer: Trainer) -> bool:
+def unfinished(trainer: Trainer) -> bool:
     return trainer.step < trainer.steps
 
 
@@ -124,7 +124,7 @@ def run_until(trainer: Trainer, stop: int) -> list[dict]:
 
 def run_to_end(trainer: Trainer) -> list[dict]:
     records = []
-    while goes_on(trainer):
+    while unfinished(trainer):
         record = run_epoch(trainer)
         assert record is not None
         records.append(record)
@@ -285,7 +285,7 @@ def test_saving_and_logging_do_not_change_the_training(log_every):
     expected = run_to_end(plain)
     watched = new_trainer(changed(CONFIG, train={'log_every': log_every}))
     records = []
-    while goes_on(watched):
+    while unfinished(watched):
         watched.train_one_epoch(after_step=lambda step: watched.snapshot())
         with watched.evaluated_weights() as model:
             evaluation = evaluate(model, thirteen())
@@ -367,10 +367,10 @@ def test_max_steps_ends_inside_an_epoch_and_can_be_raised():
     run_epoch(first)
     first.train_one_epoch(after_step=ignore)
     assert first.step == 4
-    assert not goes_on(first)
+    assert not unfinished(first)
     second = new_trainer()
     second.restore(first.snapshot())
-    assert goes_on(second)
+    assert unfinished(second)
     run_to_end(second)
     assert_identical(second, whole)
 
@@ -1062,7 +1062,7 @@ def test_each_step_uses_the_learning_rate_of_the_schedule():
     def note(step: StepRecord) -> None:
         used.append(trainer.optimizer.get_lr())
 
-    while goes_on(trainer):
+    while unfinished(trainer):
         trainer.train_one_epoch(after_step=note)
         trainer.end_epoch(None)
     assert used == pytest.approx([trainer.lr_at(step) for step in range(12)], rel=1e-6)
@@ -1146,7 +1146,7 @@ def test_a_few_epochs_learn_the_digits():
         classes=few.classes,
     )
     records = []
-    while goes_on(trainer):
+    while unfinished(trainer):
         trainer.train_one_epoch(after_step=ignore)
         records.append(trainer.end_epoch(None))
     assert records[-1]['train_loss'] < 0.85 * records[0]['train_loss']

@@ -61,7 +61,7 @@ class Job:
 
     def die(self, rank: int) -> None:
         """As a kill does: the connections are closed, and nothing is sent or received."""
-        self.peers[rank]._failure = PeerFailure(None, 'itself')  # its threads would otherwise go on
+        self.peers[rank]._failure = PeerFailure(None, 'itself')  # or its threads would continue
         for link in self.peers[rank]._links.values():
             with contextlib.suppress(OSError):
                 link.shutdown(socket.SHUT_RDWR)
@@ -76,7 +76,7 @@ class Job:
 
 @pytest.fixture
 def job() -> Iterator[Callable[..., Job]]:
-    """A job of so many processes, all connected."""
+    """A job of that many processes, all connected."""
     jobs: list[Job] = []
 
     def start(world: int, **options) -> Job:
@@ -241,8 +241,8 @@ def test_only_the_first_failure_is_reported(job):
 @pytest.mark.parametrize('code', [0, 2])
 @pytest.mark.parametrize('who', ['first', 'last'])
 def test_a_process_that_has_left_gets_no_report_of_a_failure(job, world, code, who):
-    """Neither of its own, told by the first process, nor of the others', which end because of it:
-    while Python winds up, on_failure would give it another code."""
+    """Neither of its own, as the first process reports it, nor of the others, which end because of
+    it: while Python winds up, on_failure would give it another code."""
     processes = job(world).connect()
     rank = 0 if who == 'first' else world - 1
     processes.peers[rank].leave(code, 'a reason')
@@ -349,7 +349,7 @@ def main():
     if processes.RANK == 0:
         raise UserError('the data is not there')
     time.sleep(0.3)
-    raise RuntimeError('what a collective says when another process has gone')
+    raise RuntimeError('what a collective raises when another process has ended')
 
 cli.run(main)
 """

@@ -29,7 +29,7 @@ def values(schedule: Schedule, *, lr: float = LR, epochs: int = EPOCHS) -> list[
 
 
 def stepped(scheduler: paddle_lr.LRScheduler, *, every: int = 1, steps: int = STEPS) -> list[float]:
-    """What Paddle's scheduler gives when it is stepped every so many steps."""
+    """What Paddle's scheduler gives when it is stepped every `every` steps."""
     rates = []
     for step in range(steps):
         rates.append(float(scheduler()))
@@ -49,7 +49,7 @@ def paddle_one_cycle(steps: int, strategy: str) -> paddle_lr.LRScheduler:
     )  # fmt: skip
 
 
-# name -> our schedule, Paddle's scheduler over so many steps, and how often that one is stepped
+# name -> our schedule, Paddle's scheduler, the number of steps, and how often that one is stepped
 SAME: dict[str, tuple[Schedule, Callable[[int], paddle_lr.LRScheduler], int]] = {
     'piecewise': (
         Schedule(name='piecewise', **PIECEWISE),

@@ -108,7 +108,7 @@ def test_without_a_launcher_the_second_signal_ends_at_once(number, code):
     process.send_signal(number)
     returned, out, err = ended(process)
     assert 'saved' not in out
-    # Python ends by SIGINT as by a KeyboardInterrupt that nobody has caught.
+    # Python ends by SIGINT as by an uncaught KeyboardInterrupt.
     assert returned in (code, 130)
     assert err.count(ENDS) == 1
 

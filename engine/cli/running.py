@@ -38,7 +38,7 @@ def run(main: Callable[[], None]) -> None:
         print(f'{_program()}: {error}', file=sys.stderr)
         processes.announce_exit(0)
         sys.exit(EXIT_STOPPED)
-    except BrokenPipeError:  # `eval.py | head`: head has ended, which is no error of ours
+    except BrokenPipeError:  # `eval.py | head`: head has ended, which is not an error
         sys.stderr.close()
         sys.exit(EXIT_PIPE)
     except KeyboardInterrupt:

@@ -52,7 +52,7 @@ def to_device(array: np.ndarray | Tensor) -> Tensor:
     return paddle.to_tensor(array)
 
 
-def seed_everything(seed: int) -> None:
+def seed_weights(seed: int) -> None:
     """Seed the generator of the initial weights."""
     import paddle
 
