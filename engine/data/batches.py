@@ -54,8 +54,8 @@ class Batch(NamedTuple):
     def parts(self, count: int) -> list[Batch]:
         """The batch (of one view) in `count` parts of about the same size.
 
-        Each process of a step needs `count` parts. A batch of fewer images, because most of them
-        could not be read, gives some of them more than once.
+        Each process of a step needs `count` parts. A batch with fewer images, of which most could
+        not be read, repeats some of them.
         """
         places = np.arange(max(len(self.labels), count)) % len(self.labels)
         split = np.array_split(places, count)
@@ -102,8 +102,9 @@ class Batches(ABC):
     def set_epoch(self, epoch: int, *, done: int = 0) -> None:
         """Choose the epoch, and leave out the first `done` images of its order.
 
-        If another number of processes has done them, `done` may lie inside a batch. The rest of
-        that batch comes first; with the next, if it is less than one image for each process.
+        If another number of processes has done them, `done` may lie inside a batch. Then the rest
+        of that batch comes first; in training, a rest of fewer images than processes is joined to
+        the next batch.
         """
         self.epoch, self._done = epoch, done
         self.first = done // self.global_batch_size

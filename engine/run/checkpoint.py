@@ -5,8 +5,8 @@ checkpoints/latest       one line for people and scripts: the name of the newest
 
 A checkpoint is written into a temporary folder, synced, and renamed; only then does `latest` name
 it, and only then do old ones go. The manifest has every file's size and SHA-256, so that damage is
-seen before anything is loaded. `epoch_0010` has ten whole epochs behind it,
-`epoch_0010_batch_00200` has 200 batches of the eleventh, too.
+seen before anything is loaded. `epoch_0010` is saved after ten whole epochs,
+`epoch_0010_batch_00200` after 200 batches of the eleventh.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def save(self, name: str, snapshot: Snapshot) -> Path:
-        """Write the checkpoint `name`. On any failure the ones before are as they were.
+        """Write the checkpoint `name`. If that fails, the earlier ones are unchanged.
 
-        Raises Diverged for weights that are not finite, UserError when the disk refuses.
+        Raises Diverged for weights that are not finite, UserError if the disk refuses.
         """
         bad = first_not_finite(snapshot.model)
         if bad is not None:

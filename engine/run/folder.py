@@ -28,6 +28,8 @@ BEGUN = (
 
 
 class RunFolder:
+    """The paths of a run's files, and the rules for writing them."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config_file = path / 'config.yaml'
@@ -44,8 +46,8 @@ class RunFolder:
         return Checkpoints(self.path / 'checkpoints', keep=keep)
 
     def adopt(self, snapshot: Snapshot, progress: Progress) -> None:
-        """If the snapshot is of another run: UserError unless this one is new, and forget the best,
-        which is a file of the other."""
+        """If the snapshot is of another run, this run must be new (else UserError), and the best is
+        forgotten: its weights are in the folder of the other."""
         assert snapshot.path is not None
         if self.path.resolve() not in snapshot.path.resolve().parents:
             if processes.RANK == 0:
