@@ -40,7 +40,8 @@ def require(root: Path, needed: Mapping[str, tuple[str, ...]]) -> None:
     Other programs that import our modules get Python's own ImportError.
     """
     path = Path(sys.argv[0] if sys.argv else '')
-    as_module = str(path) == '-m'  # python3 -m engine.data, which Python is still looking for
+    # python3 -m engine.data, which Python is still looking for
+    as_module = str(path) == '-m' and needed is TRAINING
     name = 'engine' if as_module else path.name
     if name == '__main__.py':
         name = f'engine.{path.parent.name}'

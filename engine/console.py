@@ -8,26 +8,6 @@ import sys
 from typing import Any
 
 
-def prepare() -> None:
-    """Before anything is printed: open closed streams, replace characters that cannot be encoded.
-
-    Otherwise the next file that is opened gets the number of a closed stream (`train.py >&-`), and
-    with it what a library prints. The name of a class may have letters that the encoding of the
-    terminal (GBK, Latin-1, ASCII) lacks.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-    for number, name in ((1, 'stdout'), (2, 'stderr')):
-        if getattr(sys, name) is None:
-            setattr(sys, name, io.TextIOWrapper(io.FileIO(number, 'w', closefd=False)))
-        stream = getattr(sys, name)
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors='backslashreplace')
-
-
 def survive_closed_output() -> None:
     """Let this process continue when the terminal or the pipe of its output is closed."""
     for name in ('stdout', 'stderr'):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+from predictor.errors import UserError as UserError
+
 EXIT_USER, EXIT_DIVERGED, EXIT_STOPPED = 2, 3, 75
-
-
-class UserError(Exception):
-    """Invalid input (exit 2). The text is the line that the user reads."""
 
 
 class Diverged(Exception):

@@ -17,8 +17,8 @@ from predictor.errors import UserError
 
 # Errors of the disk or the system that a user can fix; any other OSError is a bug of ours.
 REFUSALS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EADDRINUSE),
-    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO),
+    *(errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EADDRINUSE),
 )
 SIGPIPE = 13  # missing from `signal` on Windows
 Group = Any  # argparse's own is private
@@ -105,9 +105,7 @@ def report(text: str) -> None:
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a command and exit with its code; only our own bugs show a traceback."""
     name = Path(sys.argv[0]).name
-    _open_closed_streams()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # for names that it cannot encode
-        sys.stdout.reconfigure(errors='backslashreplace')
+    prepare_streams()
     try:
         code = main()
         sys.stdout.flush()  # here, where an error can still be handled
@@ -127,10 +125,12 @@ def run(main: Callable[[], int]) -> NoReturn:
     sys.exit(2)
 
 
-def _open_closed_streams() -> None:
-    """Open streams that the shell has closed (`>&-`), on the null device.
+def prepare_streams() -> None:
+    """Before anything is printed: open closed streams, replace characters that cannot be encoded.
 
-    Python has None for them, and the next file to be opened would get their number.
+    Python has None for a stream that the shell has closed (`train.py >&-`), and the next file to be
+    opened would get its number. The name of a class may have letters that the encoding of the
+    terminal (GBK, Latin-1, ASCII) lacks.
     """
     number = 0
     while number <= 2:
@@ -139,6 +139,9 @@ def _open_closed_streams() -> None:
     for name, mode in (('stdin', 'r'), ('stdout', 'w'), ('stderr', 'w')):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding='utf-8'))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')
 
 
 def _abandon_output() -> None:

@@ -1,4 +1,4 @@
-"""Errors that the user can fix: one line, exit code 2 (`predictor.console.run`)."""
+"""Errors that the user can fix: one line, exit code 2, here and in the engine's commands."""
 
 from __future__ import annotations
 

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 import sys
 from pathlib import Path
 from typing import Callable, NoReturn
 
-from engine import console
 from engine.errors import EXIT_DIVERGED, EXIT_STOPPED, EXIT_USER, Diverged, Stopped, UserError
 from engine.machine import failures, home, processes
 from installation import TRAINING, require
+from predictor.console import REFUSALS, prepare_streams
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXIT_PIPE = 141  # as a shell reports a program that SIGPIPE has ended; Windows has none
-
-# The disk or the system refuses, which a user can change; any other OSError is a bug of ours.
-REFUSALS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO),
-    *(errno.EEXIST, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
-)
 
 
 def run(main: Callable[[], None]) -> None:
     """Run a command and exit; only our own bugs show a traceback."""
     require(REPOSITORY, TRAINING)  # python3 -m engine.models has a name only now
-    console.prepare()
+    prepare_streams()
     try:
         with failures.translated():
             home.keep_matplotlib_out()

@@ -6,8 +6,6 @@ import re
 from pathlib import Path
 from typing import Sequence
 
-import predictor.errors
-from engine.errors import UserError
 from predictor.labels import read_list
 
 # Caffe's and PaddleClas's `name label`, and Kaggle's table.
@@ -16,10 +14,7 @@ LABEL_LISTS = ('val.txt', 'val_list.txt', 'val_labels.txt', 'LOC_val_solution.cs
 
 def read_labels(path: Path, classes: Sequence[str]) -> dict[str, int]:
     """File name, without its folders -> label. UserError that names the line."""
-    try:
-        return read_list(path, classes, key=file_name)
-    except predictor.errors.UserError as error:
-        raise UserError(str(error)) from None
+    return read_list(path, classes, key=file_name)
 
 
 def file_name(name: str) -> str:
