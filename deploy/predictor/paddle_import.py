@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, Iterator, Optional
@@ -45,10 +47,13 @@ def _imported() -> Any:
     os.environ.setdefault('GLOG_minloglevel', '2')
     os.environ.setdefault('MKL_DEBUG_CPU_TYPE', '5')
     set_npu_flags()
-    with warnings.catch_warnings(), _no_folders():
+    printed = io.StringIO()
+    with warnings.catch_warnings(), _no_folders(), contextlib.redirect_stderr(printed):
         warnings.simplefilter('ignore')  # about ccache, with which it compiles plug-ins
         import paddle
         import paddle.inference
+    lines = printed.getvalue().splitlines(keepends=True)
+    sys.stderr.writelines(line for line in lines if 'OMP_NUM_THREADS' not in line)
     return paddle
 
 
