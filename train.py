@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = cli.ConfigParser(
         'Train a network.', example='train.py -c quickstart -o train.epochs=2', training=True
     )
-    text = 'continue the run in output.dir, or from the run or checkpoint at PATH'
+    text = 'continue the run of the same -c and -o, or that of PATH: a run folder or a checkpoint'
     parser.add_argument('--resume', nargs='?', const='', metavar='PATH', help=text)
     return parser.parse_args()
 

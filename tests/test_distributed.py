@@ -32,8 +32,8 @@ HALVES = (*QUICK, 'data.batch_size=8', 'data.num_images=320', 'train.epochs=2')
 RUN = Path('output', 'quickstart')
 
 DIED = (
-    'train.py: process {} has died (killed, out of memory, or crashed); train.py --resume '
-    'continues from the last checkpoint; process {} ends, too'
+    'train.py: process {} has died (killed, out of memory, or crashed); the same command '
+    'with --resume continues from the last checkpoint; process {} ends, too'
 )
 
 

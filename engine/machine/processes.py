@@ -128,7 +128,7 @@ def _end_too(failure: PeerFailure) -> None:
     else:
         text += ' (killed, out of memory, or crashed)'
         if program == 'train.py':
-            text += '; train.py --resume continues from the last checkpoint'
+            text += '; the same command with --resume continues from the last checkpoint'
     # Not print: the main thread may hold the stream's lock.
     os.write(2, f'{program}: {text}; process {RANK} ends, too\n'.encode())
     os._exit(EXIT_STOPPED if code is None else code)
