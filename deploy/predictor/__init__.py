@@ -83,13 +83,7 @@ class Predictor:
 
         The only method that many threads may call at once.
         """
-        image = self.description.input
-        if image.type == 'uint8':
-            return np.ascontiguousarray(pixels)
-        scaled = pixels.transpose(0, 3, 1, 2).astype(np.float32, order='C')
-        scaled *= (1.0 / image.std).astype(np.float32).reshape(-1, 1, 1)
-        scaled += (-image.mean / image.std).astype(np.float32).reshape(-1, 1, 1)
-        return scaled
+        return self.description.input.prepare(pixels)
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """The graph's input [N, ...] -> float32 [N, classes]."""

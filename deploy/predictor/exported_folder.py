@@ -43,6 +43,15 @@ class Input:
         square = (self.size, self.size)
         return (*square, 3) if self.type == 'uint8' else (3, *square)
 
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [N, size, size, 3] -> the graph's input, normalised unless the graph does that."""
+        if self.type == 'uint8':
+            return np.ascontiguousarray(pixels)
+        scaled = pixels.transpose(0, 3, 1, 2).astype(np.float32, order='C')
+        scaled *= (1.0 / self.std).astype(np.float32).reshape(-1, 1, 1)
+        scaled += (-self.mean / self.std).astype(np.float32).reshape(-1, 1, 1)
+        return scaled
+
 
 @dataclass(frozen=True)
 class Description:

@@ -82,7 +82,7 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
         readable = [name for name, own in _OPTIONAL.items() if own in FORMATS]
         raise BadPicture(listing.what_it_is(data, readable)) from None
     except Exception as error:  # a damaged header may raise anything
-        raise BadPicture(f'is damaged ({_first_line(error)})') from None
+        raise BadPicture(f'is damaged ({first_line(error)})') from None
     require_moderate(image.width, image.height, max_pixels)
     return image
 
@@ -110,7 +110,7 @@ def _read(data: bytes, max_pixels: int) -> Image.Image:
     except BadPicture:
         raise
     except Exception as error:  # so may damaged pixels
-        raise BadPicture(f'is damaged ({_first_line(error)})') from None
+        raise BadPicture(f'is damaged ({first_line(error)})') from None
 
 
 def centre(picture: Image.Image, *, size: int, resize: int) -> np.ndarray:
@@ -220,5 +220,5 @@ def _as_rgb(image: Image.Image, *, inverted: bool) -> Image.Image:
     return image if image.mode == 'RGB' else image.convert('RGB')
 
 
-def _first_line(error: Any) -> str:
+def first_line(error: Any) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]

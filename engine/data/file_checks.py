@@ -12,10 +12,11 @@ from typing import BinaryIO, Callable, Iterator, Optional, Sequence, TypeVar
 import numpy as np
 
 from engine.data.dataset import Files
-from engine.data.pictures import JPEG, JPEG_END, PNG, open_picture, require_header
+from engine.data.pictures import JPEG, JPEG_END, open_picture, require_header
 from engine.errors import UserError
 from engine.machine import collectives, processes
-from predictor.pictures import MAX_PIXELS, BadPicture
+from predictor.answers import legible
+from predictor.pictures import MAX_PIXELS, PNG, BadPicture
 
 QUICK_CHECK_S = 10.0  # how long the check before the first step may take
 HEAD = 2**16  # bytes that hold a picture's size, unless its header is huge
@@ -154,11 +155,6 @@ def _open(path: str) -> BinaryIO:
     if not stat.S_ISREG(status.st_mode):
         raise BadPicture('is not a file')
     raise BadPicture(f'has {status.st_size:,} bytes, more than {MAX_BYTES:,}')
-
-
-def legible(path: str) -> str:
-    """A path for a line of text: without line ends, or bytes that are not UTF-8."""
-    return path if path.isprintable() else repr(path)
 
 
 @contextlib.contextmanager

@@ -15,12 +15,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from engine.console import can_redraw
-from engine.data.file_checks import check_fully, legible, parallel, read_file
+from engine.data.file_checks import check_fully, parallel, read_file
 from engine.data.pictures import Jpeg, open_picture
 from engine.data.sources.folder import TEST_WORDS, split_word, walk
 from engine.data.sources.lists import LABEL_LISTS, file_name
 from engine.errors import UserError
 from engine.files import LONGEST_NAME, write_atomically
+from predictor.answers import legible
 from predictor.labels import decoded, readings
 from predictor.listing import counted, describe_left_out
 from predictor.pictures import MAX_PIXELS, BadPicture, resized

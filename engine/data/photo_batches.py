@@ -21,9 +21,10 @@ import numpy as np
 from engine.data.augmentation import normalised_levels
 from engine.data.batches import Array, Batch, BatchOptions, HostBatches, ReadImages, RowsToRead
 from engine.data.dataset import Files
-from engine.data.file_checks import ADVICE, MAX_REPORTED, Report, legible, read_file
+from engine.data.file_checks import ADVICE, MAX_REPORTED, Report, read_file
 from engine.data.pictures import EvalView, TrainView
 from engine.errors import UserError
+from predictor.answers import legible
 from predictor.pictures import BadPicture
 
 AHEAD = 2  # batches that are being read while one is used

@@ -23,15 +23,16 @@ from engine.data.augmentation import recolour
 from engine.data.policies import Policy
 from predictor.pictures import (
     MAX_PIXELS,
+    PNG,
     BadPicture,
     crops,
+    first_line,
     open_image,
     read_picture,
     require_moderate,
 )
 
 JPEG, JPEG_END = b'\xff\xd8', b'\xff\xd9'
-PNG = b'\x89PNG\r\n\x1a\n'
 
 _EXIF_ORIENTATION = 0x0112
 # Orientation -> whether rows and columns are mirrored; from 5 on, after a transposition.
@@ -68,7 +69,7 @@ class Jpeg:
             pixels = simplejpeg.decode_jpeg(self._data, **options)
         except Exception as error:
             if not _HARMLESS.search(str(error)):
-                raise BadPicture(f'is damaged ({_first_line(error)})') from None
+                raise BadPicture(f'is damaged ({first_line(error)})') from None
             # simplejpeg stops at a warning; Pillow decodes the rest, and notices a missing end.
             return OtherFormat(self._data, self.height * self.width).pixels()
         return _upright(pixels, self.orientation)
@@ -231,8 +232,3 @@ def _exif_segment(data: bytes) -> bytes:
             return data[at + 4 : end]
         at = end
     return b''
-
-
-def _first_line(error: Any) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -12,8 +12,6 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterator, Optional
 
-import numpy as np
-
 from engine.config import yaml_text
 from engine.errors import UserError
 from engine.files import beside, is_writable, sha256_of, sync_folder, sync_tree
@@ -44,15 +42,6 @@ def graph_input(view: Preparation, *, uint8: bool = False) -> Input:
     """What the graph takes: normalised float32 images, or with `uint8` their raw pixels."""
     kind = 'uint8' if uint8 else 'float32'
     return Input(INPUT, kind, view.size, view.resize, view.mean, view.std)
-
-
-def prepare(pixels: np.ndarray, image: Input) -> np.ndarray:
-    """uint8 [N, 3, size, size], as evaluation sees them -> what the graph takes."""
-    from engine.data.augmentation import normalise
-
-    if image.type == 'uint8':
-        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
-    return normalise(np.ascontiguousarray(pixels), image.mean, image.std)
 
 
 def class_names(num_classes: Optional[int], weights: Weights) -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from engine.errors import UserError
 from engine.export import onnx_model
-from engine.export.exported_folder import INT8, ONNX, prepare
+from engine.export.exported_folder import INT8, ONNX
 from predictor.exported_folder import Input
 from predictor.onnx_engines import import_onnxruntime
 
@@ -100,4 +100,5 @@ def _batches(images: ImageSet, image: Input, count: int) -> Iterator[tuple[np.nd
     rows = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).astype(int))
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
-        yield prepare(images.pictures(part), image), images.labels[part]
+        pixels = images.pictures(part).transpose(0, 2, 3, 1)
+        yield image.prepare(pixels), images.labels[part]

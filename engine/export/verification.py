@@ -18,7 +18,7 @@ from sklearn.datasets import load_sample_images
 
 from engine.errors import UserError
 from engine.export import onnx_model
-from engine.export.exported_folder import ONNX, prepare
+from engine.export.exported_folder import ONNX
 from engine.export.static_model import (
     Logits,
     by_inference,
@@ -81,10 +81,10 @@ def verify(model: nn.Layer, folder: Path, image: Input) -> list[str]:
     """
     pixels, graph = photographs(image), graph_file(folder).name
     with _on_cpu(model):
-        expected = _of_batches(in_memory(model), prepare(pixels, replace(image, type='float32')))
+        expected = _of_batches(in_memory(model), replace(image, type='float32').prepare(pixels))
         if not all(np.isfinite(logits).all() for logits in expected):
             raise UserError("the network's logits are not finite; nothing was exported")
-        sample = _Sample(prepare(pixels, image), expected)
+        sample = _Sample(image.prepare(pixels), expected)
         lines = [
             sample.require(f'{graph} through paddle.jit.load', partial(by_jit, folder)),
             sample.require(f'{graph} through paddle.inference', partial(by_inference, folder)),
@@ -150,10 +150,10 @@ def _of_batches(run: Logits, images: np.ndarray) -> list[np.ndarray]:
 
 
 def photographs(image: Input) -> np.ndarray:
-    """uint8 [8, 3, size, size]: what evaluation sees of parts of two photographs."""
+    """uint8 [8, size, size, 3]: what evaluation sees of parts of two photographs."""
     parts = [photograph[part] for photograph in load_sample_images().images for part in PARTS]
     views = [crops(part, size=image.size, resize=image.resize) for part in parts]
-    return np.asarray(np.concatenate(views).transpose(0, 3, 1, 2))
+    return np.concatenate(views)
 
 
 @contextlib.contextmanager
