@@ -252,6 +252,17 @@ def test_classes_beyond_the_named_ones_are_numbered_and_fewer_are_refused(run):
         class_names(2, weights)
 
 
+@pytest.mark.parametrize('arrays', [{}, {'fc.bias': np.zeros(0, np.float32)}])
+def test_weights_without_a_last_layer_are_refused_by_its_name(tmp_path, arrays):
+    model = models.build('wide_resnet10_1', num_classes=1).state_dict()
+    body = {name: value.numpy() for name, value in model.items() if not name.startswith('fc.')}
+    with (tmp_path / 'body.pdparams').open('wb') as file:
+        write_arrays(file, {**body, **arrays})
+    with pytest.raises(UserError, match=r'does not fit the model: .*fc\.weight'):
+        export_file(tmp_path / 'body.pdparams', 'wide_resnet10_1', 8, tmp_path / 'out')
+    assert not (tmp_path / 'out').exists()
+
+
 def test_the_accuracy_is_that_of_the_checkpoint_or_of_the_best(run, tmp_path):
     records = read_records(run)
     for epoch in (0, 1):

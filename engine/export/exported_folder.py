@@ -50,7 +50,7 @@ def class_names(num_classes: Optional[int], weights: Weights) -> list[str]:
 
     names, bias = weights.classes or [], weights.content.arrays.get('fc.bias')
     # Without a last layer 1 is as good as any: such weights are refused later.
-    count = num_classes or len(names) or (1 if bias is None else bias.size)
+    count = num_classes or len(names) or (0 if bias is None else bias.size) or 1
     if count < len(names):
         raise UserError(
             f'model.num_classes is {count}, but {weights.path} was trained on {len(names)} classes'
