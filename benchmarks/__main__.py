@@ -56,7 +56,7 @@ def main() -> None:
         type=Path,
         metavar='DIR',
         default=HERE,
-        help="for results.json and the pictures: a folder of one's own keeps another machine's",
+        help='for results.json and the pictures; name another folder for another machine',
     )
     parser.add_argument('--quick', action='store_true', help='a few steps of each, nothing kept')
     args = parser.parse_args()

@@ -21,7 +21,7 @@ TURN_S, TURNS = 1.0, 3
 
 def main() -> None:
     os.environ.update(json.loads(sys.argv[1])['environment'])  # before paddle, which reads it
-    serve({'start': start, 'train': train_as_told, 'product': product, 'network': network})
+    serve({'start': start, 'train': run_training, 'product': product, 'network': network})
 
 
 def start(device: str) -> Answer:
@@ -45,7 +45,7 @@ def npu_name() -> str:
     return ''
 
 
-def train_as_told(arguments: list[str]) -> Answer:
+def run_training(arguments: list[str]) -> Answer:
     """A run, from arguments to end. One that fails ends this process, as it would its own."""
     sys.argv = ['train.py', *arguments]
     cli.run(train.main)

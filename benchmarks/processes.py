@@ -19,7 +19,7 @@ from typing import Any, Callable, Iterator, Mapping, Sequence, Union
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 # Idle OpenMP threads spin for 0.2 s (KMP_BLOCKTIME) and would slow down whoever comes next.
-SETTLE_S = 0.3
+REST_S = 0.3
 THREAD_SETTINGS = ('OMP_', 'KMP_', 'MKL_', 'OPENBLAS_', 'PADDLE_', 'FLAGS_')
 
 Answer = dict[str, Any]
@@ -41,7 +41,7 @@ class Worker(contextlib.ExitStack):
 
     def ask(self, question: str, **arguments: Any) -> list[Answer]:
         """Let all the processes do it at once, on a machine at rest."""
-        time.sleep(SETTLE_S)
+        time.sleep(REST_S)
         line = json.dumps([question, arguments]) + '\n'
         for process in self._processes:
             assert process.stdin is not None

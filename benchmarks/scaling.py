@@ -3,7 +3,7 @@
 Claim: on a CPU, neither is much quicker, and averaging the gradients (gloo, on one machine) takes a
 small share of a step. Falsified by: python3 -m benchmarks scaling. The variants take turns with the
 same global batch; the share of averaging is what two processes gain when they leave it out, and so
-holds the waiting for each other, too.
+includes that they wait for each other.
 """
 
 from __future__ import annotations

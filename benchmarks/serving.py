@@ -42,8 +42,7 @@ def run(quick: bool, exported: Optional[Path]) -> Result:
         with tempfile.TemporaryDirectory() as scratch, on_cores(CORES):
             folder = folder_of(network, Path(scratch), exported).resolve()
             for batch, rounds in ROUNDS.items():
-                cache = str(Path(scratch) / f'cache{batch}')
-                settings = {'model': network.name, 'side': side, 'batch': batch, 'cache': cache}
+                settings = {'model': network.name, 'side': side, 'batch': batch}
                 settings |= {'folder': str(folder), 'threads': CORES}
                 times, turn_s = (1, 0.0) if quick else (rounds, TURN_S)
                 speeds, about = measure(settings, times, turn_s)

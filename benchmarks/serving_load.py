@@ -32,7 +32,7 @@ CORES, CLIENTS = 2, 32
 KINDS = {'classify': 'PNG to /classify', 'infer': 'binary tensor to infer'}
 BATCHED, ALONE = 16, 1  # --max-batch
 ROUNDS, TURN_S = 6, 10.0
-START_S = 120.0  # the first start tries the engines
+START_S = 120.0
 TARGET = 1.3
 
 
@@ -140,7 +140,7 @@ class Server(contextlib.ExitStack):
             self._process = subprocess.Popen(
                 [*command, *options],
                 cwd=REPOSITORY,
-                env={**clean_environment(), 'XDG_CACHE_HOME': str(scratch / 'cache')},
+                env=clean_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

@@ -6,7 +6,6 @@ The others are set up as their own documentation shows; each gets the number of 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -29,7 +28,6 @@ def main() -> None:
     images = images.astype(np.float32)
     about: dict[str, str] = {}
     if settings['variant'] == 'ours':
-        os.environ['XDG_CACHE_HOME'] = settings['cache']
         run, about = ours(folder, threads, images)
     elif settings['variant'].startswith('torch'):
         run = torch(settings['model'], threads, images, last='last' in settings['variant'])
@@ -51,7 +49,7 @@ def main() -> None:
 
 
 def ours(folder: Path, threads: int, images: np.ndarray) -> tuple[Run, dict[str, str]]:
-    """As `Predictor` chooses by itself, at its first start on this machine."""
+    """As `Predictor` chooses by itself."""
     from predictor import Predictor
 
     predictor = Predictor(

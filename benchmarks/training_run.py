@@ -25,7 +25,7 @@ class TrainingRun(contextlib.ExitStack):
         self._process = start(self, command, self._errors, environment)
 
     def lines(self) -> Iterator[str]:
-        """What it prints, as it comes."""
+        """Its output, line by line."""
         assert self._process.stdout is not None
         return iter(self._process.stdout)
 

@@ -13,10 +13,7 @@ from typing import Iterator, Optional, Sequence
 
 JPEG_SUFFIXES = ('.jpg', '.jpeg', '.jpe', '.jfif', '.jfi', '.jif', '.pjpeg', '.pjp')
 OTHER_SUFFIXES = ('.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.ppm', '.pgm', '.pbm', '.pnm')
-SUFFIXES = (
-    *JPEG_SUFFIXES,
-    *OTHER_SUFFIXES,
-)  # always readable; pictures.SUFFIXES has all that are readable here
+SUFFIXES = (*JPEG_SUFFIXES, *OTHER_SUFFIXES)  # always readable; pictures.SUFFIXES has more
 
 # Readable if Pillow, or a plug-in for it, supports them: format -> suffixes, and what is needed.
 OPTIONAL = {

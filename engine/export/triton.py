@@ -39,7 +39,7 @@ instance_group [ {{ count: 1, kind: KIND_AUTO }} ]
 # Before the model is ready, so that no request waits: the smallest and the largest batch.
 {warmup}
 # For GPUs only: an instance on the CPU does not look here. Where Triton was built without TensorRT,
-# or its engines are not wanted, delete this block: CUDA runs the model then.
+# or to do without it, delete this block: CUDA runs the model then.
 optimization {{
   execution_accelerators {{
     gpu_execution_accelerator [
@@ -79,7 +79,7 @@ def require_new_model(model: Path, output: Path) -> None:
     """UserError if it is there already, or if it and the output contain each other."""
     one, other = output.resolve(), model.resolve()
     if one in (other, *other.parents) or other in one.parents:
-        raise UserError(f'{output} and {model} must lie apart (--output, --triton)')
+        raise UserError(f'{output} and {model} must not contain each other (--output, --triton)')
     require_new(model)
 
 
