@@ -60,7 +60,7 @@ def _check_model(model: Model, refuse: Refuse) -> None:
     if model.dropout and not spec.preactivated:
         refuse('model.dropout', f'is for wide_resnet{{6n + 4}}_{{k}}; {model.name} has none')
     if model.zero_init_last_bn and spec.preactivated:
-        refuse('model.zero_init_last_bn', f'is not for {model.name}: its blocks end otherwise')
+        refuse('model.zero_init_last_bn', f'is not for {model.name}: no batch norm ends its blocks')
 
 
 def _check_normalisation(

@@ -189,7 +189,7 @@ class Eval:
 
     @property
     def mirror(self) -> bool:
-        """Whether mirror images are looked at, too."""
+        """Whether mirror images are evaluated, too."""
         return self.views != 'one'
 
 

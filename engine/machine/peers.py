@@ -28,7 +28,7 @@ TIMEOUT_S = 60.0  # for all processes to start
 
 @dataclass(frozen=True)
 class PeerFailure:
-    """Another process has ended before its time."""
+    """Another process has failed."""
 
     code: Optional[int]  # its exit code; None if it could not send one
     reason: str

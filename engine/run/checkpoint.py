@@ -148,7 +148,7 @@ def load(path: Path) -> Snapshot:
 
 
 def _replace_folder(target: Path, new: Path) -> None:
-    """Put `new` in the place of `target`, which a failure puts back."""
+    """Replace `target` by `new`. On a failure it is restored."""
     aside = target.with_name(f'.{target.name}.replaced')
     if target.exists():
         os.replace(target, aside)

@@ -77,7 +77,7 @@ class Snapshot:
         if before != now['convolutions']:
             lines.append(
                 f'convolutions are computed by {now["convolutions"]} now, not by {before}: '
-                'as right, but not the same to the bit'
+                'as exact, but not bit-identical'
             )
         changed = differences(then['config'], now['config'])
         return [*lines, *(f'the config has changed: {line}' for line in changed)]
