@@ -106,7 +106,7 @@ class Job:
                 ranks[int(match[1])] = process
         return ranks
 
-    def wait_until_nobody_is_left(self, timeout: float = 30.0) -> None:
+    def wait_until_all_have_ended(self, timeout: float = 30.0) -> None:
         deadline = time.monotonic() + timeout
         while self.alive():
             assert time.monotonic() < deadline, f'{len(self.alive())} live:\n{self.everything()}'
@@ -140,7 +140,7 @@ class Launcher:
         """Start, and expect a good end."""
         job = self.start(folder, *command, processes=processes, **options)
         assert job.wait() == 0, job.everything()
-        job.wait_until_nobody_is_left()
+        job.wait_until_all_have_ended()
         return job
 
     def end(self) -> None:

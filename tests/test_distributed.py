@@ -329,7 +329,7 @@ def test_a_killed_process_ends_the_job_which_can_be_resumed(launch, tmp_path, ki
     os.kill(job.workers()[killed], signal.SIGKILL)
     start = time.monotonic()
     assert job.wait(60) != 0
-    job.wait_until_nobody_is_left(60 - (time.monotonic() - start))
+    job.wait_until_all_have_ended(60 - (time.monotonic() - start))
     other = 1 - killed
     message = DIED.format(killed, other)
     assert only_line(job.log(other), r'train\.py: ') == message
@@ -348,7 +348,7 @@ def test_sigterm_saves_and_the_resumed_run_is_bit_identical(launch, undisturbed,
     job.wait_for_line(r'^iter:3 ')
     job.launcher.terminate()
     job.wait(90)
-    job.wait_until_nobody_is_left()
+    job.wait_until_all_have_ended()
     log = job.log(0)
     assert only_line(log, ': saved in') == (
         f'train.py: SIGTERM: saved in {RUN}; the same command with --resume continues'
@@ -371,7 +371,7 @@ def folder_settings(root: str) -> tuple[str, ...]:
 def test_a_bad_path_of_all_processes_is_one_line_of_each(launch, tmp_path):
     job = launch.start(tmp_path, TRAIN, *folder_settings('nowhere'))
     assert job.wait(120) != 0
-    job.wait_until_nobody_is_left()
+    job.wait_until_all_have_ended()
     for rank in range(2):
         line = only_line(job.log(rank))
         assert line.startswith('train.py: ')
@@ -386,7 +386,7 @@ def test_a_bad_path_of_one_process_ends_the_others_with_its_reason(launch, tmp_p
     root = str(write_set(tmp_path / 'pictures'))
     job = launch.start(tmp_path, DRIVER, 'train', hook, *folder_settings(root))
     assert job.wait(120) == 2
-    job.wait_until_nobody_is_left()
+    job.wait_until_all_have_ended()
     own = only_line(job.log(1))
     assert own.startswith('train.py: ')
     assert 'nowhere' in own
@@ -400,7 +400,7 @@ def test_a_bad_path_of_one_process_ends_the_others_with_its_reason(launch, tmp_p
 def test_a_bug_in_one_process_ends_the_others_with_its_reason(launch, tmp_path):
     job = launch.start(tmp_path, DRIVER, 'train', 'bug', *HALVES)
     assert job.wait(120) != 0
-    job.wait_until_nobody_is_left()
+    job.wait_until_all_have_ended()
     assert 'RuntimeError: a bug of ours' in job.log(1)
     message = 'train.py: process 1: train.py failed: RuntimeError, see its log; process 0 ends, too'
     assert only_line(job.log(0), 'process 1') == message
@@ -437,7 +437,7 @@ def test_two_machines_train_as_two_processes_of_one_do(launch, undisturbed, tmp_
     jobs = start_nodes(launch, tmp_path, TRAIN, *HALVES)
     for job in jobs:
         assert job.wait() == 0, job.everything()
-        job.wait_until_nobody_is_left()
+        job.wait_until_all_have_ended()
     run, console = undisturbed
     require_equal_runs(tmp_path / 'one' / RUN, run)
     assert re.findall('^acc:.*', jobs[0].console, re.M) == re.findall('^acc:.*', console, re.M)
@@ -452,7 +452,7 @@ def test_a_process_that_is_killed_on_another_machine_ends_this_one(launch, tmp_p
     start = time.monotonic()
     for job in jobs:
         assert job.wait(60) != 0
-        job.wait_until_nobody_is_left(60 - (time.monotonic() - start))
+        job.wait_until_all_have_ended(60 - (time.monotonic() - start))
     assert only_line(jobs[0].log(0), r'train\.py: ') == DIED.format(1, 0)
     assert DIED.format(1, 0) in jobs[0].console
 
@@ -464,7 +464,7 @@ def test_a_bad_path_on_another_machine_ends_this_one_with_the_reason(launch, tmp
     jobs = start_nodes(launch, tmp_path, TRAIN, *arguments, second=('data.root=elsewhere',))
     for job in jobs:
         assert job.wait(120) != 0
-        job.wait_until_nobody_is_left()
+        job.wait_until_all_have_ended()
     own = only_line(jobs[1].log(0))
     assert 'elsewhere' in own
     message = f'train.py: process 1: {own}; process 0 ends, too'
@@ -490,7 +490,7 @@ def test_machines_that_start_from_different_inputs_refuse_to_train(
     jobs = start_nodes(launch, tmp_path, TRAIN, *arguments, second=different.get(what, ()))
     for job in jobs:
         assert job.wait(120) == 2, job.everything()
-        job.wait_until_nobody_is_left()
+        job.wait_until_all_have_ended()
         assert f'the {what} is not the same in all processes' in job.log(0)
         assert 'Epoch' not in job.console
     if what == 'config':
@@ -517,6 +517,6 @@ def late_jobs(launch, undisturbed, tmp_path_factory):
 def test_a_process_later_than_gloos_timeout_does_not_end_the_job(late_jobs, hook):
     job = late_jobs[hook]
     assert job.wait() == 0, job.everything()
-    job.wait_until_nobody_is_left()
+    job.wait_until_all_have_ended()
     assert 'held up: ' in job.log(0) + job.log(1)
     assert re.search('total:320' if hook == 'eval' else 'finished after epoch 2', job.log(0))
