@@ -62,7 +62,7 @@ def classifier(features: int, num_classes: int) -> nn.Linear:
     )
 
 
-def arrange(images: Tensor, data_format: str) -> Tensor:
+def to_data_format(images: Tensor, data_format: str) -> Tensor:
     """Images [N, C, H, W] in the memory layout of the layers that follow."""
     return images if data_format == 'NCHW' else images.transpose([0, 2, 3, 1])
 
@@ -195,7 +195,7 @@ class ResNeXt(nn.Layer):
         self.fc = classifier(STEM * EXPANSION * 8, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv1(arrange(x, self.data_format))
+        out = self.conv1(to_data_format(x, self.data_format))
         out = self.maxpool(self.norm_relu(self.bn1, out))
         out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
         return self.fc(global_mean(out, self.data_format))
@@ -236,7 +236,7 @@ class CifarResNeXt(nn.Layer):
         self.fc = classifier(STEM * EXPANSION * 4, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv1(arrange(x, self.data_format))
+        out = self.conv1(to_data_format(x, self.data_format))
         out = self.norm_relu(self.bn1, out)
         out = self.layer3(self.layer2(self.layer1(out)))
         return self.fc(global_mean(out, self.data_format))

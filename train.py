@@ -136,7 +136,7 @@ def train_epochs(trainer: Trainer, tests: Batches, run: RunFolder, log: AnyLog) 
                 if is_due(epoch, every=config.eval.every, start=config.eval.start, last=last):
                     evaluation = trainer.evaluate(tests, after_batch=stop.check)
                     log.line(evaluation.summary)
-                    sha256 = run.keep_evaluated(trainer.weights, best=trainer.is_best(evaluation))
+                    sha256 = run.save_if_best(trainer.weights, best=trainer.is_best(evaluation))
                 log.epoch_ends(trainer.end_epoch(evaluation, sha256), last=epoch == last)
                 if is_due(epoch, every=config.train.save_every, last=last) and not cut_short:
                     save(trainer, run, log)

@@ -19,7 +19,7 @@ from functools import partial
 
 from paddle import Tensor, nn
 
-from resnext import NormReLU, ResNeXt, arrange, classifier, conv, global_mean
+from resnext import NormReLU, ResNeXt, classifier, conv, global_mean, to_data_format
 
 
 class WideBlock(nn.Layer):
@@ -129,7 +129,7 @@ class WideResNet(nn.Layer):
         self.fc = classifier(w3, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.conv1(arrange(x, self.data_format))
+        out = self.conv1(to_data_format(x, self.data_format))
         out = self.block3(self.block2(self.block1(out)))
         out = self.norm_relu(self.bn1, out)
         return self.fc(global_mean(out, self.data_format))

@@ -61,7 +61,7 @@ class RunFolder:
             self.checkpoints(keep=keep).save(name, snapshot)
         processes.barrier()
 
-    def keep_evaluated(self, weights: Callable[[], Arrays], *, best: bool) -> str:
+    def save_if_best(self, weights: Callable[[], Arrays], *, best: bool) -> str:
         """In the first process, write the weights to best.pdparams if they are the best so far.
 
         Returns their SHA-256, as they are saved here or in a checkpoint; '' in other processes.

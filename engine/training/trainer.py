@@ -48,7 +48,8 @@ class Trainer:
             epochs=config.train.epochs,
             steps_per_epoch=len(batches),
         )
-        self.steps = min(config.train.epochs * len(batches), config.train.max_steps or 10**18)
+        whole = config.train.epochs * len(batches)
+        self.steps = min(whole, config.train.max_steps or whole)
         ema = config.train.ema
         self.ema = AveragedWeights(model, self._model_state, decay=ema) if ema else None
         self.last_loss = 0.0
