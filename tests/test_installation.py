@@ -17,7 +17,6 @@ from engine.errors import UserError
 from engine.machine.start import start_paddle
 from installation import SERVING, TRAINING
 from predictor import devices as serving_devices
-from predictor.errors import UserError as ServingError
 
 COMMANDS = ('train.py', 'eval.py', 'export.py', '-m engine.data', '-m engine.weights')
 DEPLOY = ('deploy/predict.py', 'deploy/serve.py', 'deploy/benchmark.py')
@@ -193,7 +192,7 @@ def test_a_paddle_that_cannot_use_the_card_is_named(card, file, device, package,
         start_paddle(device)
     assert line in str(refused.value)
     monkeypatch.setattr(serving_devices, '_cards', lambda: {'gpu': 0, 'npu': 0})
-    with pytest.raises(ServingError) as refused_there:
+    with pytest.raises(UserError) as refused_there:
         serving_devices.find_device(device)
     assert line in str(refused_there.value)
 
