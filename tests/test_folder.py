@@ -11,8 +11,7 @@ import pytest
 
 from engine.data.dataset import Files
 from engine.data.sources import folder as folders
-from engine.data.sources.folder import find_folder
-from engine.data.sources.lists import LABEL_LISTS
+from engine.data.sources.folder import LABEL_LISTS, find_folder
 from engine.errors import UserError
 from predictor.pictures import SUFFIXES
 

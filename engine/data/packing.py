@@ -17,8 +17,7 @@ from tqdm import tqdm
 from engine.console import can_redraw
 from engine.data.file_checks import check_fully, parallel, read_file
 from engine.data.pictures import Jpeg, open_picture
-from engine.data.sources.folder import TEST_WORDS, split_word, walk
-from engine.data.sources.lists import LABEL_LISTS, file_name
+from engine.data.sources.folder import LABEL_LISTS, TEST_WORDS, file_name, split_word, walk
 from engine.errors import UserError
 from engine.files import LONGEST_NAME, write_atomically
 from predictor.answers import legible

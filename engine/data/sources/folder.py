@@ -25,10 +25,10 @@ from engine.data.dataset import DataSet, Files, Request, count_held_out
 from engine.data.file_checks import without_bad_files
 from engine.data.photo_batches import Photos
 from engine.data.pictures import EvalView
-from engine.data.sources.lists import LABEL_LISTS, is_list, read_labels
 from engine.errors import UserError
 from engine.machine import cpu, processes
 from predictor import listing
+from predictor.labels import read_list
 from predictor.pictures import SUFFIXES
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet
@@ -39,6 +39,10 @@ TEST_WORDS = (
     *('val', 'test', 'valid', 'validation', 'eval', 'testing', 'evaluation'),
     *('验证集', '测试集'),
 )
+# Of labels, for a flat folder: Caffe's and PaddleClas's `name label`, and Kaggle's table.
+LABEL_LISTS = ('val.txt', 'val_list.txt', 'val_labels.txt', 'LOC_val_solution.csv')
+# Of which pictures are for training or testing: train_list.txt, val.csv and the like.
+_SPLIT_LIST = re.compile(r'(train|test|val)\w*\.(txt|csv|lst)', re.IGNORECASE)
 _SPLIT = re.compile(
     rf'(?:seg[-_ ])?({"|".join((*TRAIN_WORDS, *TEST_WORDS))})(?:[-_ ]?(?:set|data|images|split))?',
     re.IGNORECASE,
@@ -212,7 +216,7 @@ def _class_folders(folder: Path) -> dict[str, Path]:
     names = _subfolders(folder)
     if not names:
         raise UserError(f'{folder} has no class folders: put the images into {folder}/<class>/')
-    lists = sorted(filter(is_list, os.listdir(folder)))
+    lists = sorted(filter(_SPLIT_LIST.fullmatch, os.listdir(folder)))
     if lists and split_word(folder.absolute().name) is None:
         raise UserError(
             f'{folder} has {", ".join(lists[:3])} beside its folders, and such lists are not read: '
@@ -306,7 +310,7 @@ def _list_flat(root: Path, folder: Path, classes: list[str]) -> Files:
             f'{folder} has neither class folders nor a list of labels ({", ".join(LABEL_LISTS)}; '
             'one line per image: its name, and a class name or its number from 0)'
         )
-    listed = read_labels(found, classes)
+    listed = read_list(found, classes, key=file_name)
     paths = sorted(walk(str(folder)))
     unlisted = [path for path in paths if os.path.basename(path) not in listed]
     if unlisted or len(paths) < len(listed):
@@ -315,6 +319,11 @@ def _list_flat(root: Path, folder: Path, classes: list[str]) -> Files:
         raise UserError(f'{found} lists {len(listed)} images, {folder} has {len(paths)}: {what}')
     labels = [listed[os.path.basename(path)] for path in paths]
     return Files(paths, np.array(labels, dtype=np.int64))
+
+
+def file_name(name: str) -> str:
+    """Without its folders, also as Windows writes them."""
+    return re.split(r'[/\\]', name)[-1]
 
 
 def _hold_out(files: Files, fraction: float, folder: Path) -> tuple[Files, Files]:
