@@ -36,7 +36,7 @@ def build(
     if zero_init_last_bn and spec.preactivated:
         raise ValueError(f'{name} has no batch norm at the end of its blocks')
     if init not in ('he', 'he_fan_in', 'xavier'):
-        raise ValueError(f'init must be he or xavier, not {init!r}')
+        raise ValueError(f'init must be he, he_fan_in or xavier, not {init!r}')
     model = _construct(spec, num_classes, dropout, zero_init_last_bn, data_format)
     if init != 'he':  # which is what the model files do
         _initialise(model, init)
