@@ -17,6 +17,9 @@ import pytest
 # A shell's background job ignores SIGINT, and so would all that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Under nohup, SIGHUP likewise. Caught here, it is what it is by default in the processes started.
+if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
