@@ -277,6 +277,15 @@ def test_checkpoints_that_are_removed_while_they_are_read(tmp_path, monkeypatch)
     assert len(saved) == 2
 
 
+def test_a_listing_during_a_save_that_shows_no_checkpoint_is_repeated(tmp_path, monkeypatch):
+    """Between reading the first and the last name of a folder, one may come and one may go."""
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save('epoch_0001', Snapshot({}, {}, None, {}))
+    listings = iter([[], checkpoints._newest_first()])
+    monkeypatch.setattr(checkpoints, '_newest_first', lambda: iter(next(listings)))
+    assert checkpoints.newest(print) is not None
+
+
 def test_the_newest_is_read_while_another_process_saves(tmp_path):
     """For real: a process that saves as fast as it can, and keeps one."""
     script = (

@@ -86,10 +86,14 @@ class Checkpoints:
         A run in progress may remove the one that is being read, when it has a newer one.
         """
         bad: set[str] = set()
+        missed = 0  # a listing during a save may show neither the old one nor the new one
         while True:
             path = next((path for path in self._newest_first() if path.name not in bad), None)
             if path is None:
-                return None
+                missed += 1
+                if missed > 3 or not (self.folder / 'latest').is_file():
+                    return None
+                continue
             try:
                 return load(path)
             except UserError as error:
