@@ -47,14 +47,21 @@ def _imported() -> Any:
     os.environ.setdefault('GLOG_minloglevel', '2')
     os.environ.setdefault('MKL_DEBUG_CPU_TYPE', '5')
     set_npu_flags()
-    printed = io.StringIO()
-    with warnings.catch_warnings(), _no_folders(), contextlib.redirect_stderr(printed):
+    with warnings.catch_warnings(), _no_folders(), without_thread_warning():
         warnings.simplefilter('ignore')  # about ccache, with which it compiles plug-ins
         import paddle
         import paddle.inference
+    return paddle
+
+
+@contextlib.contextmanager
+def without_thread_warning() -> Iterator[None]:
+    """Within, paddle is imported; what it prints about OMP_NUM_THREADS is left out."""
+    printed = io.StringIO()
+    with contextlib.redirect_stderr(printed):
+        yield
     lines = printed.getvalue().splitlines(keepends=True)
     sys.stderr.writelines(line for line in lines if 'OMP_NUM_THREADS' not in line)
-    return paddle
 
 
 @contextlib.contextmanager

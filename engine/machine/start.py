@@ -6,18 +6,17 @@ start_paddle('auto')
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
 import warnings
-from contextlib import redirect_stderr
 from typing import Any
 
 from engine.errors import UserError
 from engine.machine import collectives, failures, home, processes
 from installation import unused_card
 from predictor.paddle_engine import quiet
+from predictor.paddle_import import without_thread_warning
 
 
 def start_paddle(device: str) -> str:
@@ -106,8 +105,7 @@ def _has_cudnn() -> bool:
 def _import_quietly() -> Any:
     """Import paddle without warnings that do not apply here (ccache, OMP_NUM_THREADS, BN)."""
     warnings.filterwarnings('ignore', message='When training, we now always track global mean')
-    printed = io.StringIO()
-    with warnings.catch_warnings(), redirect_stderr(printed):
+    with warnings.catch_warnings(), without_thread_warning():
         warnings.filterwarnings('ignore', message='No ccache found')
         warnings.filterwarnings('ignore', message='You are using GPU version Paddle')
         try:
@@ -118,7 +116,4 @@ def _import_quietly() -> Any:
             raise UserError(f'{sys.executable} cannot import its Paddle: {problem}') from None
     home.keep_to_static_out()
     signal.signal(signal.SIGTERM, processes.handle_sigterm)  # Paddle's prints a stack
-    for line in printed.getvalue().splitlines():
-        if 'OMP_NUM_THREADS' not in line:
-            print(line, file=sys.stderr)
     return paddle

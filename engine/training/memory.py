@@ -21,7 +21,7 @@ from engine import models
 from engine.config import Config
 from engine.data import preparation
 from engine.errors import UserError
-from engine.machine import processes
+from engine.machine import devices, processes
 from engine.machine.cpu import PROC
 from engine.training.precision import Precision
 from predictor import container
@@ -117,7 +117,7 @@ def _in_use() -> int:
 
 def free_memory() -> Optional[float]:
     """Bytes that this process may still take on its device; None where that is unknown."""
-    kind = paddle.get_device().partition(':')[0]
+    kind = devices.device_kind()
     if kind == 'gpu':
         return float(paddle.device.cuda.get_device_properties().total_memory - _in_use())
     if kind == 'cpu':
